@@ -1,0 +1,64 @@
+"""The arrays that travel from the input pipeline through the model to the losses."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+NO_IDENTITY = -1
+IGNORED_LABEL = -100
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B item views with their captions. B is global: the arrays are sharded over the mesh.
+
+    Attributes:
+        image: (B, H, W, 3) uint8 RGB.
+        token_ids, token_mask: (B, T) int32; mask 1 for real tokens.
+        identity: (B,) int32 class of the item's identity, `NO_IDENTITY` where it has none.
+        caption_id: (B,) int32, equal for equal captions.
+        box: (B, 4) float32 cx, cy, w, h of the item as fractions of the image.
+        masked_ids: (B, T) int32, the tokens with some of them masked; None without MLM.
+        masked_positions: (B, M) int32 positions to predict; None without MLM.
+        masked_labels: (B, M) int32 tokens there, `IGNORED_LABEL` where unused; None without MLM.
+    """
+
+    image: Array
+    token_ids: Array
+    token_mask: Array
+    identity: Array
+    caption_id: Array
+    box: Array
+    masked_ids: Array | None = None
+    masked_positions: Array | None = None
+    masked_labels: Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What the model says about a `Batch`; a term that no loss weighs is None.
+
+    Attributes:
+        image_features, text_features: (B, E) float32, L2-normalised.
+        temperature: () float32, by which contrastive logits are divided.
+        class_weights: (C, E) float32, one direction per training identity, any length.
+        match_logits: (B, 3, 2) float32 for the pair itself, its text with a hard-negative image,
+            and its image with a hard-negative text; class 1 means that they match.
+        match_valid: (B, 3) bool, False where no negative could be drawn.
+        boxes: (B, 4) float32 cx, cy, w, h as fractions of the image.
+        masked_lm_logits: (B, M, vocab) float32.
+    """
+
+    image_features: jax.Array
+    text_features: jax.Array | None = None
+    temperature: jax.Array | None = None
+    class_weights: jax.Array | None = None
+    match_logits: jax.Array | None = None
+    match_valid: jax.Array | None = None
+    boxes: jax.Array | None = None
+    masked_lm_logits: jax.Array | None = None

@@ -1,0 +1,163 @@
+"""The whole configuration: every floor's dataclass in one tree, and ConfigDicts to and fro.
+
+`configs/*.py` return an `ml_collections.ConfigDict`, which knows overrides; below `main` there are
+only these frozen dataclasses, checked once.
+"""
+
+import dataclasses
+import difflib
+import typing
+
+import ml_collections
+
+from capret_jax.data.dataset import DataConfig
+from capret_jax.errors import InputError
+from capret_jax.losses.total import LossConfig
+from capret_jax.mesh import MeshConfig
+from capret_jax.models.config import SIZES, ModelConfig
+from capret_jax.train.loop import LoopConfig
+from capret_jax.train.optimizer import OptimizerConfig
+
+MODES = ("train_and_evaluate", "train", "evaluate")
+
+# What may change between the runs of one workdir without changing what is trained.
+_FREE_KEYS = (
+    "mode",
+    "mesh",
+    "evaluation",
+    "data.prepared_dir",
+    "data.read",
+    "loop.log_every",
+    "loop.checkpoint_every",
+    "loop.evaluate_every",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How embeddings are made.
+
+    Attributes:
+        batch_size: images per call, global.
+    """
+
+    batch_size: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One run.
+
+    Attributes:
+        mode: one of `MODES`.
+        seed: of the parameters, the order of the data and all draws.
+        batch_size: B, global.
+        model, data, loss, optimizer, loop, mesh, evaluation: see their classes.
+    """
+
+    mode: str = "train_and_evaluate"
+    seed: int = 0
+    batch_size: int = 64
+    model: ModelConfig = SIZES["base"]
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise InputError(f"config.mode={self.mode!r} is none of {', '.join(MODES)}.")
+        if self.batch_size < 1 or self.evaluation.batch_size < 1:
+            raise InputError("config.batch_size and config.evaluation.batch_size must be positive.")
+        if self.data.max_tokens > self.model.max_positions:
+            raise InputError(
+                f"config.data.max_tokens={self.data.max_tokens} is more than "
+                f"config.model.max_positions={self.model.max_positions}."
+            )
+
+
+def to_config_dict(config: ExperimentConfig) -> ml_collections.ConfigDict:
+    """Every key with its value, open to overrides."""
+    return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def from_config_dict(values: ml_collections.ConfigDict) -> ExperimentConfig:
+    """The checked configuration.
+
+    Raises:
+        InputError: an unknown key, a wrong type, or an impossible value; the message names it.
+    """
+    return _build(ExperimentConfig, values.to_dict(), "config")
+
+
+def _build(kind, values: dict, path: str):
+    types = typing.get_type_hints(kind)
+    for name in values:
+        if name not in types:
+            near = difflib.get_close_matches(name, types, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(types)}."
+            raise InputError(f"{path}.{name} does not exist{hint}")
+    checked = {name: _check(types[name], value, f"{path}.{name}") for name, value in values.items()}
+    try:
+        return kind(**checked)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _check(kind, value, path: str):
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise InputError(f"{path}={value!r} must be a group of settings.")
+        return _build(kind, value, path)
+    wanted = typing.get_origin(kind) or kind
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if wanted is tuple and isinstance(value, list):
+        value = tuple(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InputError(f"{path}={value!r} must be of type {wanted.__name__}.")
+    return value
+
+
+def check_same_training(saved: dict, current: dict, workdir: str) -> None:
+    """Refuses to continue a run under a config that would have trained something else.
+
+    Args:
+        saved: the config stored with the checkpoint, as nested plain dicts.
+        current: the config of this call.
+        workdir: for the message.
+
+    Raises:
+        InputError: a key that shapes training differs.
+    """
+    before, now = _flat(saved), _flat(current)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not _is_free(key):
+            raise InputError(
+                f"the checkpoint in {workdir} belongs to another config: config.{key} was "
+                f"{before.get(key)!r} and is {now.get(key)!r}; set it back, or choose another "
+                "--workdir."
+            )
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            # JSON, through which a saved config went, has lists for tuples.
+            flat[f"{prefix}{name}"] = _plain(value)
+    return flat
+
+
+def _plain(value):
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

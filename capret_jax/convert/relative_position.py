@@ -1,0 +1,56 @@
+"""Brings a block's relative position table to another image size, as BEiT and X2-VLM do."""
+
+import numpy as np
+from scipy.interpolate import RectBivariateSpline
+
+from capret_jax.errors import InputError
+
+_CLS_ROWS = 3
+
+
+def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:
+    """Cubic-spline interpolation of the patch offsets; the three CLS rows are kept.
+
+    The offsets that the table was trained at are placed on a geometric progression, dense near
+    zero, that just reaches the new grid's largest offset.
+
+    Args:
+        table: ((2g-1)^2 + 3, H) for a g x g grid of patches.
+        grid: the new number of patches along one side.
+
+    Returns:
+        ((2*grid-1)^2 + 3, H) float32.
+
+    Raises:
+        InputError: the table is not of a square grid.
+    """
+    rows, heads = table.shape
+    source = round((rows - _CLS_ROWS) ** 0.5)
+    if source**2 != rows - _CLS_ROWS or source % 2 == 0:
+        raise InputError(f"a table of {rows} rows is not of a square grid of patches.")
+    target = 2 * grid - 1
+    if source == target:
+        return table
+    offsets = _geometric_offsets(source, target)
+    wanted = np.arange(target) - (target - 1) / 2
+    patches = table[:-_CLS_ROWS].reshape(source, source, heads).astype(np.float64)
+    planes = [
+        RectBivariateSpline(offsets, offsets, patches[:, :, head], kx=3, ky=3)(wanted, wanted)
+        for head in range(heads)
+    ]
+    interpolated = np.stack(planes, axis=-1).reshape(-1, heads).astype(np.float32)
+    return np.concatenate([interpolated, table[-_CLS_ROWS:]])
+
+
+def _geometric_offsets(source: int, target: int) -> np.ndarray:
+    """`source` symmetric offsets with steps q^0, q^1, ... whose sum reaches `target // 2`."""
+    steps = source // 2
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if np.sum(ratio ** np.arange(steps)) > target // 2:
+            high = ratio
+        else:
+            low = ratio
+    positive = np.cumsum(ratio ** np.arange(steps))
+    return np.concatenate([-positive[::-1], [0.0], positive])

@@ -1,0 +1,84 @@
+"""From a config to the two splits of a dataset, prepared at first use, and their tokenizer."""
+
+import dataclasses
+import pathlib
+
+from transformers import PreTrainedTokenizerBase
+
+from capret_jax.data import synthetic
+from capret_jax.data.captions import template_caption
+from capret_jax.data.items import ItemTable, read_items
+from capret_jax.data.pipeline import ReadConfig, Split
+from capret_jax.data.records import Records
+from capret_jax.data.tokenizer import build_vocabulary, load_tokenizer
+from capret_jax.data.transforms import AugmentConfig
+from capret_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which photographs, and how they become batches.
+
+    Attributes:
+        name: "synthetic", the embedded dataset.
+        variant: of the synthetic dataset, "demo" or "mini".
+        prepared_dir: where prepared datasets are kept.
+        tokenizer: a vocab.txt, a folder, or a hub name such as "bert-base-uncased"; empty builds a
+            vocabulary from the training captions, kept in the workdir.
+        max_tokens: T, tokens of a caption with [CLS] and [SEP].
+        views_per_identity: K, views of each identity in a batch.
+        augment: random changes of training views.
+        read: threads and batches to keep ready.
+    """
+
+    name: str = "synthetic"
+    variant: str = "demo"
+    prepared_dir: str = "runs/data"
+    tokenizer: str = ""
+    max_tokens: int = 40
+    views_per_identity: int = 4
+    augment: AugmentConfig = AugmentConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self):
+        if self.name != "synthetic":
+            raise InputError(f"data.name={self.name!r} is unknown; there is 'synthetic'.")
+        variants = [config.name for config in synthetic.SyntheticFashion.BUILDER_CONFIGS]
+        if self.variant not in variants:
+            raise InputError(f"data.variant={self.variant!r} is none of {', '.join(variants)}.")
+        if self.max_tokens < 3:
+            raise InputError(f"data.max_tokens={self.max_tokens} leaves no room for a caption.")
+
+
+def open_splits(config: DataConfig) -> tuple[Split, Split]:
+    """The training and the validation split; prepares the dataset if it is not there.
+
+    Raises:
+        InputError: a split is empty.
+    """
+    builder = synthetic.prepare(config.prepared_dir, config.variant)
+    train, validation = (Records(builder, split) for split in ("train", "validation"))
+    return Split(train, read_items(train)), Split(validation, read_items(validation))
+
+
+def open_tokenizer(
+    config: DataConfig, items: ItemTable, workdir: pathlib.Path, vocab_size: int
+) -> PreTrainedTokenizerBase:
+    """The configured tokenizer, or one built from the captions of `items` at first use.
+
+    Raises:
+        InputError: there is no such tokenizer, or it has more tokens than the model.
+    """
+    path = config.tokenizer
+    if not path:
+        path = str(workdir / "vocab.txt")
+        if not pathlib.Path(path).exists():
+            captions = (template_caption(items.attributes_of(row)) for row in range(len(items)))
+            build_vocabulary(captions, path, vocab_size)
+    tokenizer = load_tokenizer(path)
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{path} has {len(tokenizer)} tokens and the model {vocab_size}: set "
+            f"--config.model.vocab_size={len(tokenizer)}."
+        )
+    return tokenizer

@@ -1,0 +1,114 @@
+"""The input pipeline: records -> item views -> batches, as a Grain dataset."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from capret_jax.batch import Batch
+from capret_jax.data.captions import template_caption
+from capret_jax.data.items import ItemTable
+from capret_jax.data.masking import Masker
+from capret_jax.data.records import Records
+from capret_jax.data.sampler import Draw, IdentitySampler
+from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.data.transforms import (
+    AugmentConfig,
+    View,
+    decode,
+    evaluation_view,
+    training_view,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Records of photographs, and the table of the items in them."""
+
+    records: Records
+    items: ItemTable
+
+    def photograph(self, row: int):
+        """The decoded photograph of the item in `row`."""
+        jpeg = self.records.image(int(self.items.record[row]))
+        return decode(jpeg, str(self.items["image_id"][row]))
+
+    def evaluation_view(self, row: int, size: int, margin: float) -> View:
+        """The item in `row` as the model sees it at evaluation."""
+        return evaluation_view(self.photograph(row), self.items.box[row], size, margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadConfig:
+    """How far and how wide to read ahead of the training step."""
+
+    threads: int = 2
+    prefetch: int = 4
+
+
+def training_iterator(
+    split: Split,
+    sampler: IdentitySampler,
+    batch_size: int,
+    image_size: int,
+    augment: AugmentConfig,
+    captions: CaptionEncoder,
+    masker: Masker | None,
+    read: ReadConfig,
+) -> grain.DatasetIterator:
+    """This process's `Batch`es, NumPy arrays, in an order that depends on the sampler alone.
+
+    Args:
+        split: the training split.
+        sampler: which items, in which order.
+        batch_size: examples per batch on this process.
+        image_size: S, pixels.
+        augment: the random changes.
+        captions: captions -> tokens.
+        masker: hides tokens for masked language modelling; None for none.
+        read: threads and batches to keep ready.
+
+    Returns:
+        An iterator whose position Orbax can save and restore.
+    """
+    example = functools.partial(
+        _example, split=split, size=image_size, augment=augment, captions=captions, masker=masker
+    )
+    dataset = grain.MapDataset.source(sampler).map(example).batch(batch_size, batch_fn=_collate)
+    options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _example(draw: Draw, split, size, augment, captions, masker) -> Batch:
+    rng = np.random.default_rng(draw.seed)
+    view = training_view(split.photograph(draw.row), split.items.box[draw.row], size, augment, rng)
+    caption = template_caption(split.items.attributes_of(draw.row))
+    tokens = captions(caption)
+    masked = masker(tokens, rng) if masker else (None, None, None)
+    return Batch(
+        image=view.image,
+        token_ids=tokens.ids,
+        token_mask=tokens.mask,
+        identity=np.int32(draw.identity),
+        caption_id=np.int32(zlib.crc32(caption.encode()) & 0x7FFFFFFF),
+        box=view.box,
+        masked_ids=masked[0],
+        masked_positions=masked[1],
+        masked_labels=masked[2],
+    )
+
+
+def _collate(examples: Sequence[Batch]) -> Batch:
+    columns = {
+        field.name: [getattr(example, field.name) for example in examples]
+        for field in dataclasses.fields(Batch)
+    }
+    return Batch(
+        **{
+            name: None if column[0] is None else np.stack(column)
+            for name, column in columns.items()
+        }
+    )

@@ -1,0 +1,59 @@
+"""What one record holds: a photograph and the fashion items in it, as in DeepFashion2.
+
+Source: Ge et al., "DeepFashion2", CVPR 2019, arXiv:1901.07973.
+"""
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+# The category with id i is CATEGORIES[i - 1].
+CATEGORIES = (
+    "short sleeve top",
+    "long sleeve top",
+    "short sleeve outwear",
+    "long sleeve outwear",
+    "vest",
+    "sling",
+    "shorts",
+    "trousers",
+    "skirt",
+    "short sleeve dress",
+    "long sleeve dress",
+    "vest dress",
+    "sling dress",
+)
+
+SOURCES = ("shop", "user")
+
+# What the values 1, 2 and 3 of an item's attributes mean.
+LEVELS = {
+    "scale": ("small", "modest", "large"),
+    "occlusion": ("slight", "medium", "heavy"),
+    "zoom_in": ("no", "medium", "large"),
+    "viewpoint": ("no wear", "frontal", "side or back"),
+}
+
+
+def features() -> tfds.features.FeaturesDict:
+    """Features of one photograph.
+
+    An item's identity is (pair_id, style) where style > 0; style 0 is no identity. Its box is
+    x1, y1, x2, y2 in pixels. The image is stored as its JPEG file, byte for byte; read it so
+    with `tfds.decode.SkipDecoding()`.
+    """
+    number = tfds.features.Scalar(dtype=np.int64)
+    item = {
+        "category_id": number,  # 1..13
+        "style": number,
+        "bounding_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+        **dict.fromkeys(LEVELS, number),
+    }
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "image_id": number,
+            "source": tfds.features.Text(),  # one of SOURCES
+            "pair_id": number,
+            "items": tfds.features.Sequence(item),
+        }
+    )

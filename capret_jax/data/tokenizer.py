@@ -1,0 +1,84 @@
+"""BERT's WordPiece tokenizer: loaded from a path or the hub, or built from a set of captions."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+from transformers import BertTokenizerFast, PreTrainedTokenizerBase
+
+from capret_jax.data.captions import clean_caption
+from capret_jax.errors import InputError
+
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokens(NamedTuple):
+    """token_ids and token_mask, (T,) int32 each; mask 1 for real tokens, [CLS] and [SEP] too."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+
+
+def build_vocabulary(captions: Iterable[str], path: str | os.PathLike, size: int) -> None:
+    """Learns a WordPiece vocabulary and writes it, one token a line, as BERT's vocab.txt.
+
+    Args:
+        captions: what to learn from.
+        path: the file to write, complete or not at all.
+        size: most tokens it may have.
+    """
+    trainer = BertWordPieceTokenizer()
+    # Sorted, since the trainer's ties follow the order it meets the words in.
+    trainer.train_from_iterator(
+        sorted({clean_caption(caption) for caption in captions}),
+        vocab_size=size,
+        min_frequency=1,
+        show_progress=False,
+        special_tokens=list(_SPECIAL_TOKENS),
+    )
+    vocabulary = trainer.get_vocab()
+    path = pathlib.Path(path)
+    partial = path.with_suffix(".partial")
+    partial.write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
+    partial.replace(path)
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A lower-casing BERT tokenizer from a vocab.txt, a folder, or a hub name.
+
+    Raises:
+        InputError: there is no tokenizer there.
+    """
+    try:
+        if name_or_path.endswith(".txt"):
+            return BertTokenizerFast(vocab=name_or_path)
+        return BertTokenizerFast.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no BERT tokenizer at data.tokenizer={name_or_path!r}: give a vocab.txt, a folder "
+            "that has one, or a hub name such as bert-base-uncased."
+        ) from error
+
+
+class CaptionEncoder:
+    """Captions to token ids of a fixed length; equal captions are tokenised once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+        self.tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._encode = functools.lru_cache(maxsize=100_000)(self._encode)
+
+    def __call__(self, caption: str) -> Tokens:
+        """`[CLS] caption [SEP]`, cut or padded to T tokens."""
+        return self._encode(clean_caption(caption))
+
+    def _encode(self, caption):
+        encoded = self.tokenizer(
+            caption, max_length=self._max_tokens, truncation=True, padding="max_length"
+        )
+        ids, mask = encoded["input_ids"], encoded["attention_mask"]
+        return Tokens(np.asarray(ids, np.int32), np.asarray(mask, np.int32))

@@ -1,0 +1,213 @@
+"""Wires data, model, training and retrieval into one run."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+
+from capret_jax.config import ExperimentConfig, check_same_training
+from capret_jax.data.dataset import open_splits, open_tokenizer
+from capret_jax.data.masking import Masker
+from capret_jax.data.pipeline import training_iterator
+from capret_jax.data.sampler import IdentitySampler, Shard
+from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.errors import InputError
+from capret_jax.mesh import make_mesh
+from capret_jax.models.x2vlm import abstract_model
+from capret_jax.retrieval.colour_histogram import histograms
+from capret_jax.retrieval.deepfashion2 import make_protocol
+from capret_jax.retrieval.embed import Embedder, load_views
+from capret_jax.retrieval.evaluate import evaluate, rank
+from capret_jax.retrieval.metrics import TOP_K, summarize
+from capret_jax.train.checkpoint import Checkpoints
+from capret_jax.train.loop import train
+from capret_jax.train.metrics import MetricsWriter
+from capret_jax.train.optimizer import make_optimizer
+from capret_jax.train.state import TrainState, abstract_state, init_state
+from capret_jax.train.step import make_step
+
+_SHOWN = ("mAP", *(f"top_{k}" for k in TOP_K))
+
+
+class Experiment:
+    """One config in one workdir. Everything that can be refused is refused on construction."""
+
+    def __init__(self, config: ExperimentConfig, workdir: pathlib.Path):
+        """
+        Args:
+            config: checked.
+            workdir: exists and can be written.
+
+        Raises:
+            InputError: the devices, the dataset, the tokenizer or a checkpoint does not fit.
+        """
+        self.config = config
+        self._workdir = workdir
+        self._mesh = make_mesh(config.mesh)
+        self._check_divisible()
+        self._checkpoints = Checkpoints(workdir)
+        if self._checkpoints.latest_step() is not None:
+            saved, current = self._checkpoints.config(), dataclasses.asdict(config)
+            check_same_training(saved, current, str(workdir))
+        self._optimizer = make_optimizer(config.optimizer, config.loop.steps)
+        self._train_split, self._validation_split = open_splits(config.data)
+        tokenizer = open_tokenizer(
+            config.data, self._train_split.items, workdir, config.model.vocab_size
+        )
+        self._captions = CaptionEncoder(tokenizer, config.data.max_tokens)
+        self._sampler = IdentitySampler(
+            self._train_split.items,
+            config.batch_size,
+            config.data.views_per_identity,
+            config.loop.steps,
+            config.seed,
+            Shard(jax.process_index(), jax.process_count()),
+        )
+        self._graphdef, _ = abstract_model(config.model)
+        self._abstract = abstract_state(
+            config.model, self._sampler.classes, self._optimizer, self._mesh
+        )
+
+    def train(self) -> None:
+        """Trains to the last step, from the newest checkpoint if there is one.
+
+        Raises:
+            InputError: an image does not decode.
+            FloatingPointError: a loss is not finite.
+        """
+        done, last = self._checkpoints.latest_step() or 0, self.config.loop.steps
+        if done >= last:
+            print(f"{self._workdir} is trained to step {done} already.")
+            return
+        config, iterator = self.config, self._training_iterator()
+        if done:
+            print(f"resuming from step {done} of {last}")
+            state = self._checkpoints.restore(self._abstract, iterator)
+        else:
+            state = self._fresh_state()
+        step = make_step(
+            self._graphdef, config.loss, self._optimizer, self._mesh, self._abstract, config.seed
+        )
+        writer = MetricsWriter(self._workdir)
+        try:
+            train(
+                state,
+                step,
+                iterator,
+                self._checkpoints,
+                config.loop,
+                dataclasses.asdict(config),
+                self._mesh,
+                writer,
+                self._retrieval_metrics if config.loop.evaluate_every else None,
+            )
+        finally:
+            self._checkpoints.close()
+            writer.close()
+
+    def evaluate(self) -> None:
+        """Evaluates the newest checkpoint beside its baselines; leaves `evaluation/`.
+
+        Raises:
+            InputError: there is no checkpoint, or an image does not decode.
+        """
+        if self._checkpoints.latest_step() is None:
+            raise InputError(
+                f"{self._workdir} has no checkpoint to evaluate: train first, with "
+                "--config.mode=train_and_evaluate."
+            )
+        state = self._checkpoints.restore(self._abstract)
+        embeddings = {
+            "this model": self._embed(state),
+            "untrained model": self._embed(self._fresh_state()),
+            "colour histogram": histograms(self._views),
+        }
+        metrics = evaluate(
+            self._validation_split,
+            embeddings,
+            self._workdir / "evaluation",
+            f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
+        )
+        print(summary(metrics, self._workdir))
+
+    @functools.cached_property
+    def _views(self):
+        config = self.config
+        return load_views(
+            self._validation_split, config.model.image_size, config.data.augment.margin
+        )
+
+    @functools.cached_property
+    def _embedder(self):
+        return Embedder(
+            self._graphdef,
+            self._abstract.params["model"],
+            self._mesh,
+            self.config.evaluation.batch_size,
+        )
+
+    def _embed(self, state: TrainState):
+        return self._embedder(state.params["model"], self._views)
+
+    def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:
+        """mAP and top-k of a state, for the training curve."""
+        ranking = rank(make_protocol(self._validation_split.items), self._embed(state))
+        return {f"retrieval/{k}": v for k, v in summarize(ranking.precision, ranking.first).items()}
+
+    def _fresh_state(self) -> TrainState:
+        config = self.config
+        return init_state(
+            config.model, self._sampler.classes, self._optimizer, config.seed, self._mesh
+        )
+
+    def _training_iterator(self):
+        config = self.config
+        return training_iterator(
+            self._train_split,
+            self._sampler,
+            config.batch_size // jax.process_count(),
+            config.model.image_size,
+            config.data.augment,
+            self._captions,
+            Masker(self._captions.tokenizer) if config.loss.mlm else None,
+            config.data.read,
+        )
+
+    def _check_divisible(self) -> None:
+        config, devices = self.config, self._mesh.size
+        sizes = {
+            "batch_size": config.batch_size,
+            "evaluation.batch_size": config.evaluation.batch_size,
+        }
+        for name, size in sizes.items():
+            if size % devices:
+                raise InputError(
+                    f"config.{name}={size} does not divide over {devices} devices; make it a "
+                    f"multiple of {devices}."
+                )
+        group = config.loss.matching_group
+        if config.loss.itm and (config.batch_size // devices) % group:
+            raise InputError(
+                f"config.loss.matching_group={group} does not divide the "
+                f"{config.batch_size // devices} examples of each of {devices} devices."
+            )
+
+
+def summary(metrics: dict, workdir: pathlib.Path) -> str:
+    """The table that a run ends with."""
+    rows = {"this model": metrics, **metrics["baselines"]}
+    lines = [f"{'':18}" + "".join(f"{name:>9}" for name in _SHOWN)]
+    lines += [
+        f"{name:18}" + "".join(f"{row[key]:9.3f}" for key in _SHOWN) for name, row in rows.items()
+    ]
+    index = metrics["index"]
+    return "\n".join(
+        [
+            "",
+            f"{metrics['queries']} queries, {metrics['gallery']} gallery items",
+            *lines,
+            f"ScaNN ({index['kind'].removeprefix('scann: ')}): recall@20 {index['recall@20']:.3f}",
+            f"report: {workdir / 'evaluation' / 'report.html'}",
+        ]
+    )

@@ -1,0 +1,109 @@
+"""The training objective: which terms, with which weights. Nothing else knows a weight."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from capret_jax.batch import Batch, Outputs
+from capret_jax.errors import InputError
+from capret_jax.losses import Loss, Metrics
+from capret_jax.losses.arcface import arcface_loss
+from capret_jax.losses.box import box_losses
+from capret_jax.losses.contrastive import contrastive_loss, positive_pairs
+from capret_jax.losses.masked_lm import masked_lm_loss
+from capret_jax.losses.matching import matching_loss
+
+# Row order of `Outputs.match_logits`: the pair, then its two hard negatives.
+MATCH_LABELS = (1, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms; a term of weight 0 is not computed at all.
+
+    Attributes:
+        itc, itm, mlm, box_l1, box_giou, arcface: the weights.
+        arcface_margin: radians.
+        arcface_scale: range of the ArcFace logits.
+        matching_group: hard negatives are drawn among this many neighbours in the batch.
+    """
+
+    itc: float = 1.0
+    itm: float = 1.0
+    mlm: float = 0.0
+    box_l1: float = 1.0
+    box_giou: float = 1.0
+    arcface: float = 1.0
+    arcface_margin: float = 0.15
+    arcface_scale: float = 30.0
+    matching_group: int = 8
+
+    def __post_init__(self):
+        for name in TERMS:
+            if getattr(self, name) < 0:
+                raise InputError(f"loss.{name}={getattr(self, name)} is negative.")
+        if not any(getattr(self, name) for name in TERMS):
+            raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
+
+    @property
+    def box(self) -> bool:
+        """Whether boxes are predicted at all."""
+        return bool(self.box_l1 or self.box_giou)
+
+    @property
+    def text(self) -> bool:
+        """Whether any term reads the captions."""
+        return bool(self.itc or self.itm or self.mlm or self.box)
+
+
+TERMS = ("itc", "itm", "mlm", "box_l1", "box_giou", "arcface")
+
+
+def total_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> tuple[jax.Array, Metrics]:
+    """The weighted sum of the terms, and metrics "loss", "loss/<term>" and "<term>/<metric>".
+
+    Args:
+        outputs: of the model for `batch`.
+        batch: the global batch.
+        config: the weights.
+
+    Returns:
+        () float32 and the metrics as (sum, count) pairs.
+    """
+    terms = _terms(outputs, batch, config)
+    total = sum(getattr(config, name) * loss.value for name, loss in terms.items())
+    one = jnp.float32(1.0)
+    metrics: Metrics = {"loss": (total, one)}
+    for name, loss in terms.items():
+        metrics[f"loss/{name}"] = (loss.value, one)
+        metrics |= {f"{name}/{key}": pair for key, pair in loss.metrics.items()}
+    return total, metrics
+
+
+def _terms(outputs: Outputs, batch: Batch, config: LossConfig) -> dict[str, Loss]:
+    terms = {}
+    if config.itc:
+        terms["itc"] = contrastive_loss(
+            outputs.image_features,
+            outputs.text_features,
+            outputs.temperature,
+            positive_pairs(batch.identity, batch.caption_id),
+        )
+    if config.itm:
+        labels = jnp.broadcast_to(jnp.array(MATCH_LABELS), outputs.match_valid.shape)
+        terms["itm"] = matching_loss(outputs.match_logits, labels, outputs.match_valid)
+    if config.mlm:
+        terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels)
+    if config.box:
+        every = jnp.ones(len(batch.box), bool)
+        terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, every)
+    if config.arcface:
+        terms["arcface"] = arcface_loss(
+            outputs.image_features,
+            outputs.class_weights,
+            batch.identity,
+            config.arcface_margin,
+            config.arcface_scale,
+        )
+    return terms

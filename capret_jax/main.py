@@ -1,0 +1,68 @@
+"""Trains and evaluates: python -m capret_jax.main --config=configs/demo.py --workdir=DIR"""
+
+import os
+import pathlib
+import sys
+
+# Read by libraries when they are first imported: no advice on installing torch, no XLA banners.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from capret_jax.config import from_config_dict
+from capret_jax.errors import InputError
+from capret_jax.experiment import Experiment
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves and results.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Runs the experiment that the flags name."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
+    config = from_config_dict(_CONFIG.value)
+    experiment = Experiment(config, _make_workdir(_WORKDIR.value))
+    if config.mode != "evaluate":
+        experiment.train()
+    if config.mode != "train":
+        experiment.evaluate()
+
+
+def _make_workdir(path: str) -> pathlib.Path:
+    workdir = pathlib.Path(path).absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"--workdir={path} cannot be written ({error.strerror}); choose another folder."
+        ) from error
+    return workdir
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Flag mistakes, unknown config keys among them, end like every other mistake."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+
+
+def run() -> None:
+    """The command line: exit code 2 and one line on stderr for a mistake in the input."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except (InputError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,44 @@
+"""Attention: one function for every encoder."""
+
+import jax
+import jax.numpy as jnp
+
+# The reference adds this to the logits of padded keys; its exponential is 0 in float32.
+MASKED_LOGIT = -10000.0
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    implementation: str = "xla",
+) -> jax.Array:
+    """Scaled dot-product attention (arXiv 1706.03762, eq. 1) with an additive bias.
+
+    Args:
+        query: (B, T, H, D/H).
+        key, value: (B, S, H, D/H).
+        bias: (H, T, S), added to the scaled logits.
+        mask: (B, S) with 1 for the keys that may be attended to, 0 for padding.
+        implementation: a key of `IMPLEMENTATIONS`.
+
+    Returns:
+        (B, T, H, D/H), in the dtype of `value`. Logits and softmax are float32.
+    """
+    return IMPLEMENTATIONS[implementation](query, key, value, bias, mask)
+
+
+def _xla(query, key, value, bias, mask):
+    query = query * query.shape[-1] ** -0.5
+    logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = logits + jnp.where(mask[:, None, None, :] > 0, 0.0, MASKED_LOGIT)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, value)
+
+
+IMPLEMENTATIONS = {"xla": _xla}

@@ -1,0 +1,42 @@
+"""What is read off the encoders: matching, boxes and masked tokens."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from capret_jax.models.config import ModelConfig
+from capret_jax.models.layers import dense, gelu, layer_norm
+from capret_jax.models.text import EPSILON
+
+_HEAD_EPSILON = 1e-5
+
+
+class MlpHead(nnx.Module):
+    """Linear(D, 2D), LayerNorm, GELU, Linear(2D, outputs): the ITM and the box head."""
+
+    def __init__(self, width: int, outputs: int, rngs: nnx.Rngs):
+        self.up = dense(width, 2 * width, rngs)
+        self.norm = layer_norm(2 * width, _HEAD_EPSILON, rngs)
+        self.down = dense(2 * width, outputs, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(gelu(self.norm(self.up(x))))
+
+
+class MaskedLmHead(nnx.Module):
+    """BERT's token predictor; the output matrix is the token embedding table."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.dense = dense(config.text_width, config.text_width, rngs)
+        self.norm = layer_norm(config.text_width, EPSILON, rngs)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+
+    def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
+        """x (..., D), word_table (vocab, D) -> (..., vocab) logits."""
+        return self.norm(gelu(self.dense(x))) @ word_table.T + self.bias[...]
+
+
+def normalize(x: jax.Array) -> jax.Array:
+    """Scales the last axis to unit L2 norm (norms under 1e-12 count as 1e-12)."""
+    # rsqrt of a floor, since the gradient of a norm at 0 is NaN.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

@@ -1,0 +1,72 @@
+"""Small pieces that the vision, text and fusion encoders share."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# Matrices start at zero here and get their values in `x2vlm.init_params`, all in one draw: XLA
+# compiles every draw on its own, which for 40 matrices took 10 s on a CPU.
+_DRAWN_LATER = nnx.initializers.zeros
+
+
+def dense(inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    """A linear layer, `x @ kernel + bias`."""
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=_DRAWN_LATER, rngs=rngs)
+
+
+def embedding(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
+    """A lookup table (rows, width)."""
+    return nnx.Embed(rows, width, embedding_init=_DRAWN_LATER, rngs=rngs)
+
+
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation over the last axis."""
+    return nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU, which the checkpoints were trained with."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """(..., T, D) -> (..., T, H, D/H)."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """(..., T, H, D/H) -> (..., T, D)."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with a GELU between them: D -> hidden -> D."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
+        self.up = dense(width, hidden, rngs)
+        self.down = dense(hidden, width, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(gelu(self.up(x)))
+
+
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
+    """`count` independent keys, or `count` times None, which means evaluation."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of the elements and scales up the rest; identity without a key."""
+    return _drop(x, rate, key, x.shape)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Stochastic depth (arXiv 1603.09382): drops the whole branch for some examples (axis 0)."""
+    return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(x, rate, key, mask_shape):
+    if key is None or rate == 0.0:
+        return x
+    kept = jax.random.bernoulli(key, 1.0 - rate, mask_shape)
+    return jnp.where(kept, x / (1.0 - rate), 0.0)

@@ -1,0 +1,135 @@
+"""X2-VLM (arXiv 2211.12402): encoders and heads in one module, parameters outside of it.
+
+    graphdef, abstract = abstract_model(config)
+    params = init_params(config, jax.random.key(0))
+    image = bind(graphdef, params).encode_image(pixels)
+
+`params` is a plain nested dict. `bind` costs nothing at run time when called inside `jax.jit`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from capret_jax.models.config import ModelConfig
+from capret_jax.models.fusion import FusionEncoder
+from capret_jax.models.heads import MaskedLmHead, MlpHead, normalize
+from capret_jax.models.layers import dense
+from capret_jax.models.text import TextEncoder
+from capret_jax.models.vision import VisionEncoder, pool_regions
+
+INITIAL_TEMPERATURE = 0.07
+INITIAL_STD = 0.02
+# PIL's RGB scaled to [0, 1]; the statistics that X2-VLM was trained with.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalize_pixels(image: jax.Array) -> jax.Array:
+    """(B, H, W, 3) uint8 -> float32 with the mean and deviation that the model expects."""
+    return (image / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+
+
+class X2VLM(nnx.Module):
+    """All encoders and heads. Methods are pure; a `key` turns dropout and stochastic depth on."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.vision = VisionEncoder(config, rngs)
+        self.text = TextEncoder(config, rngs)
+        self.fusion = FusionEncoder(config, rngs)
+        self.vision_proj = dense(config.vision_width, config.embed_dim, rngs)
+        self.text_proj = dense(config.text_width, config.embed_dim, rngs)
+        self.temperature = nnx.Param(jnp.array(INITIAL_TEMPERATURE, jnp.float32))
+        self.itm_head = MlpHead(config.text_width, 2, rngs)
+        self.bbox_head = MlpHead(config.text_width, 4, rngs)
+        self.mlm_head = MaskedLmHead(config, rngs)
+
+    def encode_image(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """(B, H, W, 3) normalised float -> (B, 1+N, D): mean of the patches, then the patches."""
+        return self.vision(pixels, key)
+
+    def pool_regions(self, image: jax.Array, mask: jax.Array) -> jax.Array:
+        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D) with the region's mean at position 0."""
+        return pool_regions(image, mask)
+
+    def encode_text(
+        self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, T) int ids and 0/1 mask -> (B, T, D)."""
+        return self.text(token_ids, token_mask, key)
+
+    def fuse(
+        self,
+        text: jax.Array,
+        token_mask: jax.Array,
+        image: jax.Array,
+        image_mask: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """text (B, T, D), image (B, 1+N, D'), masks 0/1 -> (B, T, D)."""
+        return self.fusion(text, token_mask, image, image_mask, key)
+
+    def image_features(self, image: jax.Array) -> jax.Array:
+        """(B, 1+N, D) -> (B, E), L2-normalised."""
+        return normalize(self.vision_proj(image[:, 0]))
+
+    def text_features(self, text: jax.Array) -> jax.Array:
+        """(B, T, D) -> (B, E), L2-normalised."""
+        return normalize(self.text_proj(text[:, 0]))
+
+    def match_logits(self, fused: jax.Array) -> jax.Array:
+        """(B, T, D) -> (B, 2); class 1 means that text and image match."""
+        return self.itm_head(fused[:, 0])
+
+    def predict_boxes(self, fused: jax.Array) -> jax.Array:
+        """(B, T, D) -> (B, 4) cx, cy, w, h as fractions of the image."""
+        return jax.nn.sigmoid(self.bbox_head(fused[:, 0]))
+
+    def masked_lm_logits(self, fused: jax.Array) -> jax.Array:
+        """(B, T, D) -> (B, T, vocab)."""
+        return self.mlm_head(fused, self.text.embeddings.word.embedding[...])
+
+
+def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
+    """The model's structure, and its parameters as a dict of `jax.ShapeDtypeStruct`."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config, nnx.Rngs(0))))
+    return graphdef, _string_keys(nnx.to_pure_dict(state))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh parameters, float32: matrices truncated-normal(0.02) as BERT and BEiT start.
+
+    Traceable: jit it with `out_shardings` for a big model.
+    """
+    params = _string_keys(nnx.to_pure_dict(nnx.state(X2VLM(config, nnx.Rngs(0)))))
+    paths, structure = jax.tree.flatten_with_path(params)
+    is_matrix = [path[-1].key in ("kernel", "embedding") for path, _ in paths]
+    sizes = [leaf.size for (_, leaf), matrix in zip(paths, is_matrix, strict=True) if matrix]
+    draw = INITIAL_STD * jax.random.truncated_normal(key, -2.0, 2.0, (sum(sizes),))
+    pieces = iter(jnp.split(draw, np.cumsum(sizes)[:-1]))
+    leaves = [
+        next(pieces).reshape(leaf.shape) if matrix else leaf
+        for (_, leaf), matrix in zip(paths, is_matrix, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def bind(graphdef: nnx.GraphDef, params: dict) -> X2VLM:
+    """The module with these parameters in it."""
+    return nnx.merge(graphdef, _integer_keys(params))
+
+
+def _string_keys(tree):
+    """NNX numbers the layers of a list with ints; paths, Orbax and JSON want strings."""
+    if not isinstance(tree, dict):
+        return tree
+    return {str(name): _string_keys(value) for name, value in tree.items()}
+
+
+def _integer_keys(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        int(name) if name.isdigit() else name: _integer_keys(value) for name, value in tree.items()
+    }

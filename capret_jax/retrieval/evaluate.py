@@ -1,0 +1,125 @@
+"""Evaluation: embed, search, measure, and leave the results in a folder."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+from capret_jax.data.pipeline import Split
+from capret_jax.data.schema import CATEGORIES, LEVELS
+from capret_jax.retrieval.deepfashion2 import Protocol, make_protocol, write_results
+from capret_jax.retrieval.index import ExactIndex, ScannIndex, timed
+from capret_jax.retrieval.metrics import average_precision, first_hit, recall, summarize
+from capret_jax.retrieval.report import write_report
+
+RECALL_AT = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """What one system answers.
+
+    Attributes:
+        neighbours: (Q, G) int64 positions in the gallery, best first.
+        scores: (Q, G) float32 inner products, in the gallery's order.
+        precision: (Q,) float64 average precision.
+        first: (Q,) int64 rank of the first right answer, from 0.
+    """
+
+    neighbours: np.ndarray
+    scores: np.ndarray
+    precision: np.ndarray
+    first: np.ndarray
+
+
+def rank(protocol: Protocol, embeddings: np.ndarray) -> Ranking:
+    """Exact search of every query among the whole gallery.
+
+    Args:
+        protocol: which rows ask and answer.
+        embeddings: (n, E) float32, one per row of the item table; inner products compare them.
+    """
+    queries, gallery = embeddings[protocol.queries], embeddings[protocol.gallery]
+    neighbours = ExactIndex(gallery).search(queries, len(gallery))
+    identities = protocol.gallery_identity[neighbours]
+    return Ranking(
+        neighbours,
+        queries @ gallery.T,
+        average_precision(identities, protocol.query_identity),
+        first_hit(identities, protocol.query_identity),
+    )
+
+
+def evaluate(
+    split: Split, embeddings: dict[str, np.ndarray], directory: pathlib.Path, title: str
+) -> dict:
+    """Measures several embeddings of the same items; the first is the model's own.
+
+    Leaves `metrics.json`, `deepfashion2_retrieval.json` and `report.html` in `directory`, all of
+    them or none.
+
+    Args:
+        split: the validation split.
+        embeddings: name -> (n, E) float32, one per row of `split.items`.
+        directory: replaced if it exists.
+        title: of the report.
+
+    Returns:
+        The content of `metrics.json`: of the model "mAP", "top_1" ... "top_20", "queries",
+        "gallery"; "by" condition and level; "index"; and the "baselines".
+    """
+    protocol = make_protocol(split.items)
+    rankings = {name: rank(protocol, table) for name, table in embeddings.items()}
+    (model, ranking), *baselines = rankings.items()
+    metrics = {
+        **summarize(ranking.precision, ranking.first),
+        "gallery": len(protocol.gallery),
+        "by": _by_condition(split, protocol, ranking),
+        "index": _measure_index(protocol, embeddings[model]),
+        "baselines": {name: summarize(r.precision, r.first) for name, r in baselines},
+    }
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_results(
+        partial / "deepfashion2_retrieval.json", split.items, protocol, ranking.neighbours
+    )
+    write_report(partial / "report.html", title, metrics, split, protocol, ranking)
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.replace(directory)
+    return metrics
+
+
+def _by_condition(split: Split, protocol: Protocol, ranking: Ranking) -> dict:
+    """Condition -> level -> metrics of the queries of that level."""
+    names = {**LEVELS, "category": CATEGORIES}
+    columns = {name: split.items[name][protocol.queries] for name in LEVELS}
+    columns["category"] = split.items["category_id"][protocol.queries]
+    return {
+        condition: {
+            names[condition][value - 1]: summarize(
+                ranking.precision[column == value], ranking.first[column == value]
+            )
+            for value in np.unique(column)
+        }
+        for condition, column in columns.items()
+    }
+
+
+def _measure_index(protocol: Protocol, embeddings: np.ndarray) -> dict:
+    """ScaNN beside the exact search: seconds, and how many true neighbours it finds."""
+    queries, gallery = embeddings[protocol.queries], embeddings[protocol.gallery]
+    k = min(RECALL_AT, len(gallery))
+    build = timed(ScannIndex, gallery, k)
+    found = timed(build.result.search, queries, k)
+    exact = timed(ExactIndex(gallery).search, queries, k)
+    return {
+        "kind": build.result.kind,
+        "build_seconds": build.seconds,
+        "query_seconds": found.seconds,
+        "exact_query_seconds": exact.seconds,
+        f"recall@{RECALL_AT}": recall(found.result, exact.result),
+    }

@@ -1,0 +1,90 @@
+"""Nearest-neighbour search over gallery embeddings: exact, and ScaNN (arXiv 1908.10396)."""
+
+import dataclasses
+import time
+from typing import Protocol
+
+import numpy as np
+import scann
+
+# ScaNN's own rules of thumb (its docs/algorithms.md): brute force under 20 k vectors, asymmetric
+# hashing under 100 k, above that a tree with about sqrt(n) leaves.
+_EXACT_BELOW = 20_000
+_TREE_FROM = 100_000
+_DIMENSIONS_PER_BLOCK = 2
+_ANISOTROPIC_THRESHOLD = 0.2
+# Candidates whose exact distance is computed, and leaves searched, as multiples of what is asked.
+_REORDER_FACTOR = 10
+_LEAVES_SEARCHED = 0.1
+
+
+class Index(Protocol):
+    """Anything that finds neighbours by inner product."""
+
+    kind: str
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
+
+
+class ExactIndex:
+    """All inner products; ties go to the lower row."""
+
+    kind = "exact"
+
+    def __init__(self, gallery: np.ndarray):
+        """`gallery`: (G, E) float32."""
+        self._gallery = gallery
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
+        scores = queries @ self._gallery.T
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+class ScannIndex:
+    """ScaNN, configured by the size of the gallery."""
+
+    def __init__(self, gallery: np.ndarray, k: int):
+        """
+        Args:
+            gallery: (G, E) float32.
+            k: neighbours that searches will ask for.
+        """
+        size = len(gallery)
+        k = min(k, size)
+        builder = scann.scann_ops_pybind.builder(gallery, k, "dot_product")
+        self.kind = "scann: brute force"
+        if size >= _EXACT_BELOW:
+            self.kind = "scann: asymmetric hashing, reordering"
+            if size >= _TREE_FROM:
+                self.kind = f"scann: tree, {self.kind.removeprefix('scann: ')}"
+                leaves = round(size**0.5)
+                builder = builder.tree(leaves, max(1, round(_LEAVES_SEARCHED * leaves)))
+            builder = builder.score_ah(
+                _DIMENSIONS_PER_BLOCK, anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD
+            ).reorder(_REORDER_FACTOR * k)
+        else:
+            builder = builder.score_brute_force()
+        self._searcher = builder.build()
+        self._size = size
+
+    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
+        """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
+        rows, _ = self._searcher.search_batched(queries, min(k, self._size))
+        return rows.astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """What a call gave and the seconds it took."""
+
+    result: object
+    seconds: float
+
+
+def timed(function, *args) -> Timed:
+    """Calls and times `function(*args)`."""
+    start = time.perf_counter()
+    result = function(*args)
+    return Timed(result, time.perf_counter() - start)

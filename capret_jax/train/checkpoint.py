@@ -1,0 +1,60 @@
+"""Checkpoints: train state, data position and config, saved and restored as one thing."""
+
+import pathlib
+
+import grain
+import orbax.checkpoint.experimental.v1 as ocp
+
+from capret_jax.train.state import TrainState
+
+_KEEP = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `<workdir>/checkpoints`.
+
+    A checkpoint appears under its name only when complete, so a killed process never leaves half
+    of one in the way.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        policy = ocp.training.preservation_policies.LatestN(_KEEP)
+        self._directory = workdir / "checkpoints"
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint's step, None when there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def config(self) -> dict:
+        """What the newest checkpoint was trained with."""
+        return self._checkpointer.load_checkpointables(None, {"config": None})["config"]
+
+    def save(
+        self, step: int, state: TrainState, iterator: grain.DatasetIterator, config: dict
+    ) -> None:
+        """Copies the state off the devices, then writes in the background."""
+        self._checkpointer.save_checkpointables_async(
+            step, {"state": state, "data": iterator, "config": config}, force=True
+        )
+
+    def restore(
+        self, abstract_state: TrainState, iterator: grain.DatasetIterator | None = None
+    ) -> TrainState:
+        """The newest checkpoint's state.
+
+        Args:
+            abstract_state: `jax.ShapeDtypeStruct`s with the shardings wanted.
+            iterator: the training iterator; it is moved to the checkpoint's position.
+        """
+        wanted = {"state": abstract_state}
+        if iterator is not None:
+            wanted["data"] = iterator
+        return self._checkpointer.load_checkpointables(None, wanted)["state"]
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._checkpointer.close()

@@ -1,0 +1,104 @@
+"""The training loop: read, step, log, save. It owns no model code."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import grain
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from capret_jax.errors import InputError
+from capret_jax.mesh import to_global
+from capret_jax.train.checkpoint import Checkpoints
+from capret_jax.train.metrics import MetricsWriter, check_finite, merge
+from capret_jax.train.state import TrainState
+from capret_jax.train.step import StepFunction
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long, and how often.
+
+    Attributes:
+        steps: in the whole run.
+        log_every: steps between points of the training curve; also how long a NaN can hide.
+        checkpoint_every: steps between checkpoints; there is always one after the last step.
+        evaluate_every: steps between evaluations in training; 0 for none but the final one.
+    """
+
+    steps: int = 1000
+    log_every: int = 50
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"loop.{name}={getattr(self, name)} must be at least 1.")
+
+
+def train(
+    state: TrainState,
+    step_function: StepFunction,
+    iterator: grain.DatasetIterator,
+    checkpoints: Checkpoints,
+    config: LoopConfig,
+    saved_config: dict,
+    mesh: Mesh,
+    writer: MetricsWriter,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> TrainState:
+    """Trains from `state.step` to `config.steps`.
+
+    Args:
+        state: where to start; its buffers are donated to the first step.
+        step_function: from `make_step`.
+        iterator: this process's batches, positioned at `state.step`.
+        checkpoints: where to save.
+        config: how long and how often.
+        saved_config: stored with each checkpoint.
+        mesh: of the state.
+        writer: of the training curve.
+        evaluate: called every `config.evaluate_every` steps; what it returns is logged.
+
+    Returns:
+        The state after the last step, saved.
+
+    Raises:
+        FloatingPointError: a loss is not finite; nothing is saved after it.
+    """
+    start = int(state.step)
+    progress = tqdm(
+        total=config.steps, initial=start, desc="training", unit="step", disable=jax.process_index()
+    )
+    progress.set_postfix_str("compiling")
+    pending, clock = [], time.perf_counter()
+    for step in range(start + 1, config.steps + 1):
+        batch = to_global(mesh, next(iterator))
+        state, metrics = step_function(state, batch)
+        pending.append(metrics)
+        progress.update()
+        saving = step % config.checkpoint_every == 0 or step == config.steps
+        if saving or step % config.log_every == 0 or step == start + 1:
+            merged = merge(pending)
+            check_finite(merged, step)
+            now = time.perf_counter()
+            merged["images_per_second"] = len(pending) * len(batch.image) / (now - clock)
+            progress.set_postfix_str(_postfix(merged))
+            writer.write(step, merged)
+            pending, clock = [], now
+        if evaluate and config.evaluate_every and step % config.evaluate_every == 0:
+            writer.write(step, evaluate(state))
+            clock = time.perf_counter()
+        if saving:
+            checkpoints.save(step, state, iterator, saved_config)
+    progress.close()
+    logging.info("trained to step %d", config.steps)
+    return state
+
+
+def _postfix(metrics):
+    return f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} img/s"

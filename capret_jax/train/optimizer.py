@@ -1,0 +1,100 @@
+"""AdamW with groups by parameter path, warm-up and decay."""
+
+import dataclasses
+import re
+
+import jax
+import optax
+
+from capret_jax.errors import InputError
+
+_DECAYED = re.compile(r".*/(kernel|embedding)|arcface")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) as X2-VLM sets it.
+
+    Attributes:
+        learning_rate: peak rate.
+        warmup_steps: linear warm-up from 0, in steps.
+        decay: "linear" or "cosine", to 0 at the last step.
+        weight_decay: on matrices and embeddings; biases, norms and scales have none.
+        b1, b2, eps: Adam's moments.
+        clip_norm: largest global gradient norm; 0 turns clipping off.
+        rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
+            a parameter's path ("model/itm_head/up/kernel") scales its rate.
+    """
+
+    learning_rate: float = 3e-5
+    warmup_steps: int = 100
+    decay: str = "linear"
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+    rate_multipliers: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        if self.decay not in ("linear", "cosine"):
+            raise InputError(f"optimizer.decay={self.decay!r} is neither 'linear' nor 'cosine'.")
+        for pattern, _ in self.rate_multipliers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"optimizer.rate_multipliers: {pattern!r}: {error}") from error
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Step -> learning rate: linear warm-up, then decay to 0 at `total_steps`.
+
+    Raises:
+        InputError: the warm-up does not end before the last step.
+    """
+    if config.warmup_steps >= total_steps:
+        raise InputError(
+            f"optimizer.warmup_steps={config.warmup_steps} must be less than steps={total_steps}."
+        )
+    peak, rest = config.learning_rate, total_steps - config.warmup_steps
+    decay = {
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+    }[config.decay]
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """The whole update rule, from gradients to parameter updates."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.stateless(lambda updates, _: scale_by_group(updates, config.rate_multipliers)),
+        optax.scale_by_learning_rate(make_schedule(config, total_steps)),
+    )
+
+
+def decay_mask(params):
+    """A tree of bool: True where weight decay applies."""
+    return jax.tree.map_with_path(
+        lambda path, _: _DECAYED.fullmatch(path_name(path)) is not None, params
+    )
+
+
+def scale_by_group(updates, rate_multipliers: tuple[tuple[str, float], ...]):
+    """Each update times the factor of the first pattern that its path starts with."""
+
+    def scaled(path, update):
+        name = path_name(path)
+        factors = (factor for pattern, factor in rate_multipliers if re.match(pattern, name))
+        return update * next(factors, 1.0)
+
+    return jax.tree.map_with_path(scaled, updates)
+
+
+def path_name(path) -> str:
+    """A JAX key path as "model/vision/blocks/0/gamma_1"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,81 @@
+"""What training changes, and how it lies on the mesh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from capret_jax.mesh import param_shardings
+from capret_jax.models.config import ModelConfig
+from capret_jax.models.x2vlm import init_params
+
+_HEAD_STD = 0.02
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes, and that a checkpoint holds.
+
+    Attributes:
+        step: () int32, steps done.
+        params: {"model": X2-VLM's parameters, "arcface": (C, E) class weights}.
+        opt_state: Optax's.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def make_params(config: ModelConfig, classes: int, key: jax.Array) -> dict:
+    """Fresh parameters of the model, and of an ArcFace head with `classes` identities."""
+    model_key, head_key = jax.random.split(key)
+    return {
+        "model": init_params(config, model_key),
+        # Small, so that Adam's first steps can turn the class directions.
+        "arcface": _HEAD_STD * jax.random.normal(head_key, (classes, config.embed_dim)),
+    }
+
+
+def abstract_state(
+    config: ModelConfig, classes: int, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of `init_state`, without allocating anything."""
+    shapes = jax.eval_shape(_creator(config, classes, optimizer), jax.random.key(0))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        param_shardings(mesh, shapes),
+    )
+
+
+def init_state(
+    config: ModelConfig,
+    classes: int,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+) -> TrainState:
+    """A fresh state, born sharded.
+
+    Args:
+        config: the model.
+        classes: C, training identities.
+        optimizer: from `make_optimizer`.
+        seed: of the parameters.
+        mesh: where it lives.
+    """
+    create = _creator(config, classes, optimizer)
+    shardings = param_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+
+
+def _creator(config, classes, optimizer):
+    def create(key):
+        params = make_params(config, classes, key)
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    return create

@@ -1,0 +1,63 @@
+"""Package metadata. Each requirement is a range that was tried, with its reason."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "capret_jax" / "__init__.py").read_text()
+).group(1)
+
+REQUIREMENTS = [
+    # 0.10 made mesh axes Explicit by default and jax.shard_map public; 0.10.2 is the last for 3.11.
+    "jax>=0.10.0,<0.11",
+    # nnx.List and pure-dict merge, which models/ relies on, settled in 0.12.
+    "flax>=0.12.6,<0.13",
+    "optax>=0.2.6,<0.3",
+    # The v1 API is still under `experimental` and moves between minor versions.
+    "orbax-checkpoint>=0.12.8,<0.13",
+    # Iterators became Orbax v1 checkpointables in 0.2.16.
+    "grain>=0.2.16,<0.3",
+    # Reads and writes ArrayRecord without TensorFlow since 4.9.7.
+    "tensorflow-datasets>=4.9.10,<5",
+    "array-record>=0.8.3,<0.9",
+    # TFDS's paths; it pulls etils in itself, but we import it too.
+    "etils>=1.12",
+    # 1.4 dropped TensorFlow from ScaNN's requirements.
+    "scann>=1.4.2,<2",
+    "transformers>=5.0,<6",
+    "tokenizers>=0.22",
+    # Reads torch files without torch; young, so pinned tightly.
+    "ptloader>=0.3.0,<0.4",
+    # JPEG bytes of the synthetic dataset depend on the libjpeg that Pillow bundles.
+    "pillow>=12,<14",
+    "numpy>=2.0",
+    "scipy>=1.14",
+    "absl-py>=2.1",
+    "ml-collections>=1.1,<2",
+    "jinja2>=3.1",
+    "tensorboardX>=2.6.4,<3",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10.0,<0.11"],
+    "cuda": ["jax[cuda13]>=0.10.0,<0.11"],
+    "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "mypy>=2.1,<3", "scikit-learn>=1.5"],
+}
+
+setuptools.setup(
+    name="capret_jax",
+    version=VERSION,
+    description="Photo -> shop item retrieval with vision-language models, in JAX.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["capret_jax", "capret_jax.*"]),
+    package_data={"capret_jax.retrieval": ["report.html.jinja"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

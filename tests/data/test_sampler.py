@@ -1,0 +1,77 @@
+"""The order of training examples: balanced, complete, and the same for any number of processes."""
+
+import numpy as np
+import pytest
+
+from capret_jax.data.sampler import IdentitySampler, Shard
+from capret_jax.errors import InputError
+
+B, K = 8, 4  # so P = 2
+
+
+def draws(items, shard=Shard(), steps=12, seed=0):
+    sampler = IdentitySampler(items, B, K, steps, seed, shard)
+    return [sampler[i] for i in range(len(sampler))]
+
+
+@pytest.fixture
+def items(splits):
+    return splits["train"].items
+
+
+def test_a_batch_has_p_identities_and_k_views_half_of_each_source(items):
+    labels = items.training_identities()
+    everything = draws(items)
+    for start in range(0, len(everything), B):
+        batch = everything[start : start + B]
+        rows = np.array([draw.row for draw in batch])
+        identities = np.array([draw.identity for draw in batch])
+        np.testing.assert_array_equal(labels[rows], identities)
+        np.testing.assert_array_equal(np.unique(identities, return_counts=True)[1], [K] * (B // K))
+        for identity in np.unique(identities):
+            own = rows[identities == identity]
+            assert items.is_shop[own].sum() == K // 2
+            assert len(set(own.tolist())) == K  # no view twice
+        assert len(set(identities[: B // K].tolist())) == B // K  # neighbours differ
+
+
+def test_an_epoch_visits_every_identity_once(items):
+    classes = IdentitySampler(items, B, K, 1, 0).classes
+    epoch = draws(items, steps=classes // (B // K))
+    counts = np.bincount([draw.identity for draw in epoch], minlength=classes)
+    np.testing.assert_array_equal(counts, K)
+
+
+def test_epochs_differ_and_the_seed_decides(items):
+    first, again, other = draws(items), draws(items), draws(items, seed=1)
+    assert first == again
+    assert [d.row for d in first] != [d.row for d in other]
+    half = len(first) // 2
+    assert [d.identity for d in first[:half]] != [d.identity for d in first[half:]]
+    assert len({draw.seed for draw in first}) == len(first)
+
+
+def test_two_processes_share_each_batch_between_them(items):
+    whole = draws(items)
+    halves = [draws(items, Shard(index, 2)) for index in range(2)]
+    together = [
+        draw
+        for step in range(len(whole) // B)
+        for half in halves
+        for draw in half[step * B // 2 : (step + 1) * B // 2]
+    ]
+    assert together == whole
+
+
+@pytest.mark.parametrize(
+    "batch_size, views, processes, message",
+    [
+        (8, 3, 1, "views_per_identity=3 must be even"),
+        (10, 4, 1, "batch_size=10 must be a multiple"),
+        (8, 4, 3, "3 processes"),
+        (64, 2, 1, "needs 32 identities .* has 12"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(items, batch_size, views, processes, message):
+    with pytest.raises(InputError, match=message):
+        IdentitySampler(items, batch_size, views, 1, 0, Shard(0, processes))

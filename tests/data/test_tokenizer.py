@@ -1,0 +1,55 @@
+"""The vocabulary that is built, and the encoding of captions."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.errors import InputError
+
+CAPTIONS = ["an image of a skirt with scale small", "an image of a vest with scale large"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    build_vocabulary(CAPTIONS, path, 200)
+    return path
+
+
+def test_every_word_of_the_captions_is_a_token(vocabulary):
+    tokenizer = load_tokenizer(str(vocabulary))
+    words = {word for caption in CAPTIONS for word in caption.split()}
+    assert words <= set(tokenizer.get_vocab())
+    assert tokenizer.pad_token_id == 0
+
+
+def test_encoding_frames_cleans_and_pads(vocabulary):
+    encoder = CaptionEncoder(load_tokenizer(str(vocabulary)), 8)
+    tokens = encoder("An image, of: a VEST")
+    names = encoder.tokenizer.convert_ids_to_tokens(tokens.ids)
+    assert names == ["[CLS]", "an", "image", "of", "a", "vest", "[SEP]", "[PAD]"]
+    np.testing.assert_array_equal(tokens.mask, [1] * 7 + [0])
+
+
+def test_long_captions_are_cut_and_still_end_in_sep(vocabulary):
+    encoder = CaptionEncoder(load_tokenizer(str(vocabulary)), 5)
+    tokens = encoder(CAPTIONS[0])
+    assert encoder.tokenizer.convert_ids_to_tokens(tokens.ids[-1:]) == ["[SEP]"]
+
+
+def test_the_vocabulary_is_the_same_in_every_process(vocabulary, tmp_path):
+    again = tmp_path / "again.txt"
+    code = (
+        "import sys; from capret_jax.data.tokenizer import build_vocabulary as build;"
+        f"build({CAPTIONS[::-1]!r}, {str(again)!r}, 200)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert again.read_bytes() == vocabulary.read_bytes()
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data\.tokenizer='.*nowhere"):
+        load_tokenizer(str(tmp_path / "nowhere"))

@@ -1,0 +1,120 @@
+"""The whole model against values of the reference implementation."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.convert.torch_file import from_reference
+from capret_jax.models.config import SIZES
+from capret_jax.models.x2vlm import abstract_model, bind, init_params
+from tests.conftest import DATA
+
+TOLERANCE = 2e-5
+
+
+def check(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def outputs(golden, golden_model):
+    """Every method of the model on the golden inputs, compiled once."""
+
+    @jax.jit
+    def run(image, ids, mask, region_image, region_mask):
+        model = golden_model
+        patches = model.vision.embed_patches(image)
+        vision = model.encode_image(image)
+        text = model.encode_text(ids, mask)
+        fused = model.fuse(text, mask, vision)
+        regions = model.pool_regions(vision[region_image], region_mask)
+        rows = np.array([0, 1, 2, 0])
+        return {
+            "vision_embed_patches": patches,
+            "vision_block0_out": model.vision.blocks[0](patches),
+            "vision_embeds": vision,
+            "text_embeds": text,
+            "cross_embeds": fused,
+            "image_feat": model.image_features(vision),
+            "text_feat": model.text_features(text),
+            "itm_logits_matched": model.match_logits(fused),
+            "box_pred_cxcywh": model.predict_boxes(fused),
+            "region_embeds": regions,
+            "region_feat": model.image_features(regions),
+            "region_text_cross": model.fuse(text[rows], mask[rows], regions, region_mask),
+        }
+
+    names = ("image", "text_ids", "text_mask", "region_image_index", "region_mask")
+    return run(*(golden[name] for name in names))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_embed_patches",
+        "vision_block0_out",
+        "vision_embeds",
+        "text_embeds",
+        "cross_embeds",
+        "image_feat",
+        "text_feat",
+        "itm_logits_matched",
+        "box_pred_cxcywh",
+        "region_embeds",
+        "region_feat",
+        "region_text_cross",
+    ],
+)
+def test_equals_the_reference(name, outputs, golden):
+    check(outputs[name], golden[name])
+
+
+def test_equals_the_reference_at_96_pixels(golden_state):
+    expected = np.load(DATA / "x2vlm_tiny_pretrain_at96.npz")
+    config = dataclasses.replace(SIZES["tiny"], image_size=96)
+    params = from_reference(golden_state, config)
+    model = bind(abstract_model(config)[0], params)
+    check(model.encode_image(expected["image"].transpose(0, 2, 3, 1)), expected["vision_embeds"])
+
+
+@pytest.mark.parametrize("size, millions", [("base", 254.8), ("large", 592.9)])
+def test_parameter_counts_are_the_published_ones(size, millions):
+    _, abstract = abstract_model(SIZES[size])
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) / 1e6 == pytest.approx(
+        millions, abs=0.05
+    )
+
+
+def test_fresh_parameters_are_those_the_structure_asks_for():
+    config = SIZES["tiny"]
+    params = init_params(config, jax.random.key(0))
+    _, abstract = abstract_model(config)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == shapes
+    # A weak type would make the jitted step compile twice.
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
+
+
+def test_dropout_needs_a_key_and_follows_it(graphdef, golden_params, golden):
+    model = bind(graphdef, golden_params)
+    ids, mask = golden["text_ids"], golden["text_mask"]
+    one, same, other = (model.encode_text(ids, mask, jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 0.1
+    assert np.abs(one - model.encode_text(ids, mask)).max() > 0.1
+
+
+def test_padding_does_not_change_a_text(golden_model, golden):
+    ids, mask = golden["text_ids"][:1], golden["text_mask"][:1]
+    length = int(mask.sum())
+    short = golden_model.encode_text(ids[:, :length], mask[:, :length])
+    longer = np.pad(ids[:, :length], ((0, 0), (0, 5)), constant_values=7)
+    padded = golden_model.encode_text(longer, np.pad(mask[:, :length], ((0, 0), (0, 5))))
+    check(padded[:, :length], short)
+
+
+def test_image_of_another_size_is_refused(golden_model):
+    with pytest.raises(ValueError, match=r"takes \(B, 64, 64, 3\)"):
+        golden_model.encode_image(np.zeros((1, 96, 96, 3), np.float32))
