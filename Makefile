@@ -6,8 +6,9 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test lint format clean
 
+# Huge pages for XLA's buffers: a third off a training step on a CPU (docs/performance.md).
 demo: $(INSTALLED)
-	$(BIN)/python -m capret_jax.main --config=configs/demo.py --workdir=runs/demo
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m capret_jax.main --config=configs/demo.py --workdir=runs/demo
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest

@@ -1,11 +1,12 @@
 """The arrays that travel from the input pipeline through the model to the losses."""
 
 import dataclasses
+from typing import Any
 
 import jax
-import numpy as np
 
-Array = jax.Array | np.ndarray
+# NumPy in the input pipeline, jax.Array from `mesh.to_global` on.
+Array = Any
 
 NO_IDENTITY = -1
 IGNORED_LABEL = -100
@@ -33,9 +34,9 @@ class Batch:
     identity: Array
     caption_id: Array
     box: Array
-    masked_ids: Array | None = None
-    masked_positions: Array | None = None
-    masked_labels: Array | None = None
+    masked_ids: Array = None
+    masked_positions: Array = None
+    masked_labels: Array = None
 
 
 @jax.tree_util.register_dataclass
@@ -54,11 +55,11 @@ class Outputs:
         masked_lm_logits: (B, M, vocab) float32.
     """
 
-    image_features: jax.Array
-    text_features: jax.Array | None = None
-    temperature: jax.Array | None = None
-    class_weights: jax.Array | None = None
-    match_logits: jax.Array | None = None
-    match_valid: jax.Array | None = None
-    boxes: jax.Array | None = None
-    masked_lm_logits: jax.Array | None = None
+    image_features: Array
+    text_features: Array = None
+    temperature: Array = None
+    class_weights: Array = None
+    match_logits: Array = None
+    match_valid: Array = None
+    boxes: Array = None
+    masked_lm_logits: Array = None

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import pathlib
 
+import grain
 import jax
+import numpy as np
 
 from capret_jax.config import ExperimentConfig, check_same_training
 from capret_jax.data.dataset import open_splits, open_tokenizer
@@ -13,7 +15,7 @@ from capret_jax.data.pipeline import training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.errors import InputError
-from capret_jax.mesh import make_mesh
+from capret_jax.mesh import first_process_first, make_mesh
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol
@@ -25,7 +27,7 @@ from capret_jax.train.loop import train
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.state import TrainState, abstract_state, init_state
-from capret_jax.train.step import make_step
+from capret_jax.train.step import StepFunction, make_step
 
 _SHOWN = ("mAP", *(f"top_{k}" for k in TOP_K))
 
@@ -44,16 +46,21 @@ class Experiment:
         """
         self.config = config
         self._workdir = workdir
-        self._mesh = make_mesh(config.mesh)
+        self.mesh = make_mesh(config.mesh)
         self._check_divisible()
         self._checkpoints = Checkpoints(workdir)
         if self._checkpoints.latest_step() is not None:
             saved, current = self._checkpoints.config(), dataclasses.asdict(config)
             check_same_training(saved, current, str(workdir))
         self._optimizer = make_optimizer(config.optimizer, config.loop.steps)
-        self._train_split, self._validation_split = open_splits(config.data)
-        tokenizer = open_tokenizer(
-            config.data, self._train_split.items, workdir, config.model.vocab_size
+        self._train_split, self._validation_split = first_process_first(
+            lambda: open_splits(config.data)
+        )
+        self._protocol = make_protocol(self._validation_split.items)
+        tokenizer = first_process_first(
+            lambda: open_tokenizer(
+                config.data, self._train_split.items, workdir, config.model.vocab_size
+            )
         )
         self._captions = CaptionEncoder(tokenizer, config.data.max_tokens)
         self._sampler = IdentitySampler(
@@ -66,7 +73,7 @@ class Experiment:
         )
         self._graphdef, _ = abstract_model(config.model)
         self._abstract = abstract_state(
-            config.model, self._sampler.classes, self._optimizer, self._mesh
+            config.model, self._sampler.classes, self._optimizer, self.mesh
         )
 
     def train(self) -> None:
@@ -80,27 +87,24 @@ class Experiment:
         if done >= last:
             print(f"{self._workdir} is trained to step {done} already.")
             return
-        config, iterator = self.config, self._training_iterator()
+        iterator = self.training_iterator()
         if done:
             print(f"resuming from step {done} of {last}")
             state = self._checkpoints.restore(self._abstract, iterator)
         else:
-            state = self._fresh_state()
-        step = make_step(
-            self._graphdef, config.loss, self._optimizer, self._mesh, self._abstract, config.seed
-        )
+            state = self.fresh_state()
         writer = MetricsWriter(self._workdir)
         try:
             train(
                 state,
-                step,
+                self.make_step(),
                 iterator,
                 self._checkpoints,
-                config.loop,
-                dataclasses.asdict(config),
-                self._mesh,
+                self.config.loop,
+                dataclasses.asdict(self.config),
+                self.mesh,
                 writer,
-                self._retrieval_metrics if config.loop.evaluate_every else None,
+                self._retrieval_metrics if self.config.loop.evaluate_every else None,
             )
         finally:
             self._checkpoints.close()
@@ -120,48 +124,40 @@ class Experiment:
         state = self._checkpoints.restore(self._abstract)
         embeddings = {
             "this model": self._embed(state),
-            "untrained model": self._embed(self._fresh_state()),
-            "colour histogram": histograms(self._views),
+            "untrained model": self._embed(self.fresh_state()),
+            "colour histogram": histograms(self._load_views(margin=0.0)),
         }
+        if jax.process_index():
+            return
         metrics = evaluate(
             self._validation_split,
+            self._protocol,
             embeddings,
             self._workdir / "evaluation",
             f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
         )
         print(summary(metrics, self._workdir))
 
-    @functools.cached_property
-    def _views(self):
-        config = self.config
-        return load_views(
-            self._validation_split, config.model.image_size, config.data.augment.margin
-        )
-
-    @functools.cached_property
-    def _embedder(self):
-        return Embedder(
+    def make_step(self) -> StepFunction:
+        """The jitted training step."""
+        return make_step(
             self._graphdef,
-            self._abstract.params["model"],
-            self._mesh,
-            self.config.evaluation.batch_size,
+            self.config.loss,
+            self._optimizer,
+            self.mesh,
+            self._abstract,
+            self.config.seed,
         )
 
-    def _embed(self, state: TrainState):
-        return self._embedder(state.params["model"], self._views)
-
-    def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:
-        """mAP and top-k of a state, for the training curve."""
-        ranking = rank(make_protocol(self._validation_split.items), self._embed(state))
-        return {f"retrieval/{k}": v for k, v in summarize(ranking.precision, ranking.first).items()}
-
-    def _fresh_state(self) -> TrainState:
+    def fresh_state(self) -> TrainState:
+        """The state before the first step."""
         config = self.config
         return init_state(
-            config.model, self._sampler.classes, self._optimizer, config.seed, self._mesh
+            config.model, self._sampler.classes, self._optimizer, config.seed, self.mesh
         )
 
-    def _training_iterator(self):
+    def training_iterator(self) -> grain.DatasetIterator:
+        """This process's batches, from the first."""
         config = self.config
         return training_iterator(
             self._train_split,
@@ -174,8 +170,34 @@ class Experiment:
             config.data.read,
         )
 
+    @functools.cached_property
+    def views(self) -> np.ndarray:
+        """(n, S, S, 3) uint8, the validation items as the model sees them."""
+        return self._load_views(self.config.data.augment.margin)
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """The jitted image embedding."""
+        return Embedder(
+            self._graphdef,
+            self._abstract.params["model"],
+            self.mesh,
+            self.config.evaluation.batch_size,
+        )
+
+    def _load_views(self, margin: float) -> np.ndarray:
+        return load_views(self._validation_split, self.config.model.image_size, margin)
+
+    def _embed(self, state: TrainState):
+        return self.embedder(state.params["model"], self.views)
+
+    def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:
+        """mAP and top-k of a state, for the training curve."""
+        ranking = rank(self._protocol, self._embed(state))
+        return {f"retrieval/{k}": v for k, v in summarize(ranking.precision, ranking.first).items()}
+
     def _check_divisible(self) -> None:
-        config, devices = self.config, self._mesh.size
+        config, devices = self.config, self.mesh.size
         sizes = {
             "batch_size": config.batch_size,
             "evaluation.batch_size": config.evaluation.batch_size,

@@ -8,6 +8,7 @@ import sys
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -17,6 +18,11 @@ from capret_jax.experiment import Experiment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves and results.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, when there are several processes."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process_id", 0, "Which of them this is.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -25,7 +31,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
     config = from_config_dict(_CONFIG.value)
-    experiment = Experiment(config, _make_workdir(_WORKDIR.value))
+    if _COORDINATOR.value:
+        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    experiment = Experiment(config, _make_workdir(str(_WORKDIR.value)))
     if config.mode != "evaluate":
         experiment.train()
     if config.mode != "train":
@@ -36,7 +44,7 @@ def _make_workdir(path: str) -> pathlib.Path:
     workdir = pathlib.Path(path).absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
+        probe = workdir / f".writable{_PROCESS.value}"
         probe.touch()
         probe.unlink()
     except OSError as error:

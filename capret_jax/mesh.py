@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from capret_jax.errors import InputError
 
+T = TypeVar("T")
 DATA, FSDP = "data", "fsdp"
 # A batch is split over every device; parameters over `fsdp` alone.
 BATCH_AXES = (DATA, FSDP)
@@ -71,6 +75,16 @@ def _param_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
         return PartitionSpec()
     longest = max(divisible, key=lambda axis: shape[axis])
     return PartitionSpec(*(FSDP if axis == longest else None for axis in range(len(shape))))
+
+
+def first_process_first(work: Callable[[], T]) -> T:
+    """Calls `work` on process 0 and then on the others, for what is made once on a shared disk."""
+    if jax.process_index():
+        multihost_utils.sync_global_devices("first_process_first")
+        return work()
+    result = work()
+    multihost_utils.sync_global_devices("first_process_first")
+    return result
 
 
 def to_global(mesh: Mesh, local_batch):

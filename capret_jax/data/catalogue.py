@@ -19,9 +19,9 @@ from capret_jax.data.garments import Garment, draw_garment
 from capret_jax.data.outlines import SILHOUETTES, Cut
 from capret_jax.data.placing import Appearance
 
-FAMILY_SIZE = 4
+FAMILY_SIZE = 3
 _JPEG_QUALITY = 88
-# The first number of a random stream's seed, after the data set's own.
+# The first number of a random stream's seed, after the dataset's own.
 _FAMILY_STREAM, _VIEW_STREAM, _WARDROBE_STREAM = range(3)
 
 # Main, second and motif colour; few, so that many families share one.
@@ -32,6 +32,12 @@ COLOURWAYS = (
     ("plum", "mustard", "cream"),
     ("red", "sky", "charcoal"),
     ("navy", "rose", "mustard"),
+    ("rust", "cream", "navy"),
+    ("forest", "rose", "plum"),
+    ("charcoal", "rose", "red"),
+    ("plum", "sky", "rose"),
+    ("red", "cream", "forest"),
+    ("rust", "sky", "cream"),
 )
 
 

@@ -58,7 +58,10 @@ def open_splits(config: DataConfig) -> tuple[Split, Split]:
     """
     builder = synthetic.prepare(config.prepared_dir, config.variant)
     train, validation = (Records(builder, split) for split in ("train", "validation"))
-    return Split(train, read_items(train)), Split(validation, read_items(validation))
+    return (
+        Split(train, read_items(train), config.read.cached_images),
+        Split(validation, read_items(validation)),
+    )
 
 
 def open_tokenizer(

@@ -28,6 +28,7 @@ def photographs(entries: Sequence[Entry], workers: int | None = None) -> Iterato
     finally:
         for process in processes:
             process.kill()
+            assert process.stdout
             process.stdout.close()
             process.wait()
 
@@ -39,12 +40,14 @@ def _start(entries: Sequence[Entry]) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
+    assert process.stdin
     with process.stdin as pipe:
         pickle.dump(entries, pipe)
     return process
 
 
 def _receive(process: subprocess.Popen) -> Any:
+    assert process.stdout
     try:
         return pickle.load(process.stdout)
     except EOFError:

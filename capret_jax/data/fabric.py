@@ -36,6 +36,12 @@ def luminance(colour: Colour) -> float:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
+def darker(colour: Colour, factor: float) -> Colour:
+    """The colour with each channel times `factor`, rounded down."""
+    red, green, blue = (int(factor * channel) for channel in colour)
+    return red, green, blue
+
+
 def _band(t: np.ndarray) -> np.ndarray:
     """True in the first half of every unit interval of t."""
     return t - np.floor(t) < 0.5

@@ -137,7 +137,7 @@ def _seams(garment: Garment, outline: Outline, canvas: _Canvas, picture: Image.I
     """Waistband, fly, placket, lapels and buttons: what tells the categories apart."""
     draw = ImageDraw.Draw(picture)
     base: Colour = fabric.PALETTE[garment.colour]
-    ink = tuple(int(0.55 * c) for c in base) if fabric.luminance(base) > 80 else (150, 150, 158)
+    ink = fabric.darker(base, 0.55) if fabric.luminance(base) > 80 else (150, 150, 158)
     if outline.waist:
         canvas.line(draw, [(-0.3, outline.waist), (0.3, outline.waist)], ink, 0.008)
     if garment.silhouette.bottom == "legs":
@@ -164,7 +164,11 @@ def _lapels(garment: Garment, outline: Outline, canvas: _Canvas, draw, ink: Colo
 
 def _rim(alpha: Image.Image) -> np.ndarray:
     """(H, W, 1) float32 factor, darker towards the garment's edges: it looks round."""
-    soft = alpha.reduce(8).filter(ImageFilter.BoxBlur(1.4)).resize(alpha.size, Image.BILINEAR)
+    soft = (
+        alpha.reduce(8)
+        .filter(ImageFilter.BoxBlur(1.4))
+        .resize(alpha.size, Image.Resampling.BILINEAR)
+    )
     return (0.66 + 0.36 * np.asarray(soft, np.float32) / 255)[..., None]
 
 

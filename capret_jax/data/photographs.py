@@ -59,7 +59,9 @@ def shop(rng: np.random.Generator, garment: Garment, cloth: Cloth) -> Photograph
         _shadow(picture, layer)
     _cover(picture, scenery.wrinkled(rng, layer.picture, 0.0))
     picture = scenery.light(rng, picture, 0.15)
-    return Photograph(picture, measure(layer, ~layer.covered, viewpoint), layer)
+    appearance = measure(layer, ~layer.covered, viewpoint)
+    assert appearance is not None, "a shop picture shows its whole garment"
+    return Photograph(picture, appearance, layer)
 
 
 def user(

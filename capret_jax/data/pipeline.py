@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
+from PIL import Image
 
 from capret_jax.batch import Batch
 from capret_jax.data.captions import template_caption
@@ -24,17 +25,26 @@ from capret_jax.data.transforms import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
 class Split:
     """Records of photographs, and the table of the items in them."""
 
-    records: Records
-    items: ItemTable
+    def __init__(self, records: Records, items: ItemTable, cached_images: int = 0):
+        """
+        Args:
+            records: the photographs.
+            items: their items, from `read_items`.
+            cached_images: decoded photographs to keep in memory.
+        """
+        self.records = records
+        self.items = items
+        self._decoded = functools.lru_cache(maxsize=cached_images)(self._decode)
 
-    def photograph(self, row: int):
-        """The decoded photograph of the item in `row`."""
-        jpeg = self.records.image(int(self.items.record[row]))
-        return decode(jpeg, str(self.items["image_id"][row]))
+    def _decode(self, record: int, name: str) -> Image.Image:
+        return decode(self.records.image(record), name)
+
+    def photograph(self, row: int) -> Image.Image:
+        """The decoded photograph of the item in `row`; not to be changed, others may hold it."""
+        return self._decoded(int(self.items.record[row]), str(self.items["image_id"][row]))
 
     def evaluation_view(self, row: int, size: int, margin: float) -> View:
         """The item in `row` as the model sees it at evaluation."""
@@ -43,10 +53,17 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class ReadConfig:
-    """How far and how wide to read ahead of the training step."""
+    """How far and how wide to read ahead of the training step.
+
+    Attributes:
+        threads: that decode and crop.
+        prefetch: batches to keep ready.
+        cached_images: decoded photographs to keep in memory, for datasets that fit.
+    """
 
     threads: int = 2
     prefetch: int = 4
+    cached_images: int = 0
 
 
 def training_iterator(

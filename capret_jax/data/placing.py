@@ -49,7 +49,7 @@ class Appearance:
 
 
 def homography(
-    cloth: Cloth, size: tuple[int, int], centre: tuple[float, float], height: float, pose: Pose
+    cloth: Cloth, size: tuple[int, int], centre: np.ndarray, height: float, pose: Pose
 ) -> np.ndarray:
     """(3, 3) float64 map from body units to pixels of a picture of `size` (width, height).
 
@@ -86,7 +86,9 @@ def place(cloth: Cloth, matrix: np.ndarray, size: tuple[int, int]) -> Layer:
     kx, ky = picture.width / (x2 - x1), picture.height / (y2 - y1)
     to_cloth = np.array([[kx, 0, -kx * x1], [0, ky, -ky * y1], [0, 0, 1]]) @ np.linalg.inv(matrix)
     coefficients = (to_cloth / to_cloth[2, 2]).ravel()[:8].tolist()
-    layer = picture.transform(size, Image.Transform.PERSPECTIVE, coefficients, Image.BILINEAR)
+    layer = picture.transform(
+        size, Image.Transform.PERSPECTIVE, coefficients, Image.Resampling.BILINEAR
+    )
     return Layer(layer, _inside(cloth, matrix, size))
 
 
@@ -119,7 +121,7 @@ def measure(layer: Layer, hidden: np.ndarray, viewpoint: int) -> Appearance | No
     box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     share = (box[2] - box[0]) * (box[3] - box[1]) / covered.size
     return Appearance(
-        bounding_box=tuple(float(side) for side in box),
+        bounding_box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
         scale=_level(share, _SCALE_STEPS),
         occlusion=_level(1 - seen / area, _OCCLUSION_STEPS),
         zoom_in=_level(1 - layer.inside, _ZOOM_STEPS),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from capret_jax.data.fabric import PALETTE, Colour
+from capret_jax.data.fabric import PALETTE, Colour, darker
 from capret_jax.data.outlines import ARM_DIRECTION, SHOULDER
 from capret_jax.data.placing import project
 
@@ -25,7 +25,8 @@ def pick(rng: np.random.Generator, options):
 
 
 def _tinted(rng: np.random.Generator, colour: Colour, spread: int = 14) -> Colour:
-    return tuple(int(c) for c in np.clip(colour + rng.integers(-spread, spread + 1, 3), 0, 255))
+    red, green, blue = np.clip(colour + rng.integers(-spread, spread + 1, 3), 0, 255).tolist()
+    return red, green, blue
 
 
 class Pen:
@@ -63,7 +64,7 @@ class Pen:
 
 def _gradient(size: tuple[int, int], first: Colour, second: Colour, across: bool) -> Image.Image:
     ends = np.array([[first, second]] if across else [[first], [second]], np.uint8)
-    return Image.fromarray(ends).resize(size, Image.BICUBIC)
+    return Image.fromarray(ends).resize(size, Image.Resampling.BICUBIC)
 
 
 def backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
@@ -97,7 +98,7 @@ def clutter(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
             frame = (x + 0.15 * w, y + 0.15 * h, x + 0.85 * w, y + 0.85 * h)
             draw.rectangle(frame, fill=_tinted(rng, pick(rng, colours), 24))
     soft = ground.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 1.1))))
-    return soft.resize(full, Image.BICUBIC)
+    return soft.resize(full, Image.Resampling.BICUBIC)
 
 
 def _wall_paper(rng: np.random.Generator, draw, size: tuple[int, int], colour: Colour) -> None:
@@ -139,7 +140,7 @@ def body(rng: np.random.Generator, size: tuple[int, int], matrix: np.ndarray) ->
 
 def _bag(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) -> None:
     colour = _tinted(rng, pick(rng, _MUTED + tuple(PALETTE.values())))
-    dark = tuple(c * 3 // 5 for c in colour)
+    dark = darker(colour, 0.6)
     pen.limb([(x - 0.5 * r, y - 0.5 * r), (x - 0.3 * r, y - 1.4 * r), (x + 0.3 * r, y - 1.4 * r),
               (x + 0.5 * r, y - 0.5 * r)], 0.16 * r, dark)  # fmt: skip
     pen.shape([(x - 0.8 * r, y - 0.6 * r), (x + 0.8 * r, y - 0.6 * r), (x + r, y + r)]
@@ -179,7 +180,7 @@ def obstacle(rng: np.random.Generator, size: tuple[int, int], x: float, y: float
 def wrinkled(rng: np.random.Generator, layer: Image.Image, sideways: float) -> Image.Image:
     """Soft folds over a garment; `sideways`, -1 to 1, darkens one of its sides."""
     folds = Image.fromarray(rng.integers(0, 256, (5, 4), np.uint8)).resize(
-        layer.size, Image.BICUBIC
+        layer.size, Image.Resampling.BICUBIC
     )
     factor = 0.87 + 0.2 / 255 * np.asarray(folds, np.float32)
     if sideways:
@@ -197,9 +198,10 @@ def light(rng: np.random.Generator, picture: Image.Image, strength: float) -> Im
     exposure = 1 + strength * rng.uniform(-0.2, 0.16)
     gain = exposure * (1 + strength * rng.uniform(-0.1, 0.1, 3)).astype(np.float32)
     corners = (255 * (1 - strength * rng.uniform(0, 0.24, (2, 2)))).astype(np.uint8)
-    falloff = np.asarray(Image.fromarray(corners).resize(picture.size, Image.BILINEAR), np.float32)
+    falloff = Image.fromarray(corners).resize(picture.size, Image.Resampling.BILINEAR)
+    shade = np.asarray(falloff, np.float32)[..., None] / 255
     lift = np.float32(strength * rng.uniform(-8, 18))  # haze
-    rgb = np.asarray(picture, np.float32) * (falloff / 255)[..., None] * gain.astype(np.float32)
+    rgb = np.asarray(picture, np.float32) * shade * gain.astype(np.float32)
     grain = 1 + int(4 * strength)
     rgb += rng.integers(-grain, grain + 1, rgb.shape[:2], np.int8)[..., None] + lift
     return Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))

@@ -1,5 +1,8 @@
-"""SyntheticFashion: a small drawn data set in the style of DeepFashion2, made at first use."""
+"""SyntheticFashion: a small drawn dataset in the style of DeepFashion2, made at first use."""
 
+import contextlib
+import io
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
+from tqdm import tqdm
 
 from capret_jax.data import catalogue, drawing_pool, schema
 
@@ -82,21 +86,24 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, entries: list[catalogue.Entry], first_image_id: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        image_id = first_image_id
-        for records in drawing_pool.photographs(entries):
-            for record in records:
-                yield image_id, {"image_id": image_id, **record}
-                image_id += 1
+        drawn = drawing_pool.photographs(entries)
+        progress = tqdm(drawn, "drawing garments", len(entries), unit="garment", leave=False)
+        records = itertools.chain.from_iterable(progress)
+        for image_id, record in enumerate(records, first_image_id):
+            yield image_id, {"image_id": image_id, **record}
 
 
 def prepare(prepared_dir: str | os.PathLike, config_name: str = "demo") -> SyntheticFashion:
-    """Opens the data set under `prepared_dir`; draws it first if it is not there.
+    """Opens the dataset under `prepared_dir`; draws it first if it is not there.
 
     TFDS writes into a directory of its own and renames it when complete. So what an interrupted
-    run leaves is never taken for the data set, nor in the way of the next run.
+    run leaves is never taken for the dataset, nor in the way of the next run.
     """
     builder = SyntheticFashion(
         data_dir=prepared_dir, config=config_name, file_format="array_record"
     )
-    builder.download_and_prepare()
+    # TFDS speaks of downloads and shuffling, and its bars know no total.
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
     return builder

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
-from transformers import BertTokenizerFast, PreTrainedTokenizerBase
+from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from capret_jax.data.captions import clean_caption
 from capret_jax.errors import InputError
@@ -55,8 +55,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """
     try:
         if name_or_path.endswith(".txt"):
-            return BertTokenizerFast(vocab=name_or_path)
-        return BertTokenizerFast.from_pretrained(name_or_path)
+            return BertTokenizer(vocab=name_or_path)
+        return BertTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"no BERT tokenizer at data.tokenizer={name_or_path!r}: give a vocab.txt, a folder "
@@ -70,11 +70,11 @@ class CaptionEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
         self.tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._encode = functools.lru_cache(maxsize=100_000)(self._encode)
+        self._cached = functools.lru_cache(maxsize=100_000)(self._encode)
 
     def __call__(self, caption: str) -> Tokens:
         """`[CLS] caption [SEP]`, cut or padded to T tokens."""
-        return self._encode(clean_caption(caption))
+        return self._cached(clean_caption(caption))
 
     def _encode(self, caption):
         encoded = self.tokenizer(

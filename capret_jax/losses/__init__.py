@@ -18,5 +18,5 @@ class Loss(NamedTuple):
     """
 
     value: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple method nobody calls
     metrics: Metrics

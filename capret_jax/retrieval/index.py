@@ -1,8 +1,8 @@
 """Nearest-neighbour search over gallery embeddings: exact, and ScaNN (arXiv 1908.10396)."""
 
-import dataclasses
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import numpy as np
 import scann
@@ -16,6 +16,9 @@ _ANISOTROPIC_THRESHOLD = 0.2
 # Candidates whose exact distance is computed, and leaves searched, as multiples of what is asked.
 _REORDER_FACTOR = 10
 _LEAVES_SEARCHED = 0.1
+
+
+T = TypeVar("T")
 
 
 class Index(Protocol):
@@ -75,16 +78,8 @@ class ScannIndex:
         return rows.astype(np.int64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Timed:
-    """What a call gave and the seconds it took."""
-
-    result: object
-    seconds: float
-
-
-def timed(function, *args) -> Timed:
-    """Calls and times `function(*args)`."""
+def timed(function: Callable[..., T], *args) -> tuple[T, float]:
+    """What `function(*args)` returns, and the seconds it took."""
     start = time.perf_counter()
     result = function(*args)
-    return Timed(result, time.perf_counter() - start)
+    return result, time.perf_counter() - start

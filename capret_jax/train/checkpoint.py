@@ -31,14 +31,17 @@ class Checkpoints:
 
     def config(self) -> dict:
         """What the newest checkpoint was trained with."""
-        return self._checkpointer.load_checkpointables(None, {"config": None})["config"]
+        return self._checkpointer.checkpointables_metadata().custom_metadata["config"]
 
     def save(
         self, step: int, state: TrainState, iterator: grain.DatasetIterator, config: dict
     ) -> None:
         """Copies the state off the devices, then writes in the background."""
         self._checkpointer.save_checkpointables_async(
-            step, {"state": state, "data": iterator, "config": config}, force=True
+            step,
+            {"state": state, "data": iterator},
+            custom_metadata={"config": config},
+            force=True,
         )
 
     def restore(

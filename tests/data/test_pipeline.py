@@ -1,0 +1,99 @@
+"""The input iterator: its batches, its position, and its parts on several processes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from capret_jax.data.captions import template_caption
+from capret_jax.data.masking import Masker
+from capret_jax.data.pipeline import ReadConfig, training_iterator
+from capret_jax.data.sampler import IdentitySampler, Shard
+from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.data.transforms import AugmentConfig
+from capret_jax.errors import InputError
+
+B, K, SIZE = 8, 2, 32
+
+
+@pytest.fixture(scope="module")
+def captions(splits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    items = splits["train"].items
+    build_vocabulary((template_caption(items.attributes_of(row)) for row in range(9)), path, 200)
+    return CaptionEncoder(load_tokenizer(str(path)), 24)
+
+
+@pytest.fixture
+def iterate(splits, captions):
+    def make(shard=Shard(), masked=False, threads=2):
+        sampler = IdentitySampler(splits["train"].items, B, K, 6, 0, shard)
+        masker = Masker(captions.tokenizer) if masked else None
+        return training_iterator(
+            splits["train"],
+            sampler,
+            B // shard.count,
+            SIZE,
+            AugmentConfig(),
+            captions,
+            masker,
+            ReadConfig(threads=threads, prefetch=2),
+        )
+
+    return make
+
+
+def assert_equal(a, b):
+    for field in dataclasses.fields(a):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+def test_shapes_and_dtypes(iterate):
+    batch = next(iterate(masked=True))
+    shapes = {f.name: getattr(batch, f.name).shape for f in dataclasses.fields(batch)}
+    assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
+    assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)
+    assert shapes["box"] == (B, 4) and batch.box.dtype == np.float32
+    assert shapes["identity"] == shapes["caption_id"] == (B,)
+    assert batch.masked_positions.shape == batch.masked_labels.shape
+
+
+def test_equal_captions_have_equal_ids(iterate):
+    ids, tokens = zip(*((b.caption_id, b.token_ids) for b in iterate()), strict=True)
+    ids, tokens = np.concatenate(ids), np.concatenate(tokens)
+    same_tokens = (tokens[:, None] == tokens).all(axis=-1)
+    np.testing.assert_array_equal(ids[:, None] == ids, same_tokens)
+
+
+def test_a_restored_position_continues_with_the_very_next_batch(iterate):
+    whole = list(iterate())
+    assert len(whole) == 6
+    first = iterate()
+    for _ in range(3):
+        next(first)
+    second = iterate(threads=1)
+    second.set_state(first.get_state())
+    for expected, actual in zip(whole[3:], second, strict=True):
+        assert_equal(expected, actual)
+
+
+def test_two_processes_read_the_halves_of_each_batch(iterate):
+    for whole, *halves in zip(iterate(), iterate(Shard(0, 2)), iterate(Shard(1, 2)), strict=True):
+        for field in ("image", "token_ids", "identity", "box"):
+            together = np.concatenate([getattr(half, field) for half in halves])
+            np.testing.assert_array_equal(together, getattr(whole, field))
+
+
+def test_a_broken_image_stops_with_its_number(iterate, splits, monkeypatch):
+    monkeypatch.setattr(type(splits["train"].records), "image", lambda *_: b"\xff\xd8 no jpeg")
+    splits["train"]._decoded.cache_clear()
+    with pytest.raises(InputError, match=r"image \d+ does not decode"):
+        next(iterate())
+
+
+def test_an_empty_split_is_refused(prepared_dir):
+    from capret_jax.data import synthetic
+    from capret_jax.data.records import Records
+
+    with pytest.raises(InputError, match="has no test images"):
+        Records(synthetic.prepare(prepared_dir, "mini"), "test")

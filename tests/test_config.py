@@ -1,0 +1,76 @@
+"""Configs: every shipped file builds; unknown keys, wrong types and impossible values do not."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from capret_jax.config import (
+    ExperimentConfig,
+    check_same_training,
+    from_config_dict,
+    to_config_dict,
+)
+from capret_jax.errors import InputError
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_config_dict(module.get_config())
+    assert from_config_dict(to_config_dict(config)) == config
+
+
+def changed(key: str, value):
+    values = to_config_dict(ExperimentConfig()).unlock()
+    with values.ignore_type():
+        node = values
+        *parents, name = key.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[name] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("batch_sise", 8, r"config\.batch_sise does not exist; did you mean batch_size"),
+        ("optimizer.lr", 1.0, r"config\.optimizer\.lr does not exist"),
+        ("batch_size", "many", r"config\.batch_size='many' must be of type int"),
+        ("batch_size", True, r"config\.batch_size=True must be of type int"),
+        ("loss", 3, r"config\.loss=3 must be a group"),
+        ("mode", "dream", r"config\.mode='dream' is none of train_and_evaluate"),
+        ("batch_size", 0, "must be positive"),
+        ("model.image_size", 100, r"image_size=100 is not a positive multiple of 16"),
+        ("model.text_heads", 7, r"text_width=768 is not divisible by model\.text_heads=7"),
+        ("loss.itc", -1.0, r"loss\.itc=-1\.0 is negative"),
+        ("optimizer.decay", "magic", r"optimizer\.decay='magic'"),
+        ("optimizer.rate_multipliers", (("(", 1.0),), "rate_multipliers"),
+        ("loop.steps", 0, r"loop\.steps=0 must be at least 1"),
+        ("data.name", "imagenet", r"data\.name='imagenet' is unknown"),
+        ("data.variant", "huge", r"data\.variant='huge'"),
+        ("data.max_tokens", 600, r"max_tokens=600 is more than config\.model\.max_positions=512"),
+    ],
+)
+def test_mistakes_are_named(key, value, message):
+    with pytest.raises(InputError, match=message):
+        from_config_dict(changed(key, value))
+
+
+def test_whole_numbers_may_stand_for_floats():
+    assert from_config_dict(changed("optimizer.learning_rate", 1)).optimizer.learning_rate == 1.0
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_key():
+    saved = dataclasses.asdict(ExperimentConfig())
+    same = dataclasses.asdict(from_config_dict(changed("loop.log_every", 7)))
+    check_same_training(saved, same, "runs/x")
+    other = dataclasses.asdict(from_config_dict(changed("loss.arcface_margin", 0.3)))
+    with pytest.raises(InputError, match=r"config\.loss\.arcface_margin was 0\.15 and is 0\.3"):
+        check_same_training(saved, other, "runs/x")

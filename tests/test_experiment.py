@@ -1,0 +1,152 @@
+"""The whole job on the mini dataset: train, evaluate, resume, and refuse."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from capret_jax.config import ExperimentConfig
+from capret_jax.data.dataset import DataConfig
+from capret_jax.data.pipeline import ReadConfig
+from capret_jax.errors import InputError
+from capret_jax.experiment import Experiment
+from capret_jax.losses.total import LossConfig
+from capret_jax.mesh import MeshConfig
+from capret_jax.models.config import SIZES
+from capret_jax.train.loop import LoopConfig
+from capret_jax.train.optimizer import OptimizerConfig
+
+
+@pytest.fixture(scope="module")
+def config(prepared_dir) -> ExperimentConfig:
+    return ExperimentConfig(
+        batch_size=16,
+        model=dataclasses.replace(
+            SIZES["tiny"],
+            image_size=32,
+            vision_depth=1,
+            text_layers=1,
+            fusion_layers=1,
+            vocab_size=256,
+        ),
+        data=DataConfig(
+            variant="mini",
+            prepared_dir=str(prepared_dir),
+            views_per_identity=2,
+            read=ReadConfig(threads=2, prefetch=2),
+        ),
+        loss=LossConfig(matching_group=2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        loop=LoopConfig(steps=6, log_every=2, checkpoint_every=3, evaluate_every=6),
+        mesh=MeshConfig(),
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory) -> pathlib.Path:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("run")
+    experiment = Experiment(config, path)
+    experiment.train()
+    experiment.evaluate()
+    return path
+
+
+def final_params(config, workdir):
+    experiment = Experiment(config, workdir)
+    return jax.device_get(experiment._checkpoints.restore(experiment._abstract).params)
+
+
+def test_the_curve_has_losses_speed_and_retrieval(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 6, 6]
+    assert {"loss", "loss/arcface", "loss/itm", "images_per_second"} <= lines[0].keys()
+    assert "retrieval/mAP" in lines[-1]
+
+
+def test_evaluation_leaves_what_the_contract_says(workdir):
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    names = {"mAP", "top_1", "top_5", "top_10", "top_15", "top_20", "queries", "gallery"}
+    assert names <= metrics.keys()
+    conditions = {"scale", "occlusion", "zoom_in", "viewpoint", "category"}
+    assert metrics["by"].keys() == conditions
+    for levels in metrics["by"].values():
+        assert sum(level["queries"] for level in levels.values()) == metrics["queries"]
+    assert {"kind", "build_seconds", "query_seconds", "recall@20"} <= metrics["index"].keys()
+    assert metrics["baselines"].keys() == {"untrained model", "colour histogram"}
+
+
+def test_official_results_name_twenty_shop_items_per_query(workdir, splits):
+    items = splits["validation"].items
+    entries = json.loads((workdir / "evaluation" / "deepfashion2_retrieval.json").read_text())
+    assert len(entries) == ((items["style"] > 0) & ~items.is_shop).sum()
+    shops = set(items["image_id"][items.is_shop].tolist())
+    for entry in entries:
+        assert set(entry["gallery_image_id"]) <= shops
+        expected = min(20, items.is_shop.sum())
+        assert len(entry["gallery_image_id"]) == len(entry["gallery_bbox"]) == expected
+
+
+def test_the_report_is_one_file_with_pictures(workdir):
+    page = (workdir / "evaluation" / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') > 12
+    assert "http://" not in page and "https://" not in page
+
+
+def test_a_finished_run_is_not_trained_again(config, workdir, capsys):
+    before = (workdir / "metrics.jsonl").read_text()
+    Experiment(config, workdir).train()
+    assert "trained to step 6 already" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_resumed_run_ends_with_the_same_bits(config, workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    shutil.copy(workdir / "vocab.txt", tmp_path)
+    Experiment(config, tmp_path).train()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path),
+        final_params(config, workdir),
+    )
+
+
+def test_a_checkpoint_of_another_config_is_refused(config, workdir):
+    other = dataclasses.replace(config, seed=1)
+    with pytest.raises(InputError, match=r"config\.seed was 0 and is 1"):
+        Experiment(other, workdir)
+
+
+def test_evaluating_nothing_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match="no checkpoint to evaluate"):
+        Experiment(config, tmp_path).evaluate()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"mesh": MeshConfig(fsdp=3)}, "fsdp=3 does not match 8 devices"),
+        ({"batch_size": 12}, r"batch_size=12 does not divide over 8 devices"),
+        ({"loss": LossConfig(matching_group=3)}, "matching_group=3 does not divide the 2 examples"),
+        ({"batch_size": 32}, "needs 16 identities"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(config, tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        Experiment(dataclasses.replace(config, **change), tmp_path)
+
+
+def test_an_image_that_does_not_decode_is_named(config, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("truncated")
+
+    experiment = Experiment(config, tmp_path)
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(InputError, match=r"image \d+ does not decode"):
+        experiment.train()
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))

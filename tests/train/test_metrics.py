@@ -1,0 +1,33 @@
+"""Merging, writing, and the stop on a loss that is not finite."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from capret_jax.train.metrics import MetricsWriter, check_finite, merge
+
+
+def test_merging_adds_sums_and_counts_before_dividing():
+    steps = [{"x": (jnp.float32(3), jnp.float32(1))}, {"x": (jnp.float32(1), jnp.float32(3))}]
+    assert merge(steps) == {"x": 1.0}
+
+
+def test_the_stop_names_the_terms():
+    metrics = {"loss": float("nan"), "loss/itm": float("inf"), "loss/itc": 1.0, "x": float("nan")}
+    with pytest.raises(FloatingPointError, match=r"^loss/itm not finite by step 7"):
+        check_finite(metrics, 7)
+    check_finite({"loss": 1.0, "itm/accuracy": float("nan")}, 7)
+
+
+def test_lines_are_appended(tmp_path):
+    for step in (1, 2):
+        writer = MetricsWriter(tmp_path)
+        writer.write(step, {"loss": step / 2})
+        writer.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 1.0},
+    ]
+    assert list(tmp_path.glob("events.out.tfevents.*"))

@@ -1,0 +1,89 @@
+"""The training step: the same on any mesh, all terms traced, and it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capret_jax.batch import IGNORED_LABEL, Batch
+from capret_jax.losses.total import LossConfig
+from capret_jax.mesh import BATCH_AXES, to_global
+from capret_jax.models.config import SIZES
+from capret_jax.models.x2vlm import abstract_model
+from capret_jax.train.metrics import merge
+from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
+from capret_jax.train.state import abstract_state, init_state
+from capret_jax.train.step import TEMPERATURE_RANGE, make_step
+
+STEPS, CLASSES = 6, 5
+MODEL = dataclasses.replace(
+    SIZES["tiny"], image_size=32, vision_depth=1, text_layers=1, fusion_layers=1, dropout=0.1
+)
+LOSS = LossConfig(mlm=1.0, matching_group=2)
+
+
+def make_batch(seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(5, 120, (16, 8), np.int32)
+    labels = np.full((16, 3), IGNORED_LABEL, np.int32)
+    labels[:, :2] = ids[:, 1:3]
+    return Batch(
+        image=rng.integers(0, 256, (16, 32, 32, 3), np.uint8),
+        token_ids=ids,
+        token_mask=np.ones((16, 8), np.int32),
+        identity=np.arange(16, dtype=np.int32) % CLASSES,
+        caption_id=np.arange(16, dtype=np.int32),
+        box=np.full((16, 4), 0.5, np.float32),
+        masked_ids=np.where(np.arange(8) < 3, 4, ids).astype(np.int32),
+        masked_positions=np.tile(np.array([1, 2, 0], np.int32), (16, 1)),
+        masked_labels=labels,
+    )
+
+
+def run(data: int, fsdp: int):
+    """A few steps on the first data x fsdp devices: the curve, and the final parameters."""
+    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    mesh = jax.sharding.Mesh(devices, BATCH_AXES)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
+    graphdef, _ = abstract_model(MODEL)
+    abstract = abstract_state(MODEL, CLASSES, optimizer, mesh)
+    step = make_step(graphdef, LOSS, optimizer, mesh, abstract, seed=0)
+    state = init_state(MODEL, CLASSES, optimizer, 0, mesh)
+    curve = []
+    for i in range(STEPS):
+        state, metrics = step(state, to_global(mesh, make_batch(i % 2)))
+        curve.append(merge([metrics]))
+    assert step._cache_size() == 1, "the step was compiled more than once"
+    return curve, jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(1, 1)
+
+
+def test_every_term_is_in_the_curve_and_the_loss_falls(one_device):
+    curve, _ = one_device
+    terms = {"itc", "itm", "mlm", "box_l1", "box_giou", "arcface"}
+    assert {name for name in curve[0] if name.startswith("loss/")} == {f"loss/{t}" for t in terms}
+    assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
+
+
+def test_eight_devices_train_like_one(one_device):
+    curve, params = one_device
+    other_curve, other_params = run(4, 2)
+    for here, there in zip(curve, other_curve, strict=True):
+        assert here == pytest.approx(there, rel=2e-3, abs=2e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-3), params, other_params
+    )
+
+
+def test_the_temperature_stays_in_its_range():
+    from capret_jax.train.step import _clamp_temperature
+
+    for value, expected in ((9.0, TEMPERATURE_RANGE[1]), (-1.0, TEMPERATURE_RANGE[0])):
+        params = {"model": {"temperature": jnp.float32(value)}}
+        assert float(_clamp_temperature(params)["model"]["temperature"]) == pytest.approx(expected)
