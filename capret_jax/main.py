@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     """Runs the experiment that the flags name."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
-    config = from_config_dict(_CONFIG.value)
+    config = from_config_dict(_load_config())
     if _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     experiment = Experiment(config, _make_workdir(str(_WORKDIR.value)))
@@ -38,6 +38,13 @@ def main(argv: list[str]) -> None:
         experiment.train()
     if config.mode != "train":
         experiment.evaluate()
+
+
+def _load_config():
+    try:
+        return _CONFIG.value.copy_and_resolve_references()
+    except OSError as error:  # raised at first use, not while parsing
+        raise InputError(f"--config cannot be loaded: {error}") from error
 
 
 def _make_workdir(path: str) -> pathlib.Path:

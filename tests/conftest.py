@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Several tests build the same step anew, as a restarted run does: compile it once.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="capret_jax_compiled_"))
 
 from capret_jax.convert.torch_file import from_reference, read_state_dict
 from capret_jax.data import synthetic

@@ -33,6 +33,8 @@ def config(prepared_dir) -> ExperimentConfig:
             text_layers=1,
             fusion_layers=1,
             vocab_size=256,
+            dropout=0.0,
+            drop_path=0.0,
         ),
         data=DataConfig(
             variant="mini",

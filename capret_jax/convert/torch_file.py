@@ -22,7 +22,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     try:
         content = ptloader.load(os.fspath(path))
-    except (ptloader.CheckpointError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} is not a readable torch file: {error}") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not state or not all(isinstance(value, np.ndarray) for value in state.values()):

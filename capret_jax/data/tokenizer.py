@@ -31,14 +31,14 @@ def build_vocabulary(captions: Iterable[str], path: str | os.PathLike, size: int
         path: the file to write, complete or not at all.
         size: most tokens it may have.
     """
+    cleaned = sorted({clean_caption(caption) for caption in captions})
+    characters = sorted(set("".join(cleaned)) - {" "})
+    # The trainer numbers characters as a hash map yields them, and settles ties between merges by
+    # these numbers. Naming all characters first makes the vocabulary the same in every process.
+    first = [*_SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     trainer = BertWordPieceTokenizer()
-    # Sorted, since the trainer's ties follow the order it meets the words in.
     trainer.train_from_iterator(
-        sorted({clean_caption(caption) for caption in captions}),
-        vocab_size=size,
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=list(_SPECIAL_TOKENS),
+        cleaned, vocab_size=size, min_frequency=1, show_progress=False, special_tokens=first
     )
     vocabulary = trainer.get_vocab()
     path = pathlib.Path(path)

@@ -1,5 +1,6 @@
 """MLM against the reference, and what does not count."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +10,12 @@ from capret_jax.losses.masked_lm import masked_lm_loss
 
 def test_equals_the_reference(golden, golden_model):
     mask = golden["text_mask"]
-    text = golden_model.encode_text(golden["mlm_ids"], mask)
-    fused = golden_model.fuse(text, mask, golden["vision_embeds"])
+
+    @jax.jit
+    def fuse(ids, image):
+        return golden_model.fuse(golden_model.encode_text(ids, mask), mask, image)
+
+    fused = fuse(golden["mlm_ids"], golden["vision_embeds"])
     masked = np.take_along_axis(np.asarray(fused), golden["mlm_pos"][:, :, None], axis=1)
     loss = masked_lm_loss(golden_model.masked_lm_logits(masked), golden["mlm_labels"])
     assert float(loss.value) == pytest.approx(float(golden["loss_mlm"]), rel=1e-4)

@@ -13,7 +13,7 @@ def test_equals_the_reference(golden, golden_model):
     text, mask = golden["text_embeds"], golden["text_mask"]
     image = golden["vision_embeds"]
     images, texts = golden["itm_image_neg"], golden["itm_text_neg"]
-    fused = golden_model.fuse(
+    fused = jax.jit(golden_model.fuse)(
         np.concatenate([text, text, text[texts]]),
         np.concatenate([mask, mask, mask[texts]]),
         np.concatenate([image, image[images], image]),
