@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tqdm import tqdm
 
-from capret_jax.data import catalogue, drawing_pool, schema
+from capret_jax.data import schema
+from capret_jax.data.drawing import catalogue, pool
 
 
 @dataclass(eq=False)
@@ -86,7 +87,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, entries: list[catalogue.Entry], first_image_id: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        drawn = drawing_pool.photographs(entries)
+        drawn = pool.photographs(entries)
         progress = tqdm(drawn, "drawing garments", len(entries), unit="garment", leave=False)
         records = itertools.chain.from_iterable(progress)
         for image_id, record in enumerate(records, first_image_id):

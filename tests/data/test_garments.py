@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from capret_jax.data import catalogue, fabric, photographs, placing
-from capret_jax.data.garments import CLOTH_PIXELS, Cloth, Garment, draw_garment
-from capret_jax.data.outlines import SILHOUETTES, Cut
+from capret_jax.data.drawing import catalogue, fabric, photographs, placing
+from capret_jax.data.drawing.garments import CLOTH_PIXELS, Cloth, Garment, draw_garment
+from capret_jax.data.drawing.outlines import SILHOUETTES, Cut
 
 STRIPED = Garment(1, colour="navy", second_colour="cream", pattern="horizontal stripes")
 CATEGORY_IDS = range(1, len(SILHOUETTES) + 1)

@@ -8,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from capret_jax.data import drawing_pool, schema, synthetic
+from capret_jax.data import schema, synthetic
+from capret_jax.data.drawing import pool
 
 SPLITS = ("train", "validation")
 CONFIGS = synthetic.SyntheticFashion.builder_configs
@@ -41,14 +42,14 @@ def identities(split_records) -> Counter:
 
 
 def test_second_call_opens_what_is_there(builder, monkeypatch):
-    monkeypatch.setattr(drawing_pool, "photographs", None)
+    monkeypatch.setattr(pool, "photographs", None)
     again = synthetic.prepare(builder.data_dir_root, "mini")
     assert again.info.splits["train"].num_examples == builder.info.splits["train"].num_examples
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_same_bytes_whatever_the_number_of_processes(records, split):
-    drawn = drawing_pool.photographs(CONFIGS["mini"].entries(split), workers=1)
+    drawn = pool.photographs(CONFIGS["mini"].entries(split), workers=1)
     drawn = [record["image"] for garment in drawn for record in garment]
     stored = sorted(records[split], key=lambda record: record["image_id"])
     assert [record["image"] for record in stored] == drawn
@@ -108,5 +109,5 @@ def test_demo_has_every_category(split):
 
 def test_failed_worker_is_reported(capfd):
     with pytest.raises(RuntimeError, match="a drawing process stopped early, exit status 1"):
-        list(drawing_pool.photographs(["no entry"], workers=1))
+        list(pool.photographs(["no entry"], workers=1))
     assert "AttributeError" in capfd.readouterr().err

@@ -19,7 +19,13 @@ from capret_jax.train.step import TEMPERATURE_RANGE, make_step
 
 STEPS, CLASSES = 6, 5
 MODEL = dataclasses.replace(
-    SIZES["tiny"], image_size=32, vision_depth=1, text_layers=1, fusion_layers=1, dropout=0.0, drop_path=0.0
+    SIZES["tiny"],
+    image_size=32,
+    vision_depth=1,
+    text_layers=1,
+    fusion_layers=1,
+    dropout=0.0,
+    drop_path=0.0,
 )
 LOSS = LossConfig(mlm=1.0, matching_group=2)
 

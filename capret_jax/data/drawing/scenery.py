@@ -5,9 +5,9 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from capret_jax.data.fabric import PALETTE, Colour, darker
-from capret_jax.data.outlines import ARM_DIRECTION, SHOULDER
-from capret_jax.data.placing import project
+from capret_jax.data.drawing.fabric import PALETTE, Colour, darker
+from capret_jax.data.drawing.outlines import ARM_DIRECTION, SHOULDER
+from capret_jax.data.drawing.placing import project
 
 _OVERSAMPLING = 2
 _SKIN = ((244, 208, 180), (226, 178, 142), (190, 134, 98), (142, 94, 66), (92, 62, 48))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from capret_jax.data import scenery
-from capret_jax.data.garments import Cloth, Garment
-from capret_jax.data.placing import Appearance, Layer, Pose, homography, measure, place
+from capret_jax.data.drawing import scenery
+from capret_jax.data.drawing.garments import Cloth, Garment
+from capret_jax.data.drawing.placing import Appearance, Layer, Pose, homography, measure, place
 
 NOT_WORN, FRONTAL, SIDE = 1, 2, 3  # viewpoints
 

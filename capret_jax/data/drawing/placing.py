@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from capret_jax.data.garments import Cloth
+from capret_jax.data.drawing.garments import Cloth
 
 # Upper ends of levels 1 and 2, as fractions.
 _SCALE_STEPS = (0.15, 0.40)  # the box's share of the picture

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from capret_jax.data.catalogue import Entry, photograph
+from capret_jax.data.drawing.catalogue import Entry, photograph
 
 
 def photographs(entries: Sequence[Entry], workers: int | None = None) -> Iterator[list[dict]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capret_jax.data.fabric import Point
+from capret_jax.data.drawing.fabric import Point
 
 ARM_DIRECTION = (0.36, 0.933)  # unit vector from the shoulder to the hand
 SHOULDER = (0.195, 0.035)

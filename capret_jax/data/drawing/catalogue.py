@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from capret_jax.data import fabric, photographs
-from capret_jax.data.garments import Garment, draw_garment
-from capret_jax.data.outlines import SILHOUETTES, Cut
-from capret_jax.data.placing import Appearance
+from capret_jax.data.drawing import fabric, photographs
+from capret_jax.data.drawing.garments import Garment, draw_garment
+from capret_jax.data.drawing.outlines import SILHOUETTES, Cut
+from capret_jax.data.drawing.placing import Appearance
 
 FAMILY_SIZE = 3
 _JPEG_QUALITY = 88

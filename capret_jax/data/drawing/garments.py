@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from capret_jax.data import fabric
-from capret_jax.data.fabric import Colour, Point
-from capret_jax.data.outlines import (
+from capret_jax.data.drawing import fabric
+from capret_jax.data.drawing.fabric import Colour, Point
+from capret_jax.data.drawing.outlines import (
     ARM_DIRECTION,
     SHOULDER,
     SILHOUETTES,
