@@ -93,7 +93,7 @@ class Experiment:
             state = self._checkpoints.restore(self._abstract, iterator)
         else:
             state = self.fresh_state()
-        writer = MetricsWriter(self._workdir)
+        writer = MetricsWriter(self._workdir, start=done)
         try:
             train(
                 state,

@@ -28,7 +28,7 @@ def get_config():
                 dropout=0.0,
             ),
             data=DataConfig(
-                max_tokens=28,
+                max_tokens=24,
                 # Every identity comes back twice as often as with 4 views, which ArcFace needs to
                 # get going: its class directions move only when their identity is seen.
                 views_per_identity=2,

@@ -136,6 +136,7 @@ def test_evaluating_nothing_is_refused(config, tmp_path):
         ({"batch_size": 12}, r"batch_size=12 does not divide over 8 devices"),
         ({"loss": LossConfig(matching_group=3)}, "matching_group=3 does not divide the 2 examples"),
         ({"batch_size": 32}, "needs 16 identities"),
+        ({"data": DataConfig(prepared_dir="/proc/nowhere")}, "prepared_dir='/proc/nowhere' cannot"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(config, tmp_path, change, message):

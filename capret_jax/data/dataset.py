@@ -54,9 +54,15 @@ def open_splits(config: DataConfig) -> tuple[Split, Split]:
     """The training and the validation split; prepares the dataset if it is not there.
 
     Raises:
-        InputError: a split is empty.
+        InputError: the folder cannot be written, or a split is empty.
     """
-    builder = synthetic.prepare(config.prepared_dir, config.variant)
+    try:
+        builder = synthetic.prepare(config.prepared_dir, config.variant)
+    except OSError as error:
+        raise InputError(
+            f"data.prepared_dir={config.prepared_dir!r} cannot hold the dataset "
+            f"({error.strerror}): set --config.data.prepared_dir to a folder with room."
+        ) from error
     train, validation = (Records(builder, split) for split in ("train", "validation"))
     return (
         Split(train, read_items(train), config.read.cached_images),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import scann
@@ -19,15 +19,6 @@ _LEAVES_SEARCHED = 0.1
 
 
 T = TypeVar("T")
-
-
-class Index(Protocol):
-    """Anything that finds neighbours by inner product."""
-
-    kind: str
-
-    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
 
 
 class ExactIndex:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import grain
 import jax
-from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -96,7 +95,6 @@ def train(
         if saving:
             checkpoints.save(step, state, iterator, saved_config)
     progress.close()
-    logging.info("trained to step %d", config.steps)
     return state
 
 

@@ -41,13 +41,19 @@ def check_finite(metrics: dict[str, float], step: int) -> None:
 class MetricsWriter:
     """Appends to `metrics.jsonl` and TensorBoard event files; silent on all processes but one."""
 
-    def __init__(self, directory: str | os.PathLike):
+    def __init__(self, directory: str | os.PathLike, start: int = 0):
+        """
+        Args:
+            directory: of the files.
+            start: the step that training goes on from; what a killed run wrote past it is dropped.
+        """
         self._active = jax.process_index() == 0
         if self._active:
-            path = pathlib.Path(directory)
-            path.mkdir(parents=True, exist_ok=True)
-            self._lines = (path / "metrics.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(path))
+            path = pathlib.Path(directory) / "metrics.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_after(path, start)
+            self._lines = path.open("a", buffering=1)
+            self._board = SummaryWriter(str(path.parent), purge_step=start + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line, and one point per metric."""
@@ -58,6 +64,16 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Writes what is left."""
         if self._active:
             self._lines.close()
             self._board.close()
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    """Keeps the lines up to a step; a last line that a kill cut short goes too."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in kept))

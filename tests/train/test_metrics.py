@@ -20,11 +20,15 @@ def test_the_stop_names_the_terms():
     check_finite({"loss": 1.0, "itm/accuracy": float("nan")}, 7)
 
 
-def test_lines_are_appended(tmp_path):
-    for step in (1, 2):
-        writer = MetricsWriter(tmp_path)
-        writer.write(step, {"loss": step / 2})
+def test_a_resumed_curve_has_each_step_once(tmp_path):
+    for start, steps in ((0, (1, 3)), (1, (2,))):
+        writer = MetricsWriter(tmp_path, start)
+        for step in steps:
+            writer.write(step, {"loss": step / 2})
         writer.close()
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 9, "lo')  # cut short by a kill
+    MetricsWriter(tmp_path, 2).close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"step": 1, "loss": 0.5},

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from capret_jax.batch import IGNORED_LABEL, Batch
 from capret_jax.losses.total import LossConfig
@@ -15,7 +16,7 @@ from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
 from capret_jax.train.state import abstract_state, init_state
-from capret_jax.train.step import TEMPERATURE_RANGE, make_step
+from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_step
 
 STEPS, CLASSES = 6, 5
 MODEL = dataclasses.replace(
@@ -82,14 +83,15 @@ def test_eight_devices_train_like_one(one_device):
     other_curve, other_params = run(4, 2)
     for here, there in zip(curve, other_curve, strict=True):
         assert here == pytest.approx(there, rel=2e-3, abs=2e-4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-3), params, other_params
-    )
+    here, there = flatten_dict(params, sep="/"), flatten_dict(other_params, sep="/")
+    for path in here:
+        # A key's bias cancels in the softmax: its gradient is rounding alone, which Adam turns
+        # into whole steps of random direction.
+        if not path.endswith("/key/bias"):
+            np.testing.assert_allclose(here[path], there[path], rtol=0, atol=3e-3, err_msg=path)
 
 
 def test_the_temperature_stays_in_its_range():
-    from capret_jax.train.step import _clamp_temperature
-
     for value, expected in ((9.0, TEMPERATURE_RANGE[1]), (-1.0, TEMPERATURE_RANGE[0])):
         params = {"model": {"temperature": jnp.float32(value)}}
         assert float(_clamp_temperature(params)["model"]["temperature"]) == pytest.approx(expected)
