@@ -31,7 +31,7 @@ class Checkpoints:
 
     def config(self) -> dict:
         """What the newest checkpoint was trained with."""
-        return self._checkpointer.checkpointables_metadata().custom_metadata["config"]
+        return self._checkpointer.metadata().custom_metadata["config"]
 
     def save(
         self, step: int, state: TrainState, iterator: grain.DatasetIterator, config: dict
