@@ -70,32 +70,35 @@ def train(
         FloatingPointError: a loss is not finite; nothing is saved after it.
     """
     start = int(state.step)
-    progress = tqdm(
-        total=config.steps, initial=start, desc="training", unit="step", disable=jax.process_index()
-    )
-    progress.set_postfix_str("compiling")
     pending, clock = [], time.perf_counter()
-    for step in range(start + 1, config.steps + 1):
-        batch = to_global(mesh, next(iterator))
-        state, metrics = step_function(state, batch)
-        pending.append(metrics)
-        progress.update()
-        saving = step % config.checkpoint_every == 0 or step == config.steps
-        if saving or step % config.log_every == 0 or step == start + 1:
-            merged = merge(pending)
-            check_finite(merged, step)
-            now = time.perf_counter()
-            merged["images_per_second"] = len(pending) * len(batch.image) / (now - clock)
-            progress.set_postfix_str(_postfix(merged))
-            writer.write(step, merged)
-            pending, clock = [], now
-        if evaluate and config.evaluate_every and step % config.evaluate_every == 0:
-            writer.write(step, evaluate(state))
-            clock = time.perf_counter()
-        if saving:
-            checkpoints.save(step, state, iterator, saved_config)
-    progress.close()
+    with tqdm(
+        total=config.steps, initial=start, desc="training", unit="step", disable=_silent()
+    ) as progress:
+        progress.set_postfix_str("compiling")
+        for step in range(start + 1, config.steps + 1):
+            batch = to_global(mesh, next(iterator))
+            state, metrics = step_function(state, batch)
+            pending.append(metrics)
+            progress.update()
+            saving = step % config.checkpoint_every == 0 or step == config.steps
+            if saving or step % config.log_every == 0 or step == start + 1:
+                merged = merge(pending)
+                check_finite(merged, step)
+                now = time.perf_counter()
+                merged["images_per_second"] = len(pending) * len(batch.image) / (now - clock)
+                progress.set_postfix_str(_postfix(merged))
+                writer.write(step, merged)
+                pending, clock = [], now
+            if evaluate and config.evaluate_every and step % config.evaluate_every == 0:
+                writer.write(step, evaluate(state))
+                clock = time.perf_counter()
+            if saving:
+                checkpoints.save(step, state, iterator, saved_config)
     return state
+
+
+def _silent() -> bool:
+    return jax.process_index() != 0
 
 
 def _postfix(metrics):
