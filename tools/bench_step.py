@@ -14,7 +14,7 @@ import time
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from capret_jax.config import from_config_dict
@@ -28,6 +28,7 @@ _BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.")
 def main(argv: list[str]) -> None:
     """Prints a table of images per second."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     config = from_config_dict(_CONFIG.value)
     with tempfile.TemporaryDirectory() as workdir:
         experiment = Experiment(config, pathlib.Path(workdir))
