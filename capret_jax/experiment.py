@@ -229,7 +229,7 @@ def summary(metrics: dict, workdir: pathlib.Path) -> str:
             "",
             f"{metrics['queries']} queries, {metrics['gallery']} gallery items",
             *lines,
-            f"ScaNN ({index['kind'].removeprefix('scann: ')}): recall@20 {index['recall@20']:.3f}",
+            f"{index['kind']}: recall@20 {index['recall@20']:.3f}",
             f"report: {workdir / 'evaluation' / 'report.html'}",
         ]
     )

@@ -17,14 +17,11 @@ _ANISOTROPIC_THRESHOLD = 0.2
 _REORDER_FACTOR = 10
 _LEAVES_SEARCHED = 0.1
 
-
 T = TypeVar("T")
 
 
 class ExactIndex:
     """All inner products; ties go to the lower row."""
-
-    kind = "exact"
 
     def __init__(self, gallery: np.ndarray):
         """`gallery`: (G, E) float32."""
@@ -37,7 +34,7 @@ class ExactIndex:
 
 
 class ScannIndex:
-    """ScaNN, configured by the size of the gallery."""
+    """ScaNN, configured by the size of the gallery; `kind` says how."""
 
     def __init__(self, gallery: np.ndarray, k: int):
         """
@@ -48,18 +45,18 @@ class ScannIndex:
         size = len(gallery)
         k = min(k, size)
         builder = scann.scann_ops_pybind.builder(gallery, k, "dot_product")
-        self.kind = "scann: brute force"
-        if size >= _EXACT_BELOW:
-            self.kind = "scann: asymmetric hashing, reordering"
+        if size < _EXACT_BELOW:
+            self.kind = "ScaNN brute force"
+            builder = builder.score_brute_force()
+        else:
+            self.kind = "ScaNN asymmetric hashing with reordering"
             if size >= _TREE_FROM:
-                self.kind = f"scann: tree, {self.kind.removeprefix('scann: ')}"
+                self.kind = "ScaNN tree, asymmetric hashing with reordering"
                 leaves = round(size**0.5)
                 builder = builder.tree(leaves, max(1, round(_LEAVES_SEARCHED * leaves)))
             builder = builder.score_ah(
                 _DIMENSIONS_PER_BLOCK, anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD
             ).reorder(_REORDER_FACTOR * k)
-        else:
-            builder = builder.score_brute_force()
         self._searcher = builder.build()
         self._size = size
 

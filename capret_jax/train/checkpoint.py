@@ -19,9 +19,10 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path):
         policy = ocp.training.preservation_policies.LatestN(_KEEP)
-        self._directory = workdir / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
-            self._directory.absolute(), preservation_policy=policy, cleanup_tmp_directories=True
+            (workdir / "checkpoints").absolute(),
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
         )
 
     def latest_step(self) -> int | None:
