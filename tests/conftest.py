@@ -1,5 +1,6 @@
 """Shared fixtures: golden values, a tiny model, the mini dataset, and compiled functions."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -22,6 +23,17 @@ from capret_jax.data.records import Records
 from capret_jax.models.config import SIZES
 from capret_jax.models.x2vlm import abstract_model, bind
 
+# Compiles in seconds, with every part of the model in it.
+SMALL_MODEL = dataclasses.replace(
+    SIZES["tiny"],
+    image_size=32,
+    vision_depth=1,
+    text_layers=1,
+    fusion_layers=1,
+    vocab_size=256,
+    dropout=0.0,
+    drop_path=0.0,
+)
 DATA = pathlib.Path(__file__).parent / "data"
 
 

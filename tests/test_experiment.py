@@ -17,25 +17,16 @@ from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
 from capret_jax.losses.total import LossConfig
 from capret_jax.mesh import MeshConfig
-from capret_jax.models.config import SIZES
 from capret_jax.train.loop import LoopConfig
 from capret_jax.train.optimizer import OptimizerConfig
+from tests.conftest import SMALL_MODEL
 
 
 @pytest.fixture(scope="module")
 def config(prepared_dir) -> ExperimentConfig:
     return ExperimentConfig(
         batch_size=16,
-        model=dataclasses.replace(
-            SIZES["tiny"],
-            image_size=32,
-            vision_depth=1,
-            text_layers=1,
-            fusion_layers=1,
-            vocab_size=256,
-            dropout=0.0,
-            drop_path=0.0,
-        ),
+        model=SMALL_MODEL,
         data=DataConfig(
             variant="mini",
             prepared_dir=str(prepared_dir),

@@ -1,7 +1,5 @@
 """The training step: the same on any mesh, all terms traced, and it learns."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,23 +9,14 @@ from flax.traverse_util import flatten_dict
 from capret_jax.batch import IGNORED_LABEL, Batch
 from capret_jax.losses.total import LossConfig
 from capret_jax.mesh import BATCH_AXES, to_global
-from capret_jax.models.config import SIZES
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
 from capret_jax.train.state import abstract_state, init_state
 from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_step
+from tests.conftest import SMALL_MODEL
 
 STEPS, CLASSES = 6, 5
-MODEL = dataclasses.replace(
-    SIZES["tiny"],
-    image_size=32,
-    vision_depth=1,
-    text_layers=1,
-    fusion_layers=1,
-    dropout=0.0,
-    drop_path=0.0,
-)
 LOSS = LossConfig(mlm=1.0, matching_group=2)
 
 
@@ -54,10 +43,10 @@ def run(data: int, fsdp: int):
     devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
     mesh = jax.sharding.Mesh(devices, BATCH_AXES)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
-    graphdef, _ = abstract_model(MODEL)
-    abstract = abstract_state(MODEL, CLASSES, optimizer, mesh)
+    graphdef, _ = abstract_model(SMALL_MODEL)
+    abstract = abstract_state(SMALL_MODEL, CLASSES, optimizer, mesh)
     step = make_step(graphdef, LOSS, optimizer, mesh, abstract, seed=0)
-    state = init_state(MODEL, CLASSES, optimizer, 0, mesh)
+    state = init_state(SMALL_MODEL, CLASSES, optimizer, 0, mesh)
     curve = []
     for i in range(STEPS):
         state, metrics = step(state, to_global(mesh, make_batch(i % 2)))
