@@ -11,10 +11,10 @@ from capret_jax.models.text import BertLayer
 class FusionEncoder(nnx.Module):
     """Text states attend to vision states; position 0 then speaks for the pair."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         self.layers = nnx.List(
             [
-                BertLayer(config, rngs, context_width=config.vision_width)
+                BertLayer(config, context_width=config.vision_width)
                 for _ in range(config.fusion_layers)
             ]
         )

@@ -14,10 +14,10 @@ _HEAD_EPSILON = 1e-5
 class MlpHead(nnx.Module):
     """Linear(D, 2D), LayerNorm, GELU, Linear(2D, outputs): the ITM and the box head."""
 
-    def __init__(self, width: int, outputs: int, rngs: nnx.Rngs):
-        self.up = dense(width, 2 * width, rngs)
-        self.norm = layer_norm(2 * width, _HEAD_EPSILON, rngs)
-        self.down = dense(2 * width, outputs, rngs)
+    def __init__(self, width: int, outputs: int):
+        self.up = dense(width, 2 * width)
+        self.norm = layer_norm(2 * width, _HEAD_EPSILON)
+        self.down = dense(2 * width, outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(gelu(self.norm(self.up(x))))
@@ -26,9 +26,9 @@ class MlpHead(nnx.Module):
 class MaskedLmHead(nnx.Module):
     """BERT's token predictor; the output matrix is the token embedding table."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.dense = dense(config.text_width, config.text_width, rngs)
-        self.norm = layer_norm(config.text_width, EPSILON, rngs)
+    def __init__(self, config: ModelConfig):
+        self.dense = dense(config.text_width, config.text_width)
+        self.norm = layer_norm(config.text_width, EPSILON)
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
 
     def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:

@@ -1,5 +1,8 @@
 """Small pieces that the vision, text and fusion encoders share."""
 
+import types
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,21 +10,23 @@ from flax import nnx
 # Matrices start at zero here and get their values in `x2vlm.init_params`, all in one draw: XLA
 # compiles every draw on its own, which for 40 matrices took 10 s on a CPU.
 _DRAWN_LATER = nnx.initializers.zeros
+# So nothing here needs a key. Tracing NNX's own key counter takes 5 s at base size.
+_NO_RNGS: Any = types.SimpleNamespace(params=lambda: None)
 
 
-def dense(inputs: int, outputs: int, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+def dense(inputs: int, outputs: int, use_bias: bool = True) -> nnx.Linear:
     """A linear layer, `x @ kernel + bias`."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=_DRAWN_LATER, rngs=rngs)
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=_DRAWN_LATER, rngs=_NO_RNGS)
 
 
-def embedding(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
+def embedding(rows: int, width: int) -> nnx.Embed:
     """A lookup table (rows, width)."""
-    return nnx.Embed(rows, width, embedding_init=_DRAWN_LATER, rngs=rngs)
+    return nnx.Embed(rows, width, embedding_init=_DRAWN_LATER, rngs=_NO_RNGS)
 
 
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, epsilon: float) -> nnx.LayerNorm:
     """Layer normalisation over the last axis."""
-    return nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+    return nnx.LayerNorm(width, epsilon=epsilon, rngs=_NO_RNGS)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -42,9 +47,9 @@ def merge_heads(x: jax.Array) -> jax.Array:
 class Mlp(nnx.Module):
     """Two linear layers with a GELU between them: D -> hidden -> D."""
 
-    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
-        self.up = dense(width, hidden, rngs)
-        self.down = dense(hidden, width, rngs)
+    def __init__(self, width: int, hidden: int):
+        self.up = dense(width, hidden)
+        self.down = dense(hidden, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(gelu(self.up(x)))

@@ -23,13 +23,13 @@ _TOKEN_TYPES = 2
 class TextEmbeddings(nnx.Module):
     """Token + position + token type (always 0), normalised."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         width = config.text_width
         self.dropout_rate = config.dropout
-        self.word = embedding(config.vocab_size, width, rngs)
-        self.position = embedding(config.max_positions, width, rngs)
-        self.token_type = embedding(_TOKEN_TYPES, width, rngs)
-        self.norm = layer_norm(width, EPSILON, rngs)
+        self.word = embedding(config.vocab_size, width)
+        self.position = embedding(config.max_positions, width)
+        self.token_type = embedding(_TOKEN_TYPES, width)
+        self.norm = layer_norm(width, EPSILON)
 
     def __call__(self, token_ids: jax.Array, key: jax.Array | None = None) -> jax.Array:
         positions, limit = token_ids.shape[1], self.position.num_embeddings
@@ -46,15 +46,15 @@ class BertAttention(nnx.Module):
     The attention weights themselves are not dropped: fused attention kernels cannot.
     """
 
-    def __init__(self, config: ModelConfig, context_width: int, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, context_width: int):
         width = config.text_width
         self.heads = config.text_heads
         self.dropout_rate = config.dropout
-        self.query = dense(width, width, rngs)
-        self.key = dense(context_width, width, rngs)
-        self.value = dense(context_width, width, rngs)
-        self.out = dense(width, width, rngs)
-        self.norm = layer_norm(width, EPSILON, rngs)
+        self.query = dense(width, width)
+        self.key = dense(context_width, width)
+        self.value = dense(context_width, width)
+        self.out = dense(width, width)
+        self.norm = layer_norm(width, EPSILON)
 
     def __call__(
         self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: jax.Array | None
@@ -71,14 +71,14 @@ class BertAttention(nnx.Module):
 class BertLayer(nnx.Module):
     """Self-attention, cross-attention when `context_width` is given, and a feed-forward network."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, context_width: int | None = None):
+    def __init__(self, config: ModelConfig, context_width: int | None = None):
         width = config.text_width
         self.dropout_rate = config.dropout
-        self.attention = BertAttention(config, width, rngs)
+        self.attention = BertAttention(config, width)
         if context_width is not None:
-            self.cross_attention = BertAttention(config, context_width, rngs)
-        self.mlp = Mlp(width, config.text_hidden, rngs)
-        self.norm = layer_norm(width, EPSILON, rngs)
+            self.cross_attention = BertAttention(config, context_width)
+        self.mlp = Mlp(width, config.text_hidden)
+        self.norm = layer_norm(width, EPSILON)
 
     def __call__(
         self,
@@ -98,9 +98,9 @@ class BertLayer(nnx.Module):
 class TextEncoder(nnx.Module):
     """Token ids to contextual embeddings; the text's feature is position 0, [CLS]."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.embeddings = TextEmbeddings(config, rngs)
-        self.layers = nnx.List([BertLayer(config, rngs) for _ in range(config.text_layers)])
+    def __init__(self, config: ModelConfig):
+        self.embeddings = TextEmbeddings(config)
+        self.layers = nnx.List([BertLayer(config) for _ in range(config.text_layers)])
 
     def __call__(
         self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None

@@ -50,17 +50,17 @@ def relative_position_rows(grid: int) -> int:
 class VisionAttention(nnx.Module):
     """Self-attention with relative position bias; queries and values have a bias, keys none."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         width = config.vision_width
         self.heads = config.vision_heads
         self.grid = config.grid
-        self.qkv = dense(width, 3 * width, rngs, use_bias=False)
+        self.qkv = dense(width, 3 * width, use_bias=False)
         self.q_bias = nnx.Param(jnp.zeros((width,)))
         self.v_bias = nnx.Param(jnp.zeros((width,)))
         self.relative_position_bias = nnx.Param(
             jnp.zeros((relative_position_rows(self.grid), self.heads))
         )
-        self.out = dense(width, width, rngs)
+        self.out = dense(width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         bias = jnp.concatenate(
@@ -77,14 +77,14 @@ class VisionAttention(nnx.Module):
 class VisionBlock(nnx.Module):
     """Pre-norm transformer block with layer scale and stochastic depth."""
 
-    def __init__(self, config: ModelConfig, drop_path_rate: float, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, drop_path_rate: float):
         width = config.vision_width
         self.drop_path_rate = drop_path_rate
-        self.norm1 = layer_norm(width, _EPSILON, rngs)
-        self.attention = VisionAttention(config, rngs)
+        self.norm1 = layer_norm(width, _EPSILON)
+        self.attention = VisionAttention(config)
         self.gamma_1 = nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32))
-        self.norm2 = layer_norm(width, _EPSILON, rngs)
-        self.mlp = Mlp(width, _MLP_RATIO * width, rngs)
+        self.norm2 = layer_norm(width, _EPSILON)
+        self.mlp = Mlp(width, _MLP_RATIO * width)
         self.gamma_2 = nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32))
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -98,14 +98,14 @@ class VisionBlock(nnx.Module):
 class VisionEncoder(nnx.Module):
     """Pixels to one embedding per patch, and their mean at position 0."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig):
         width = config.vision_width
         self.image_size = config.image_size
-        self.patch_embed = dense(PATCH_SIZE * PATCH_SIZE * 3, width, rngs)
+        self.patch_embed = dense(PATCH_SIZE * PATCH_SIZE * 3, width)
         self.cls_token = nnx.Param(jnp.zeros((width,)))
         rates = np.linspace(0.0, config.drop_path, config.vision_depth)
-        self.blocks = nnx.List([VisionBlock(config, float(rate), rngs) for rate in rates])
-        self.norm = layer_norm(width, _EPSILON, rngs)
+        self.blocks = nnx.List([VisionBlock(config, float(rate)) for rate in rates])
+        self.norm = layer_norm(width, _EPSILON)
 
     def embed_patches(self, pixels: jax.Array) -> jax.Array:
         """(B, H, W, 3) normalised float -> (B, 1+N, D): the CLS token, then patches row by row."""

@@ -34,16 +34,16 @@ def normalize_pixels(image: jax.Array) -> jax.Array:
 class X2VLM(nnx.Module):
     """All encoders and heads. Methods are pure; a `key` turns dropout and stochastic depth on."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.vision = VisionEncoder(config, rngs)
-        self.text = TextEncoder(config, rngs)
-        self.fusion = FusionEncoder(config, rngs)
-        self.vision_proj = dense(config.vision_width, config.embed_dim, rngs)
-        self.text_proj = dense(config.text_width, config.embed_dim, rngs)
+    def __init__(self, config: ModelConfig):
+        self.vision = VisionEncoder(config)
+        self.text = TextEncoder(config)
+        self.fusion = FusionEncoder(config)
+        self.vision_proj = dense(config.vision_width, config.embed_dim)
+        self.text_proj = dense(config.text_width, config.embed_dim)
         self.temperature = nnx.Param(jnp.array(INITIAL_TEMPERATURE, jnp.float32))
-        self.itm_head = MlpHead(config.text_width, 2, rngs)
-        self.bbox_head = MlpHead(config.text_width, 4, rngs)
-        self.mlm_head = MaskedLmHead(config, rngs)
+        self.itm_head = MlpHead(config.text_width, 2)
+        self.bbox_head = MlpHead(config.text_width, 4)
+        self.mlm_head = MaskedLmHead(config)
 
     def encode_image(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(B, H, W, 3) normalised float -> (B, 1+N, D): mean of the patches, then the patches."""
@@ -93,7 +93,7 @@ class X2VLM(nnx.Module):
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
     """The model's structure, and its parameters as a dict of `jax.ShapeDtypeStruct`."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config, nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config)))
     return graphdef, _string_keys(nnx.to_pure_dict(state))
 
 
@@ -105,7 +105,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> dict:
 
     Traceable: jit it with `out_shardings` for a big model.
     """
-    params = _string_keys(nnx.to_pure_dict(nnx.state(X2VLM(config, nnx.Rngs(0)))))
+    params = _string_keys(nnx.to_pure_dict(nnx.state(X2VLM(config))))
     paths, structure = jax.tree.flatten_with_path(params)
     stds = [_initial_std(path[-1].key, leaf) for path, leaf in paths]
     sizes = [leaf.size for (_, leaf), std in zip(paths, stds, strict=True) if std]
