@@ -1,3 +1,13 @@
 """Photo -> shop item retrieval with vision-language models, in JAX."""
 
 __version__ = "0.1.0"
+__all__ = ["load_model"]
+
+
+def __getattr__(name: str):
+    # On demand: JAX and Orbax take a second to import, and programs set their environment first.
+    if name == "load_model":
+        from capret_jax.loading import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

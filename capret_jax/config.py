@@ -31,6 +31,8 @@ _FREE_KEYS = (
     "loop.checkpoint_every",
     "loop.evaluate_every",
 )
+# What may differ between a model and the checkpoint that it starts from.
+_FREE_SIZES = ("image_size", "decoder_layers", "layer_scale", "drop_path", "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,15 @@ class ExperimentConfig:
         mode: one of `MODES`.
         seed: of the parameters, the order of the data and all draws.
         batch_size: B, global.
+        init_from: folder of a converted checkpoint, or of a finished run, whose model a new run
+            starts from; empty starts from scratch. A run's own checkpoint comes before it.
         model, data, loss, optimizer, loop, mesh, evaluation: see their classes.
     """
 
     mode: str = "train_and_evaluate"
     seed: int = 0
     batch_size: int = 64
+    init_from: str = ""
     model: ModelConfig = SIZES["base"]
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
@@ -134,13 +139,36 @@ def check_same_training(saved: dict, current: dict, workdir: str) -> None:
     Raises:
         InputError: a key that shapes training differs.
     """
-    before, now = _flat(saved), _flat(current)
+    # A key that is younger than the checkpoint had its default value then.
+    defaults = _flat(dataclasses.asdict(ExperimentConfig()))
+    before, now = defaults | _flat(saved), _flat(current)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not _is_free(key):
             raise InputError(
                 f"the checkpoint in {workdir} belongs to another config: config.{key} was "
                 f"{before.get(key)!r} and is {now.get(key)!r}; set it back, or choose another "
                 "--workdir."
+            )
+
+
+def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> None:
+    """Refuses to start a model from one of another size; another image size is fine.
+
+    Args:
+        wanted: of this run.
+        found: of the checkpoint.
+        source: for the message.
+
+    Raises:
+        InputError: a size differs.
+    """
+    for field in dataclasses.fields(ModelConfig):
+        name = field.name
+        now, then = getattr(wanted, name), getattr(found, name)
+        if name not in _FREE_SIZES and now != then:
+            raise InputError(
+                f"config.model.{name}={now} does not fit config.init_from={source}, which has "
+                f"{then}; set --config.model.{name}={then}."
             )
 
 

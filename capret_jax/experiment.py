@@ -7,15 +7,19 @@ import pathlib
 import grain
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from capret_jax.config import ExperimentConfig, check_same_training
+from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
+from capret_jax.convert.reference import parts
+from capret_jax.convert.relative_position import with_image_size
 from capret_jax.data.dataset import open_splits, open_tokenizer
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.errors import InputError
-from capret_jax.mesh import first_process_first, make_mesh
+from capret_jax.loading import load_card, load_weights
+from capret_jax.mesh import first_process_first, make_mesh, place
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol
@@ -52,6 +56,8 @@ class Experiment:
         if self._checkpoints.latest_step() is not None:
             saved, current = self._checkpoints.config(), dataclasses.asdict(config)
             check_same_training(saved, current, str(workdir))
+        elif config.init_from:
+            check_same_shapes(config.model, load_card(config.init_from).config, config.init_from)
         self._optimizer = make_optimizer(config.optimizer, config.loop.steps)
         self._train_split, self._validation_split = first_process_first(
             lambda: open_splits(config.data)
@@ -92,7 +98,7 @@ class Experiment:
             print(f"resuming from step {done} of {last}")
             state = self._checkpoints.restore(self._abstract, iterator)
         else:
-            state = self.fresh_state()
+            state = self.initial_state()
         writer = MetricsWriter(self._workdir, start=done)
         try:
             train(
@@ -113,15 +119,20 @@ class Experiment:
     def evaluate(self) -> None:
         """Evaluates the newest checkpoint beside its baselines; leaves `evaluation/`.
 
+        Before any training that is the model of `config.init_from`: zero-shot.
+
         Raises:
-            InputError: there is no checkpoint, or an image does not decode.
+            InputError: there is neither, or an image does not decode.
         """
-        if self._checkpoints.latest_step() is None:
+        if self._checkpoints.latest_step() is not None:
+            state = self._checkpoints.restore(self._abstract)
+        elif self.config.init_from:
+            state = self.initial_state()
+        else:
             raise InputError(
                 f"{self._workdir} has no checkpoint to evaluate: train first, with "
-                "--config.mode=train_and_evaluate."
+                "--config.mode=train_and_evaluate, or set --config.init_from."
             )
-        state = self._checkpoints.restore(self._abstract)
         embeddings = {
             "this model": self._embed(state),
             "untrained model": self._embed(self.fresh_state()),
@@ -149,8 +160,31 @@ class Experiment:
             self.config.seed,
         )
 
+    def initial_state(self) -> TrainState:
+        """The state before the first step: from `config.init_from`, or from scratch.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
+        """
+        state, source = self.fresh_state(), self.config.init_from
+        if not source:
+            print("starting from scratch")
+            return state
+        loaded, card = load_weights(source, functools.partial(place, self.mesh))
+        loaded, _ = with_image_size(loaded, card.config, self.config.model.image_size)
+        given = flatten_dict(loaded, sep="/")
+        model = {
+            path: leaf if path in card.fresh else given[path]
+            for path, leaf in flatten_dict(state.params["model"], sep="/").items()
+        }
+        fresh = f"; fresh: {', '.join(parts(card.fresh))}" if card.fresh else ""
+        print(f"starting from {source}, a {card.kind} checkpoint{fresh}")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self._abstract.params["model"])
+        params = jax.device_put(unflatten_dict(model, sep="/"), shardings)
+        return dataclasses.replace(state, params=state.params | {"model": params})
+
     def fresh_state(self) -> TrainState:
-        """The state before the first step."""
+        """The state of a model that has seen nothing."""
         config = self.config
         return init_state(
             config.model, self._sampler.classes, self._optimizer, config.seed, self.mesh

@@ -2,16 +2,16 @@
 
 import os
 import pathlib
-import sys
 
 # Read by libraries when they are first imported: no advice on installing torch, no XLA banners.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from capret_jax.command_line import run
 from capret_jax.config import from_config_dict
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
@@ -61,23 +61,5 @@ def _make_workdir(path: str) -> pathlib.Path:
     return workdir
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Flag mistakes, unknown config keys among them, end like every other mistake."""
-    try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(str(error)) from error
-
-
-def run() -> None:
-    """The command line: exit code 2 and one line on stderr for a mistake in the input."""
-    logging.set_verbosity(logging.WARNING)
-    try:
-        app.run(main, flags_parser=_parse_flags)
-    except (InputError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    run()
+    run(main)

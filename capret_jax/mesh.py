@@ -69,6 +69,15 @@ def param_shardings(mesh: Mesh, params):
     )
 
 
+def place(mesh: Mesh, abstract):
+    """The same `jax.ShapeDtypeStruct`s with the shardings of `param_shardings`."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        param_shardings(mesh, abstract),
+    )
+
+
 def _param_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or math.prod(shape) < _MIN_SHARDED_SIZE or not divisible:

@@ -1,11 +1,33 @@
 """Brings a block's relative position table to another image size, as BEiT and X2-VLM do."""
 
+import dataclasses
+
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.interpolate import RectBivariateSpline
 
 from capret_jax.errors import InputError
+from capret_jax.models.config import ModelConfig
 
 _CLS_ROWS = 3
+
+
+def with_image_size(params: dict, config: ModelConfig, image_size: int) -> tuple[dict, ModelConfig]:
+    """The same model for square images of another size; everything but the tables is shared.
+
+    Raises:
+        InputError: `image_size` is not a positive multiple of 16.
+    """
+    target = dataclasses.replace(config, image_size=image_size)
+    if target == config:
+        return params, config
+    flat = flatten_dict(params, sep="/")
+    tables = {
+        path: interpolate_bias_table(np.asarray(table), target.grid)
+        for path, table in flat.items()
+        if path.endswith("relative_position_bias")
+    }
+    return unflatten_dict(flat | tables, sep="/"), target
 
 
 def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:

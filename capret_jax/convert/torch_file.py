@@ -1,71 +1,183 @@
-"""Reads X2-VLM's PyTorch files (torch >= 1.6 zip pickles) without torch."""
+"""Reads and writes torch's zip files (torch >= 1.6) without torch.
 
+Such a file is an uncompressed zip archive: `data.pkl` is a pickle in which each tensor refers to a
+storage, and `data/<key>` are the storages' raw bytes.
+"""
+
+import argparse
 import os
-import re
+import pickle
+import pickletools
+import struct
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import ptloader
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from capret_jax.convert.names import IGNORED, reference_names
-from capret_jax.convert.relative_position import interpolate_bias_table
 from capret_jax.errors import InputError
-from capret_jax.models.config import ModelConfig
-from capret_jax.models.x2vlm import abstract_model
+
+_BEFORE_1_6 = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # the first of several pickles
+_RESAVE = (
+    "; save it again with torch 1.6 or newer: torch.save(torch.load(old, map_location='cpu'), new)"
+)
+# torch maps files into memory at this alignment.
+_ALIGNMENT = 64
+_STORAGES = {
+    "float64": "DoubleStorage",
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Name -> array of a `.th` file, which holds a state dict or `{"model": state dict}`.
+def read_torch_file(path: str | os.PathLike) -> Any:
+    """What `torch.save` wrote, with NumPy arrays (views of the storages) for tensors.
+
+    No code of the file is run: its pickle may name containers and tensors only.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file is damaged, of another format, or its pickle names anything else.
     """
+    path = os.fspath(path)
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} {_why_no_zip(path)}.")
     try:
-        content = ptloader.load(os.fspath(path))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} is not a readable torch file: {error}") from error
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not state or not all(isinstance(value, np.ndarray) for value in state.values()):
-        raise InputError(f"{path} holds no state dict: expected names mapped to tensors.")
-    return dict(state)
+        return ptloader.load(
+            path,
+            torchscript_mode="strict",
+            payload="data",
+            storage_registry={"BFloat16Storage": np.dtype(ml_dtypes.bfloat16)},
+            # The command line that many training scripts save beside the weights; only data.
+            pickle_global_registry={("argparse", "Namespace"): argparse.Namespace},
+        )
+    except ptloader.CheckpointError as error:
+        raise InputError(f"{path} {_why_refused(str(error))}.") from error
+    # A damaged pickle fails in as many ways as there are opcodes.
+    except (Exception, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def from_reference(state: dict[str, np.ndarray], config: ModelConfig) -> dict:
-    """Parameters of ours from a `pretrain` state dict, vision tables brought to `config.grid`.
+def _why_no_zip(path: str) -> str:
+    with open(path, "rb") as file:
+        start = file.read(1 << 16)
+    if start.startswith(b"PK"):
+        return (
+            f"is cut short: {os.path.getsize(path):,} bytes without the directory that ends a zip "
+            "file; copy or download it again"
+        )
+    if start.startswith(_BEFORE_1_6):
+        return f"was written by torch before 1.6, in a format that only torch reads{_RESAVE}"
+    if tarfile.is_tarfile(path):
+        return f"is a tar archive of torch before 0.1.10, which only torch reads{_RESAVE}"
+    if start.startswith(b"\x80"):
+        return (
+            "is a bare pickle, not a torch zip file; it was not loaded, since unpickling can run "
+            f"code (it names {', '.join(_globals(start)) or 'nothing'})"
+        )
+    return "is neither a torch zip file nor safetensors"
 
-    Args:
-        state: name -> array, as `read_state_dict` returns it.
-        config: the size that the file is of; `image_size` may differ from the file's.
 
-    Returns:
-        A nested dict as `init_params` makes it, float32.
+def _globals(data: bytes) -> list[str]:
+    """The functions and classes that a pickle names, as far as `data` goes."""
+    names, strings = [], []
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if isinstance(argument, str):
+                strings.append(argument)
+            if opcode.name == "GLOBAL":
+                names.append(strings[-1].replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+    except ValueError:  # cut off by our reading only its beginning, or no pickle after all
+        pass
+    return names
 
-    Raises:
-        InputError: a name or shape is missing or unknown; the message lists all of them.
+
+def _why_refused(message: str) -> str:
+    name = message.removeprefix("Unsupported pickle global: ")
+    if name == message:
+        return f"is not a readable torch file: {message}"
+    return (
+        f"was refused: its pickle names {name}, which no state dict needs and which can run code; "
+        "if you trust it, load it with torch and save its state dict alone"
+    )
+
+
+def write_torch_file(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
+    """Writes `{"model": state}` so that `torch.load(path, weights_only=True)` reads it.
+
+    An array that occurs under several names is written once and stays shared, as tied parameters
+    are in torch.
     """
-    names = reference_names(config)
-    known = {reference.name for reference in names.values()}
-    problems = [
-        f"unexpected {name} {array.shape}"
-        for name, array in state.items()
-        if name not in known and not any(re.fullmatch(p, name) for p in IGNORED)
-    ]
-    _, abstract = abstract_model(config)
-    arrays = {}
-    for path, wanted in flatten_dict(abstract, sep="/").items():
-        name, to_ours = names[path]
-        if name not in state:
-            problems.append(f"missing {name}")
-            continue
-        array = to_ours(state[name].astype(np.float32))
-        if path.endswith("relative_position_bias") and array.shape != wanted.shape:
-            array = interpolate_bias_table(array, config.grid)
-        if array.shape != wanted.shape:
-            problems.append(
-                f"{name} has shape {state[name].shape}, which gives {array.shape} "
-                f"where {wanted.shape} is needed"
-            )
-        arrays[path] = array
-    if problems:
-        raise InputError("the checkpoint does not fit the model: " + "; ".join(problems))
-    return unflatten_dict(arrays, sep="/")
+    arrays = {id(array): array for array in state.values()}
+    keys = {identity: str(i) for i, identity in enumerate(arrays)}
+    tensors = {name: _tensor(array, keys[id(array)]) for name, array in state.items()}
+    root = os.path.splitext(os.path.basename(path))[0]
+    with open(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+
+        def add(name: str, data) -> None:
+            entry = zipfile.ZipInfo(f"{root}/{name}")
+            header = file.tell() + 30 + len(entry.filename.encode()) + 4
+            padding = -header % _ALIGNMENT
+            entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
+            archive.writestr(entry, data)
+
+        add("data.pkl", b"\x80\x02" + _dict({"model": _dict(tensors)}) + pickle.STOP)
+        add("byteorder", b"little")
+        for identity, array in arrays.items():
+            add(f"data/{keys[identity]}", _raw(array))
+        add("version", b"3\n")
+
+
+def _raw(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+# Pickle opcodes are written out, since `pickle` itself writes only names that it can import.
+
+
+def _dict(values: Mapping[str, bytes]) -> bytes:
+    items = b"".join(_value(name) + value for name, value in values.items())
+    return pickle.EMPTY_DICT + pickle.MARK + items + pickle.SETITEMS
+
+
+def _tensor(array: np.ndarray, key: str) -> bytes:
+    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+    storage = _tuple(
+        _value("storage"),
+        _global("torch", _STORAGES[array.dtype.name]),
+        _value(key),
+        _value("cpu"),
+        _value(array.size),
+    )
+    strides = tuple(int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim))
+    arguments = _tuple(
+        storage + pickle.BINPERSID,
+        _value(0),
+        _value(array.shape),
+        _value(strides),
+        _value(False),
+        _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE,
+    )
+    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _value(value: Any) -> bytes:
+    """A string, int, bool or tuple of ints, without the pickle's first and last opcode."""
+    return pickle.dumps(value, protocol=2)[2:-1]

@@ -21,7 +21,8 @@ def attention(
         query: (B, T, H, D/H).
         key, value: (B, S, H, D/H).
         bias: (H, T, S), added to the scaled logits.
-        mask: (B, S) with 1 for the keys that may be attended to, 0 for padding.
+        mask: (B, S), or (B, T, S) where queries differ, with 1 for the keys that may be attended
+            to and 0 for the others.
         implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
@@ -36,7 +37,8 @@ def _xla(query, key, value, bias, mask):
     if bias is not None:
         logits = logits + bias
     if mask is not None:
-        logits = logits + jnp.where(mask[:, None, None, :] > 0, 0.0, MASKED_LOGIT)
+        per_query = mask if mask.ndim == 3 else mask[:, None, :]
+        logits = logits + jnp.where(per_query[:, None] > 0, 0.0, MASKED_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, value)
 

@@ -18,6 +18,7 @@ class ModelConfig:
         text_layers, fusion_layers: BERT layers without and with cross-attention to the image.
         vocab_size, max_positions: rows of the token and position tables.
         embed_dim: E, the width of the retrieval embedding.
+        decoder_layers: of the VQA answer decoder; 0 for a model without one.
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
         drop_path: stochastic depth of the last vision block; it grows linearly from 0.
         dropout: rate on the hidden states of the text and fusion layers.
@@ -34,6 +35,7 @@ class ModelConfig:
     fusion_layers: int
     vocab_size: int
     embed_dim: int
+    decoder_layers: int = 0
     max_positions: int = 512
     layer_scale: float = 0.1
     drop_path: float = 0.1

@@ -1,6 +1,7 @@
 """The BERT text encoder (arXiv 1810.04805), and the layer it shares with the fusion encoder."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from capret_jax.models.attention import attention
@@ -15,6 +16,8 @@ from capret_jax.models.layers import (
     split_heads,
     split_key,
 )
+
+KeysValues = tuple[jax.Array, jax.Array]
 
 EPSILON = 1e-12
 _TOKEN_TYPES = 2
@@ -31,17 +34,24 @@ class TextEmbeddings(nnx.Module):
         self.token_type = embedding(_TOKEN_TYPES, width)
         self.norm = layer_norm(width, EPSILON)
 
-    def __call__(self, token_ids: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, token_ids: jax.Array, key: jax.Array | None = None, start: jax.Array | int = 0
+    ) -> jax.Array:
+        """(B, T) ids at the positions from `start` on -> (B, T, D); `key` turns dropout on."""
         positions, limit = token_ids.shape[1], self.position.num_embeddings
         if positions > limit:
             raise ValueError(f"{positions} tokens do not fit the model's {limit} positions.")
-        x = self.word(token_ids) + self.position.embedding[:positions]
+        position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
+        x = self.word(token_ids) + position
         x = x + self.token_type.embedding[0]
         return dropout(self.norm(x), self.dropout_rate, key)
 
 
 class BertAttention(nnx.Module):
     """Multi-head attention, residual and post-norm. Keys and values may come from elsewhere.
+
+    There may be K times as many rows of queries as of keys: K consecutive rows then look at the
+    same keys, so that one image serves several texts without being copied.
 
     The attention weights themselves are not dropped: fused attention kernels cannot.
     """
@@ -59,13 +69,26 @@ class BertAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: jax.Array | None
     ) -> jax.Array:
-        """x (B, T, D), context (B, S, D'), mask (B, S) 0/1 or None -> (B, T, D)."""
-        query, keys, value = (
-            split_heads(part, self.heads)
-            for part in (self.query(x), self.key(context), self.value(context))
-        )
-        update = self.out(merge_heads(attention(query, keys, value, mask=mask)))
-        return self.norm(x + dropout(update, self.dropout_rate, key))
+        """x (B*K, T, D), context (B, S, D'), mask (B, [T,] S) 0/1 or None -> (B*K, T, D)."""
+        return self.attend(x, self.keys_values(context), mask, key)
+
+    def keys_values(self, context: jax.Array) -> KeysValues:
+        """context (B, S, D') -> keys and values (B, S, H, D/H)."""
+        keys, values = self.key(context), self.value(context)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
+
+    def attend(
+        self,
+        x: jax.Array,
+        keys_values: KeysValues,
+        mask: jax.Array | None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """x (B*K, T, D), keys and values (B, S, H, D/H) -> (B*K, T, D)."""
+        query = split_heads(self.query(x), self.heads)
+        query = query.reshape(len(keys_values[0]), -1, *query.shape[2:])
+        update = merge_heads(attention(query, *keys_values, mask=mask)).reshape(x.shape)
+        return self.norm(x + dropout(self.out(update), self.dropout_rate, key))
 
 
 class BertLayer(nnx.Module):
@@ -88,11 +111,48 @@ class BertLayer(nnx.Module):
         context_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
+        """x (B*K, T, D), mask (B*K, [T,] T), context (B, S, D'), its mask (B, S) -> (B*K, T, D)."""
         self_key, cross_key, mlp_key = split_key(key, 3)
         x = self.attention(x, x, mask, self_key)
         if context is not None:
             x = self.cross_attention(x, context, context_mask, cross_key)
         return self.norm(x + dropout(self.mlp(x), self.dropout_rate, mlp_key))
+
+    def step(
+        self,
+        x: jax.Array,
+        position: jax.Array | int,
+        cache: KeysValues,
+        context: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Some positions of a text that is written left to right, given those before.
+
+        Args:
+            x: (B*K, T, D), the states at `position` and after.
+            position: of the first of them.
+            cache: this layer's keys and values (B*K, L, H, D/H), valid before `position`.
+            context: of the cross-attention, (B, S, H, D/H).
+
+        Returns:
+            (B*K, T, D), and the cache with these positions filled in.
+        """
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
+            for old, new in zip(cache, self.attention.keys_values(x), strict=True)
+        )
+        written = position + jnp.arange(x.shape[1])
+        visible = jnp.arange(keys.shape[1]) <= written[:, None]
+        mask = jnp.broadcast_to(visible, (len(x), *visible.shape))
+        x = self.attention.attend(x, (keys, values), mask)
+        if context is not None:
+            x = self.cross_attention.attend(x, context, mask=None)
+        return self.norm(x + self.mlp(x)), (keys, values)
+
+
+def causal_mask(token_mask: jax.Array) -> jax.Array:
+    """(B, T) 0/1 -> (B, T, T): each token sees itself and the real tokens before it."""
+    positions = token_mask.shape[1]
+    return jnp.tril(jnp.ones((positions, positions), bool)) & (token_mask[:, None, :] > 0)
 
 
 class TextEncoder(nnx.Module):
@@ -105,7 +165,7 @@ class TextEncoder(nnx.Module):
     def __call__(
         self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """(B, T) int ids and 0/1 mask -> (B, T, D); `key` turns dropout on."""
+        """(B, T) int ids, (B, [T,] T) 0/1 mask -> (B, T, D); `key` turns dropout on."""
         first, *rest = split_key(key, 1 + len(self.layers))
         x = self.embeddings(token_ids, first)
         for layer, layer_key in zip(self.layers, rest, strict=True):

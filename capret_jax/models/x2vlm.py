@@ -7,12 +7,16 @@
 `params` is a plain nested dict. `bind` costs nothing at run time when called inside `jax.jit`.
 """
 
+from collections.abc import Collection
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from capret_jax.models.config import ModelConfig
+from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.fusion import FusionEncoder
 from capret_jax.models.heads import MaskedLmHead, MlpHead, normalize
 from capret_jax.models.layers import dense
@@ -44,6 +48,8 @@ class X2VLM(nnx.Module):
         self.itm_head = MlpHead(config.text_width, 2)
         self.bbox_head = MlpHead(config.text_width, 4)
         self.mlm_head = MaskedLmHead(config)
+        if config.decoder_layers:
+            self.decoder = AnswerDecoder(config)
 
     def encode_image(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(B, H, W, 3) normalised float -> (B, 1+N, D): mean of the patches, then the patches."""
@@ -90,6 +96,16 @@ class X2VLM(nnx.Module):
         """(B, T, D) -> (B, T, vocab)."""
         return self.mlm_head(fused, self.text.embeddings.word.embedding[...])
 
+    def answer_logits(
+        self,
+        answer_ids: jax.Array,
+        answer_mask: jax.Array,
+        question: jax.Array,
+        question_mask: jax.Array,
+    ) -> jax.Array:
+        """Answers (Q*K, A) to questions fused with their image (Q, T, D) -> (Q*K, A, vocab)."""
+        return self.decoder(answer_ids, answer_mask, question, question_mask)
+
 
 def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
     """The model's structure, and its parameters as a dict of `jax.ShapeDtypeStruct`."""
@@ -97,15 +113,23 @@ def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
     return graphdef, _string_keys(nnx.to_pure_dict(state))
 
 
-def init_params(config: ModelConfig, key: jax.Array) -> dict:
+def init_params(config: ModelConfig, key: jax.Array, only: Collection[str] | None = None) -> dict:
     """Fresh parameters, float32: truncated normal, embeddings with deviation 0.02 as in BERT.
 
     Linear layers have the deviation fan_in^-0.5, which at base width is close to BERT's 0.02 too;
     but a narrow model that starts at 0.02 has branches that hardly say anything, and learns late.
 
     Traceable: jit it with `out_shardings` for a big model.
+
+    Args:
+        config: the shapes.
+        key: of all draws.
+        only: paths ("itm_head/up/kernel") of the parameters to make; all when None.
     """
     params = _string_keys(nnx.to_pure_dict(nnx.state(X2VLM(config))))
+    if only is not None:
+        flat = flatten_dict(params, sep="/")
+        params = unflatten_dict({path: flat[path] for path in only}, sep="/")
     paths, structure = jax.tree.flatten_with_path(params)
     stds = [_initial_std(path[-1].key, leaf) for path, leaf in paths]
     sizes = [leaf.size for (_, leaf), std in zip(paths, stds, strict=True) if std]

@@ -7,7 +7,13 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from capret_jax.train.state import TrainState
 
+_FOLDER = "checkpoints"
 _KEEP = 2
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+    """Whether a run has left checkpoints here, or begun to."""
+    return (workdir / _FOLDER).is_dir()
 
 
 class Checkpoints:
@@ -17,12 +23,17 @@ class Checkpoints:
     of one in the way.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, read_only: bool = False):
+        """
+        Args:
+            workdir: of the run.
+            read_only: leave half-written checkpoints alone: another process may be writing them.
+        """
         policy = ocp.training.preservation_policies.LatestN(_KEEP)
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / "checkpoints").absolute(),
+            (workdir / _FOLDER).absolute(),
             preservation_policy=policy,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     def latest_step(self) -> int | None:
@@ -58,6 +69,14 @@ class Checkpoints:
         if iterator is not None:
             wanted["data"] = iterator
         return self._checkpointer.load_checkpointables(None, wanted)["state"]
+
+    def restore_model(self, abstract: dict) -> dict:
+        """The newest checkpoint's model parameters alone, as `abstract` asks."""
+        with ocp.Context() as context:
+            context.pytree.loading.partial_load = True
+            wanted = {"state": {"params": {"model": abstract}}}
+            loaded = self._checkpointer.load_checkpointables(None, wanted)
+        return loaded["state"]["params"]["model"]
 
     def close(self) -> None:
         """Waits until everything is written."""

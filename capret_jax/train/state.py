@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from capret_jax.mesh import param_shardings
+from capret_jax.mesh import param_shardings, place
 from capret_jax.models.config import ModelConfig
 from capret_jax.models.x2vlm import init_params
 
@@ -45,11 +45,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, without allocating anything."""
     shapes = jax.eval_shape(_creator(config, classes, optimizer), jax.random.key(0))
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        param_shardings(mesh, shapes),
-    )
+    return place(mesh, shapes)
 
 
 def init_state(

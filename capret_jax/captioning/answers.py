@@ -1,0 +1,63 @@
+"""Visual question answering by ranking a list of answers, as X2-VLM does (ALBEF, 2107.07651)."""
+
+import jax
+import jax.numpy as jnp
+
+from capret_jax.models.x2vlm import X2VLM
+
+
+def answer_losses(
+    model: X2VLM,
+    answer_ids: jax.Array,
+    answer_mask: jax.Array,
+    question: jax.Array,
+    question_mask: jax.Array,
+) -> jax.Array:
+    """Cross entropy of each answer, summed over its tokens after [CLS].
+
+    Args:
+        model: with an answer decoder.
+        answer_ids, answer_mask: (Q*K, A), `[CLS] answer [SEP]`; K consecutive answers belong to
+            one question.
+        question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
+
+    Returns:
+        (Q*K,) float32, in nats.
+    """
+    logits = model.answer_logits(answer_ids[:, :-1], answer_mask[:, :-1], question, question_mask)
+    log_probs = jax.nn.log_softmax(logits)
+    token_log_probs = jnp.take_along_axis(log_probs, answer_ids[:, 1:, None], axis=-1)[..., 0]
+    return -jnp.sum(token_log_probs * answer_mask[:, 1:], axis=1)
+
+
+def rank_answers(
+    model: X2VLM,
+    answer_ids: jax.Array,
+    answer_mask: jax.Array,
+    question: jax.Array,
+    question_mask: jax.Array,
+    k: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The best `k` of a list of answers for each question.
+
+    The k answers whose first token is likeliest are scored whole; an answer's score is
+    log p(first token) - `answer_losses`, in which the first token counts a second time.
+
+    Args:
+        model: with an answer decoder.
+        answer_ids, answer_mask: (N, A) the list, each `[CLS] answer [SEP]` and padding.
+        question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
+        k: at most N.
+
+    Returns:
+        (Q, k) int32 rows of the list, best first, and (Q, k) float32 probabilities among these k.
+    """
+    questions = len(question)
+    start = jnp.broadcast_to(answer_ids[0, :1], (questions, 1))
+    logits = model.answer_logits(start, jnp.ones_like(start), question, question_mask)[:, 0]
+    first_log_probs = jax.nn.log_softmax(logits)[:, answer_ids[:, 1]]
+    first, rows = jax.lax.top_k(first_log_probs, k)
+    candidates, mask = (x[rows].reshape(questions * k, -1) for x in (answer_ids, answer_mask))
+    losses = answer_losses(model, candidates, mask, question, question_mask)
+    scores, order = jax.lax.top_k(first - losses.reshape(questions, k), k)
+    return jnp.take_along_axis(rows, order, axis=1), jax.nn.softmax(scores)

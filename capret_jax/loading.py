@@ -1,0 +1,203 @@
+"""Models from their folders: what convert_torch_ckpt.py wrote, or a training workdir.
+
+model = load_model("DIR")
+image = model.encode_image(pixels)
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from capret_jax.captioning.answers import rank_answers
+from capret_jax.captioning.beam_search import BeamConfig
+from capret_jax.captioning.writer import SpecialTokens, write_captions
+from capret_jax.convert.checkpoint import (
+    ModelCard,
+    is_converted,
+    load_params,
+    on_one_device,
+    read_card,
+)
+from capret_jax.convert.names import COMPLETE
+from capret_jax.convert.reference import parts
+from capret_jax.convert.relative_position import with_image_size
+from capret_jax.errors import InputError
+from capret_jax.models.config import ModelConfig
+from capret_jax.models.x2vlm import X2VLM, abstract_model, bind
+from capret_jax.train.checkpoint import Checkpoints, has_checkpoints
+
+Array = jax.Array | np.ndarray
+
+
+def load_weights(
+    folder: str | os.PathLike, place: Callable[[dict], dict] = on_one_device
+) -> tuple[dict, ModelCard]:
+    """Reads a converted checkpoint, or the newest checkpoint of a training workdir.
+
+    Args:
+        folder: of either.
+        place: gives the abstract parameters their shardings.
+
+    Returns:
+        The parameters, a nested dict as `init_params` makes it, and what is known of them.
+
+    Raises:
+        InputError: the folder is neither, or what it holds cannot be read.
+    """
+    card = load_card(folder)
+    abstract, path = place(abstract_model(card.config)[1]), pathlib.Path(folder)
+    if is_converted(path):
+        return load_params(path, abstract), card
+    return Checkpoints(path, read_only=True).restore_model(abstract), card
+
+
+def load_card(folder: str | os.PathLike) -> ModelCard:
+    """The shapes and the kind of the model in a folder; trained models count as "pretrain".
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    path = pathlib.Path(folder)
+    if is_converted(path):
+        return read_card(path)
+    if not has_checkpoints(path):
+        raise InputError(
+            f"{path} is neither a converted checkpoint (it has no model.json) nor the workdir of a "
+            "training run (it has no checkpoints/)."
+        )
+    checkpoints = Checkpoints(path, read_only=True)
+    if checkpoints.latest_step() is None:
+        raise InputError(f"{path} has no complete checkpoint yet.")
+    return ModelCard(ModelConfig(**checkpoints.config()["model"]), COMPLETE, [])
+
+
+def load_model(folder: str | os.PathLike, image_size: int | None = None) -> "LoadedModel":
+    """A model ready to be called.
+
+    Args:
+        folder: what convert_torch_ckpt.py wrote, or a training workdir.
+        image_size: pixels, a multiple of 16; what the checkpoint has when None. Images of other
+            sizes are taken too, at the cost of interpolating the tables when first met.
+
+    Raises:
+        InputError: the folder holds no model, or the image size is impossible.
+    """
+    params, card = load_weights(folder)
+    params, config = with_image_size(params, card.config, image_size or card.config.image_size)
+    return LoadedModel(params, config, parts(card.fresh))
+
+
+class LoadedModel:
+    """X2-VLM with its parameters; every method is compiled once per shape of its arguments.
+
+    B images, N patches, T tokens, D width, E embedding. Arrays may be NumPy's or JAX's. A method
+    whose part of the model was not in the converted file raises an InputError: its answer would
+    be random.
+    """
+
+    def __init__(self, params: dict, config: ModelConfig, fresh_parts: list[str]):
+        """
+        Args:
+            params: nested dict, as `init_params` makes it.
+            config: their shapes.
+            fresh_parts: parts of the model that methods must refuse to use.
+        """
+        self.params = params
+        self.config = config
+        self._fresh_parts = frozenset(fresh_parts)
+        self._at_size = functools.lru_cache(maxsize=4)(self._interpolated)
+        self._compiled = functools.cache(_compile)
+
+    def encode_image(self, pixels: Array) -> jax.Array:
+        """(B, S, S, 3) normalised float, S any multiple of 16 -> (B, 1+N, D)."""
+        if pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+            raise InputError(f"images must be (B, S, S, 3) and are {pixels.shape}.")
+        params, config = self._at_size(pixels.shape[1])
+        return self._compiled(config, X2VLM.encode_image)(params, pixels)
+
+    def pool_regions(self, image: Array, mask: Array) -> jax.Array:
+        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D) with the region's mean at position 0."""
+        return self._call(X2VLM.pool_regions, (), image, mask)
+
+    def encode_text(self, token_ids: Array, token_mask: Array) -> jax.Array:
+        """(B, T) int ids and 0/1 mask -> (B, T, D)."""
+        return self._call(X2VLM.encode_text, (), token_ids, token_mask)
+
+    def fuse(
+        self, text: Array, token_mask: Array, image: Array, image_mask: Array | None = None
+    ) -> jax.Array:
+        """text (B*K, T, D), image (B, 1+N, D'), masks 0/1 -> (B*K, T, D)."""
+        return self._call(X2VLM.fuse, ("fusion",), text, token_mask, image, image_mask)
+
+    def image_features(self, image: Array) -> jax.Array:
+        """(B, 1+N, D) -> (B, E), L2-normalised."""
+        return self._call(X2VLM.image_features, ("vision_proj",), image)
+
+    def text_features(self, text: Array) -> jax.Array:
+        """(B, T, D) -> (B, E), L2-normalised."""
+        return self._call(X2VLM.text_features, ("text_proj",), text)
+
+    def match_logits(self, fused: Array) -> jax.Array:
+        """(B, T, D) -> (B, 2); class 1 means that text and image match."""
+        return self._call(X2VLM.match_logits, ("fusion", "itm_head"), fused)
+
+    def predict_boxes(self, fused: Array) -> jax.Array:
+        """(B, T, D) -> (B, 4) cx, cy, w, h as fractions of the image."""
+        return self._call(X2VLM.predict_boxes, ("fusion", "bbox_head"), fused)
+
+    def masked_lm_logits(self, fused: Array) -> jax.Array:
+        """(B, T, D) -> (B, T, vocab)."""
+        return self._call(X2VLM.masked_lm_logits, ("fusion", "mlm_head"), fused)
+
+    def rank_answers(
+        self,
+        answer_ids: Array,
+        answer_mask: Array,
+        question: Array,
+        question_mask: Array,
+        k: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The best k of a list of answers; see `captioning.answers.rank_answers`."""
+        if not self.config.decoder_layers:
+            raise InputError("this model has no answer decoder: convert a vqa checkpoint.")
+        rank = self._compiled(self.config, rank_answers, k=k)
+        return rank(self.params, answer_ids, answer_mask, question, question_mask)
+
+    def write_captions(
+        self,
+        image: Array,
+        prompt_ids: Array,
+        special: SpecialTokens,
+        config: BeamConfig = BeamConfig(),
+    ) -> tuple[jax.Array, jax.Array]:
+        """One caption per image; see `captioning.writer.write_captions`."""
+        self._check(("fusion", "mlm_head"))
+        write = self._compiled(self.config, write_captions, special=special, config=config)
+        return write(self.params, image, prompt_ids)
+
+    def _call(self, method: Callable, needed: tuple[str, ...], *arguments):
+        self._check(needed)
+        return self._compiled(self.config, method)(self.params, *arguments)
+
+    def _check(self, needed: tuple[str, ...]) -> None:
+        for part in needed:
+            if part in self._fresh_parts:
+                raise InputError(
+                    f"the converted checkpoint held no {part}: what it would say is random. "
+                    "Convert another kind of checkpoint, or train this one first."
+                )
+
+    def _interpolated(self, image_size: int) -> tuple[dict, ModelConfig]:
+        return with_image_size(self.params, self.config, image_size)
+
+
+def _compile(config: ModelConfig, function: Callable, **options):
+    """A jitted `function(model, *arguments)` that takes parameters in place of the model."""
+    graphdef, _ = abstract_model(config)
+    return jax.jit(
+        lambda params, *arguments: function(bind(graphdef, params), *arguments, **options)
+    )
