@@ -87,8 +87,9 @@ def load_model(folder: str | os.PathLike, image_size: int | None = None) -> "Loa
         InputError: the folder holds no model, or the image size is impossible.
     """
     params, card = load_weights(folder)
-    params, config = with_image_size(params, card.config, image_size or card.config.image_size)
-    return LoadedModel(params, config, parts(card.fresh))
+    if image_size is None:
+        image_size = card.config.image_size
+    return LoadedModel(params, card.config, parts(card.fresh), image_size)
 
 
 class LoadedModel:
@@ -99,17 +100,20 @@ class LoadedModel:
     be random.
     """
 
-    def __init__(self, params: dict, config: ModelConfig, fresh_parts: list[str]):
+    def __init__(self, params: dict, config: ModelConfig, fresh_parts: list[str], image_size: int):
         """
         Args:
             params: nested dict, as `init_params` makes it.
             config: their shapes.
             fresh_parts: parts of the model that methods must refuse to use.
+            image_size: of `self.params` and `self.config`.
         """
-        self.params = params
-        self.config = config
+        # Always from the tables as they were trained: interpolating twice loses more.
+        self._at_size = functools.lru_cache(maxsize=4)(
+            functools.partial(with_image_size, params, config)
+        )
+        self.params, self.config = self._at_size(image_size)
         self._fresh_parts = frozenset(fresh_parts)
-        self._at_size = functools.lru_cache(maxsize=4)(self._interpolated)
         self._compiled = functools.cache(_compile)
 
     def encode_image(self, pixels: Array) -> jax.Array:
@@ -191,11 +195,8 @@ class LoadedModel:
                     "Convert another kind of checkpoint, or train this one first."
                 )
 
-    def _interpolated(self, image_size: int) -> tuple[dict, ModelConfig]:
-        return with_image_size(self.params, self.config, image_size)
 
-
-def _compile(config: ModelConfig, function: Callable, **options):
+def _compile(config: ModelConfig, function: Callable, /, **options):
     """A jitted `function(model, *arguments)` that takes parameters in place of the model."""
     graphdef, _ = abstract_model(config)
     return jax.jit(

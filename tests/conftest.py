@@ -15,7 +15,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Several tests build the same step anew, as a restarted run does: compile it once.
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="capret_jax_compiled_"))
 
-from capret_jax.convert.torch_file import from_reference, read_state_dict
+from capret_jax.convert.reference import from_reference
+from capret_jax.convert.state_dict import read_state_dict
 from capret_jax.data import synthetic
 from capret_jax.data.items import read_items
 from capret_jax.data.pipeline import Split
@@ -54,7 +55,7 @@ def golden_state() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="session")
 def golden_params(golden_state):
     """The same weights as our parameters."""
-    return from_reference(golden_state, SIZES["tiny"])
+    return from_reference(golden_state).params
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,12 @@ FLOORS = {
     "data": 2,
     "losses": 2,
     "convert": 2,
+    "captioning": 2,
     "train": 3,
     "retrieval": 3,
+    "command_line": 4,
     "config": 4,
+    "loading": 4,
     "experiment": 5,
     "main": 6,
 }

@@ -52,6 +52,7 @@ def rank_answers(
     Returns:
         (Q, k) int32 rows of the list, best first, and (Q, k) float32 probabilities among these k.
     """
+    answer_ids, answer_mask = jnp.asarray(answer_ids), jnp.asarray(answer_mask)
     questions = len(question)
     start = jnp.broadcast_to(answer_ids[0, :1], (questions, 1))
     logits = model.answer_logits(start, jnp.ones_like(start), question, question_mask)[:, 0]

@@ -63,32 +63,35 @@ def from_beit_and_bert(
     Raises:
         InputError: a name is missing or unknown, or a shape or dtype is another.
     """
-    config = config or _detect_size(beit, bert)
-    config = _at_image_size_of(beit, config)
-    shapes = parameter_shapes(config)
-    vision = _vision_names(beit, config)
-    text = _text_names(bert, config)
-    vision_arrays, vision_problems = take(beit, vision, shapes)
-    text_arrays, text_problems = take(bert, text, shapes)
-
+    config = _at_image_size_of(beit, config or _detect_size(beit, bert))
     report = Report(KIND, _size_name(config), config.image_size)
-    for state, names, known, problems in (
-        (beit, vision, _BEIT_IGNORED, vision_problems),
-        (bert, text, _BERT_IGNORED | _unused_layers(config), text_problems),
-    ):
-        report.used |= users(names)
-        for name in state.keys() - users(names).keys():
-            why = next((why for p, why in known.items() if re.fullmatch(p, name)), None)
-            if why is None:
-                problems.append(f"unexpected {name} {state[name].shape}")
-            else:
-                report.ignored[name] = why
-        report.notes += dtype_notes(state[name] for name in users(names))
-    refuse(vision_problems, "this is no BEiT-v2 checkpoint of this size")
-    refuse(text_problems, "this is no BERT checkpoint of this size")
+    unused = _unused_layers(config)
+    arrays = _read(beit, _vision_names(beit, config), _BEIT_IGNORED, "BEiT-v2", config, report)
+    arrays |= _read(bert, _text_names(bert, config), _BERT_IGNORED | unused, "BERT", config, report)
+    return fill_missing(Converted(unflatten_dict(arrays, sep="/"), config, report))
 
-    params = unflatten_dict(vision_arrays | text_arrays, sep="/")
-    return fill_missing(Converted(params, config, report))
+
+def _read(
+    state: Mapping[str, np.ndarray],
+    names: Mapping[str, Reference],
+    ignored: Mapping[str, str],
+    family: str,
+    config: ModelConfig,
+    report: Report,
+) -> dict[str, np.ndarray]:
+    """Our parameters from one of the files; what became of its names is added to `report`."""
+    arrays, problems = take(state, names, parameter_shapes(config))
+    used = users(names)
+    for name in (name for name in state if name not in used):
+        why = next((why for p, why in ignored.items() if re.fullmatch(p, name)), None)
+        if why is None:
+            problems.append(f"unexpected {name} {state[name].shape}")
+        else:
+            report.ignored[name] = why
+    refuse(problems, f"this is no {family} checkpoint of size {report.size}")
+    report.used |= used
+    report.notes += dtype_notes(state[name] for name in used)
+    return arrays
 
 
 def _detect_size(beit: Mapping[str, np.ndarray], bert: Mapping[str, np.ndarray]) -> ModelConfig:

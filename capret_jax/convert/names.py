@@ -4,6 +4,7 @@
 with its name there and its layout; `ignored_names` lists what else such a file holds.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -67,6 +68,7 @@ class Kind(NamedTuple):
     extras: dict[str, Ignored] = {}
 
 
+_BUFFER = "buffer, computed anew"
 _CONTRASTIVE = ("temperature", "vision_proj", "text_proj", "itm_head")
 _FRAMES = Ignored("positions of video frames", None, (1, None, 1, None))
 _SMOOTHING = Ignored("buffer of the label-smoothing loss", None, (1, None))
@@ -109,8 +111,8 @@ def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, Refe
 
 def ignored_names(config: ModelConfig, kind: str) -> dict[str, Ignored]:
     """Name -> why, for what a file of this kind holds beside parameters: buffers and ties."""
-    index = relative_position_index(config.grid).astype(np.int64)
-    buffer = Ignored("buffer, computed anew", lambda _: index, index.shape)
+    positions = 1 + config.grid**2
+    buffer = Ignored(_BUFFER, lambda _: _position_index(config.grid), (positions, positions))
     names = {
         f"vision_encoder.blocks.{i}.attn.relative_position_index": buffer
         for i in range(config.vision_depth)
@@ -124,13 +126,19 @@ def ignored_names(config: ModelConfig, kind: str) -> dict[str, Ignored]:
     return names | KINDS[kind].extras
 
 
+@functools.lru_cache(maxsize=1)
+def _position_index(grid: int) -> np.ndarray:
+    # torch's indices are 64 bits wide; at 768 pixels that is 42 MB, the same in every block.
+    return relative_position_index(grid).astype(np.int64)
+
+
 def _bert_prefix(kind: str) -> str:
     return "text_encoder.bert." if "mlm_head" in KINDS[kind].parts else "text_encoder."
 
 
 def _bert_buffers(config: ModelConfig, bert: str) -> dict[str, Ignored]:
     positions = np.arange(config.max_positions)[None]
-    buffer = Ignored("buffer, computed anew", lambda _: positions, positions.shape)
+    buffer = Ignored(_BUFFER, lambda _: positions, positions.shape)
     return {f"{bert}embeddings.position_ids": buffer}
 
 

@@ -72,9 +72,10 @@ class Checkpoints:
 
     def restore_model(self, abstract: dict) -> dict:
         """The newest checkpoint's model parameters alone, as `abstract` asks."""
-        with ocp.Context() as context:
-            context.pytree.loading.partial_load = True
-            wanted = {"state": {"params": {"model": abstract}}}
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        wanted = {"state": {"params": {"model": abstract}}}
+        with context:
             loaded = self._checkpointer.load_checkpointables(None, wanted)
         return loaded["state"]["params"]["model"]
 

@@ -1,12 +1,10 @@
 """The whole model against values of the reference implementation."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from capret_jax.convert.torch_file import from_reference
+from capret_jax.convert.relative_position import with_image_size
 from capret_jax.models.config import SIZES
 from capret_jax.models.x2vlm import abstract_model, bind, init_params
 from tests.conftest import DATA
@@ -71,10 +69,9 @@ def test_equals_the_reference(name, outputs, golden):
     check(outputs[name], golden[name])
 
 
-def test_equals_the_reference_at_96_pixels(golden_state):
+def test_equals_the_reference_at_96_pixels(golden_params):
     expected = np.load(DATA / "x2vlm_tiny_pretrain_at96.npz")
-    config = dataclasses.replace(SIZES["tiny"], image_size=96)
-    params = from_reference(golden_state, config)
+    params, config = with_image_size(golden_params, SIZES["tiny"], 96)
     model = bind(abstract_model(config)[0], params)
     image = jax.jit(model.encode_image)(expected["image"].transpose(0, 2, 3, 1))
     check(image, expected["vision_embeds"])
