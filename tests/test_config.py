@@ -71,6 +71,8 @@ def test_a_checkpoint_of_another_config_is_refused_by_key():
     saved = dataclasses.asdict(ExperimentConfig())
     same = dataclasses.asdict(from_config_dict(changed("loop.log_every", 7)))
     check_same_training(saved, same, "runs/x")
+    older = {name: value for name, value in saved.items() if name != "init_from"}
+    check_same_training(older, same, "runs/x")
     other = dataclasses.asdict(from_config_dict(changed("loss.arcface_margin", 0.3)))
     with pytest.raises(InputError, match=r"config\.loss\.arcface_margin was 0\.15 and is 0\.3"):
         check_same_training(saved, other, "runs/x")

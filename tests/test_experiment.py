@@ -11,15 +11,19 @@ import pytest
 from PIL import Image
 
 from capret_jax.config import ExperimentConfig
+from capret_jax.convert.checkpoint import save_converted
+from capret_jax.convert.reference import from_reference
+from capret_jax.convert.state_dict import read_state_dict
 from capret_jax.data.dataset import DataConfig
 from capret_jax.data.pipeline import ReadConfig
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
 from capret_jax.losses.total import LossConfig
 from capret_jax.mesh import MeshConfig
+from capret_jax.models.config import SIZES
 from capret_jax.train.loop import LoopConfig
 from capret_jax.train.optimizer import OptimizerConfig
-from tests.conftest import SMALL_MODEL
+from tests.conftest import DATA, SMALL_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,48 @@ def test_a_checkpoint_of_another_config_is_refused(config, workdir):
     other = dataclasses.replace(config, seed=1)
     with pytest.raises(InputError, match=r"config\.seed was 0 and is 1"):
         Experiment(other, workdir)
+
+
+def test_a_run_starts_from_another_runs_model(config, workdir, tmp_path, capsys):
+    start = dataclasses.replace(config, init_from=str(workdir))
+    state = Experiment(start, tmp_path).initial_state()
+    assert f"starting from {workdir}, a pretrain checkpoint" in capsys.readouterr().out
+    trained = final_params(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, state.params["model"], trained["model"])
+    assert not np.array_equal(state.params["arcface"], trained["arcface"])
+    assert int(state.step) == 0
+
+
+def test_a_run_starts_from_a_converted_model_at_its_own_image_size(config, tmp_path, capsys):
+    converted = from_reference(read_state_dict(DATA / "x2vlm_tiny_vqa.th"))
+    save_converted(tmp_path / "converted", converted)
+    model = dataclasses.replace(SIZES["tiny"], image_size=32)
+    data = dataclasses.replace(config.data, max_tokens=12, tokenizer=str(tmp_path / "vocab.txt"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dress"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    start = dataclasses.replace(
+        config, model=model, data=data, init_from=str(tmp_path / "converted")
+    )
+    experiment = Experiment(start, tmp_path / "run")
+    state = experiment.initial_state()
+    assert "fresh: bbox_head, itm_head, mlm_head" in capsys.readouterr().out
+    ours, given = state.params["model"], converted.params
+    np.testing.assert_array_equal(ours["vision"]["cls_token"], given["vision"]["cls_token"])
+    table = ours["vision"]["blocks"]["0"]["attention"]["relative_position_bias"]
+    assert table.shape == (12, 4)
+    # What the file did not hold depends on the run's seed, not on the conversion's.
+    fresh = experiment.fresh_state().params["model"]
+    jax.tree.map(np.testing.assert_array_equal, ours["itm_head"], fresh["itm_head"])
+    assert jax.tree.structure(ours) == jax.tree.structure(fresh)
+
+
+def test_a_start_of_another_size_is_refused(config, workdir, tmp_path):
+    wide = dataclasses.replace(config.model, embed_dim=64)
+    start = dataclasses.replace(config, model=wide, init_from=str(workdir))
+    with pytest.raises(
+        InputError, match=r"embed_dim=64 does not fit .* which has 32; set --config"
+    ):
+        Experiment(start, tmp_path)
 
 
 def test_evaluating_nothing_is_refused(config, tmp_path):

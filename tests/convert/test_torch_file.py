@@ -1,6 +1,6 @@
 """torch's zip files, written and read without torch; nothing else is read, and nothing is run."""
 
-import importlib.util
+import argparse
 import io
 import pickle
 import tarfile
@@ -13,8 +13,6 @@ import pytest
 from capret_jax.convert.torch_file import read_torch_file, write_torch_file
 from capret_jax.errors import InputError
 from tests.conftest import DATA
-
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 
 class Runs:
@@ -57,10 +55,9 @@ def test_an_array_under_two_names_is_written_once(tmp_path):
     assert (tmp_path / "x.th").stat().st_size < 1.5 * large.nbytes
 
 
-@needs_torch
+@pytest.mark.torch
 def test_torch_reads_what_was_written(state, tmp_path):
-    import torch
-
+    torch = pytest.importorskip("torch")
     write_torch_file(tmp_path / "x.th", state | {"tied": state["matrix"]})
     for mmap in (False, True):
         loaded = torch.load(tmp_path / "x.th", weights_only=True, mmap=mmap)["model"]
@@ -73,12 +70,9 @@ def test_torch_reads_what_was_written(state, tmp_path):
         )
 
 
-@needs_torch
+@pytest.mark.torch
 def test_a_script_with_arguments_beside_the_weights_is_read(tmp_path):
-    import argparse
-
-    import torch
-
+    torch = pytest.importorskip("torch")
     args = argparse.Namespace(rate=0.1)
     torch.save({"model": {"w": torch.ones(2)}, "args": args, "epoch": 3}, tmp_path / "x.th")
     np.testing.assert_array_equal(read_torch_file(tmp_path / "x.th")["model"]["w"], [1, 1])
