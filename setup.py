@@ -31,7 +31,8 @@ REQUIREMENTS = [
     "tokenizers>=0.22",
     # Reads torch files without torch; young, so pinned tightly.
     "ptloader>=0.3.0,<0.4",
-    "safetensors>=0.6",
+    # 0.8 reads all tensors at once without mapping the file into memory.
+    "safetensors>=0.8,<0.9",
     # bfloat16 for NumPy; JAX brings it, but we import it too.
     "ml-dtypes>=0.5",
     # JPEG bytes of the synthetic dataset depend on the libjpeg that Pillow bundles.

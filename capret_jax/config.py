@@ -32,7 +32,7 @@ _FREE_KEYS = (
     "loop.evaluate_every",
 )
 # What may differ between a model and the checkpoint that it starts from.
-_FREE_SIZES = ("image_size", "decoder_layers", "layer_scale", "drop_path", "dropout")
+_FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +154,8 @@ def check_same_training(saved: dict, current: dict, workdir: str) -> None:
 def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> None:
     """Refuses to start a model from one of another size; another image size is fine.
 
+    A VQA decoder may also be left behind.
+
     Args:
         wanted: of this run.
         found: of the checkpoint.
@@ -165,7 +167,9 @@ def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> N
     for field in dataclasses.fields(ModelConfig):
         name = field.name
         now, then = getattr(wanted, name), getattr(found, name)
-        if name not in _FREE_SIZES and now != then:
+        if name in _FREE_SIZES or (name == "decoder_layers" and now == 0):
+            continue
+        if now != then:
             raise InputError(
                 f"config.model.{name}={now} does not fit config.init_from={source}, which has "
                 f"{then}; set --config.model.{name}={then}."

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
+from capret_jax.convert.checkpoint import is_converted
 from capret_jax.convert.reference import parts
 from capret_jax.convert.relative_position import with_image_size
 from capret_jax.data.dataset import open_splits, open_tokenizer
@@ -27,6 +28,7 @@ from capret_jax.retrieval.embed import Embedder, load_views
 from capret_jax.retrieval.evaluate import evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
 from capret_jax.train.checkpoint import Checkpoints
+from capret_jax.train.forward import trained_parts
 from capret_jax.train.loop import train
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.optimizer import make_optimizer
@@ -50,11 +52,17 @@ class Experiment:
         """
         self.config = config
         self._workdir = workdir
+        if is_converted(workdir):
+            raise InputError(
+                f"--workdir={workdir} is a converted checkpoint: choose another folder, and start "
+                f"from this one with --config.init_from={workdir}."
+            )
         self.mesh = make_mesh(config.mesh)
         self._check_divisible()
         self._checkpoints = Checkpoints(workdir)
         if self._checkpoints.latest_step() is not None:
-            saved, current = self._checkpoints.config(), dataclasses.asdict(config)
+            saved = self._checkpoints.metadata()["config"]
+            current = dataclasses.asdict(config)
             check_same_training(saved, current, str(workdir))
         elif config.init_from:
             check_same_shapes(config.model, load_card(config.init_from).config, config.init_from)
@@ -107,7 +115,7 @@ class Experiment:
                 iterator,
                 self._checkpoints,
                 self.config.loop,
-                dataclasses.asdict(self.config),
+                {"config": dataclasses.asdict(self.config), "untrained": self._untrained()},
                 self.mesh,
                 writer,
                 self._retrieval_metrics if self.config.loop.evaluate_every else None,
@@ -122,11 +130,13 @@ class Experiment:
         Before any training that is the model of `config.init_from`: zero-shot.
 
         Raises:
-            InputError: there is neither, or an image does not decode.
+            InputError: there is neither, its image embedding is random, or an image does not
+                decode.
         """
         if self._checkpoints.latest_step() is not None:
             state = self._checkpoints.restore(self._abstract)
         elif self.config.init_from:
+            self._check_projection()
             state = self.initial_state()
         else:
             raise InputError(
@@ -229,6 +239,26 @@ class Experiment:
         """mAP and top-k of a state, for the training curve."""
         ranking = rank(self._protocol, self._embed(state))
         return {f"retrieval/{k}": v for k, v in summarize(ranking.precision, ranking.first).items()}
+
+    def _untrained(self) -> list[str]:
+        """Parameters that stay as random as they began."""
+        if self._checkpoints.latest_step() is not None:
+            return self._checkpoints.metadata().get("untrained", [])
+        if self.config.init_from:
+            fresh = load_card(self.config.init_from).fresh
+        else:
+            fresh = flatten_dict(self._abstract.params["model"], sep="/")
+        trained = trained_parts(self.config.loss)
+        return [path for path in fresh if path.split("/")[0] not in trained]
+
+    def _check_projection(self) -> None:
+        card = load_card(self.config.init_from)
+        if "vision_proj" in parts(card.fresh):
+            raise InputError(
+                f"config.init_from={self.config.init_from} (a {card.kind} checkpoint) holds no "
+                "vision_proj, so its image embedding would be random: train first, or start from "
+                "a pretrain or retrieval checkpoint."
+            )
 
     def _check_divisible(self) -> None:
         config, devices = self.config, self.mesh.size

@@ -7,9 +7,11 @@ image = model.encode_image(pixels)
 import functools
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from capret_jax.captioning.answers import rank_answers
@@ -72,7 +74,9 @@ def load_card(folder: str | os.PathLike) -> ModelCard:
     checkpoints = Checkpoints(path, read_only=True)
     if checkpoints.latest_step() is None:
         raise InputError(f"{path} has no complete checkpoint yet.")
-    return ModelCard(ModelConfig(**checkpoints.config()["model"]), COMPLETE, [])
+    metadata = checkpoints.metadata()
+    config = ModelConfig(**metadata["config"]["model"])
+    return ModelCard(config, COMPLETE, metadata.get("untrained", []))
 
 
 def load_model(folder: str | os.PathLike, image_size: int | None = None) -> "LoadedModel":
@@ -89,7 +93,12 @@ def load_model(folder: str | os.PathLike, image_size: int | None = None) -> "Loa
     params, card = load_weights(folder)
     if image_size is None:
         image_size = card.config.image_size
-    return LoadedModel(params, card.config, parts(card.fresh), image_size)
+    random = parts(card.fresh)
+    if random and not is_converted(pathlib.Path(folder)):
+        # Its owner chose the losses: a warning will do.
+        warnings.warn(f"{folder} never trained {', '.join(random)}: random values", stacklevel=2)
+        random = []
+    return LoadedModel(params, card.config, random, image_size)
 
 
 class LoadedModel:
@@ -100,26 +109,30 @@ class LoadedModel:
     be random.
     """
 
-    def __init__(self, params: dict, config: ModelConfig, fresh_parts: list[str], image_size: int):
+    def __init__(self, params: dict, config: ModelConfig, random_parts: list[str], image_size: int):
         """
         Args:
             params: nested dict, as `init_params` makes it.
             config: their shapes.
-            fresh_parts: parts of the model that methods must refuse to use.
+            random_parts: parts of the model that methods must refuse to use.
             image_size: of `self.params` and `self.config`.
         """
         # Always from the tables as they were trained: interpolating twice loses more.
-        self._at_size = functools.lru_cache(maxsize=4)(
-            functools.partial(with_image_size, params, config)
-        )
+        self._source = params, config
+        self._at_size = functools.lru_cache(maxsize=4)(self._interpolated)
         self.params, self.config = self._at_size(image_size)
-        self._fresh_parts = frozenset(fresh_parts)
+        self._random_parts = frozenset(random_parts)
         self._compiled = functools.cache(_compile)
 
     def encode_image(self, pixels: Array) -> jax.Array:
         """(B, S, S, 3) normalised float, S any multiple of 16 -> (B, 1+N, D)."""
         if pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
             raise InputError(f"images must be (B, S, S, 3) and are {pixels.shape}.")
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise InputError(
+                f"images are {pixels.dtype} and must be normalised floats: apply "
+                "capret_jax.models.x2vlm.normalize_pixels."
+            )
         params, config = self._at_size(pixels.shape[1])
         return self._compiled(config, X2VLM.encode_image)(params, pixels)
 
@@ -183,13 +196,17 @@ class LoadedModel:
         write = self._compiled(self.config, write_captions, special=special, config=config)
         return write(self.params, image, prompt_ids)
 
+    def _interpolated(self, image_size: int) -> tuple[dict, ModelConfig]:
+        params, config = with_image_size(*self._source, image_size)
+        return jax.device_put(params), config
+
     def _call(self, method: Callable, needed: tuple[str, ...], *arguments):
         self._check(needed)
         return self._compiled(self.config, method)(self.params, *arguments)
 
     def _check(self, needed: tuple[str, ...]) -> None:
         for part in needed:
-            if part in self._fresh_parts:
+            if part in self._random_parts:
                 raise InputError(
                     f"the converted checkpoint held no {part}: what it would say is random. "
                     "Convert another kind of checkpoint, or train this one first."

@@ -18,6 +18,7 @@ from capret_jax.data.dataset import DataConfig
 from capret_jax.data.pipeline import ReadConfig
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
+from capret_jax.loading import load_model
 from capret_jax.losses.total import LossConfig
 from capret_jax.mesh import MeshConfig
 from capret_jax.models.config import SIZES
@@ -123,8 +124,11 @@ def test_a_run_starts_from_another_runs_model(config, workdir, tmp_path, capsys)
     start = dataclasses.replace(config, init_from=str(workdir))
     state = Experiment(start, tmp_path).initial_state()
     assert f"starting from {workdir}, a pretrain checkpoint" in capsys.readouterr().out
-    trained = final_params(config, workdir)
-    jax.tree.map(np.testing.assert_array_equal, state.params["model"], trained["model"])
+    trained, ours = final_params(config, workdir), dict(state.params["model"])
+    # No loss trained the MLM head: this run draws its own.
+    heads = [model.pop("mlm_head")["dense"]["kernel"] for model in (ours, trained["model"])]
+    assert not np.array_equal(*heads)
+    jax.tree.map(np.testing.assert_array_equal, ours, trained["model"])
     assert not np.array_equal(state.params["arcface"], trained["arcface"])
     assert int(state.step) == 0
 
@@ -152,6 +156,28 @@ def test_a_run_starts_from_a_converted_model_at_its_own_image_size(config, tmp_p
     assert jax.tree.structure(ours) == jax.tree.structure(fresh)
 
 
+def test_parts_that_no_loss_trained_are_named(config, workdir):
+    with pytest.warns(UserWarning, match="never trained mlm_head: random"):
+        model = load_model(workdir)
+    assert model.encode_image(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 5, 64)
+
+
+def test_zero_shot_needs_a_projection(config, tmp_path):
+    converted = from_reference(read_state_dict(DATA / "x2vlm_tiny_caption.th"))
+    save_converted(tmp_path / "converted", converted)
+    data = dataclasses.replace(config.data, max_tokens=12)
+    start = dataclasses.replace(
+        config,
+        model=dataclasses.replace(SIZES["tiny"], image_size=32),
+        data=data,
+        init_from=str(tmp_path / "converted"),
+    )
+    with pytest.raises(InputError, match="holds no vision_proj"):
+        Experiment(start, tmp_path / "run").evaluate()
+    with pytest.raises(InputError, match="is a converted checkpoint: choose another folder"):
+        Experiment(start, tmp_path / "converted")
+
+
 def test_a_start_of_another_size_is_refused(config, workdir, tmp_path):
     wide = dataclasses.replace(config.model, embed_dim=64)
     start = dataclasses.replace(config, model=wide, init_from=str(workdir))
@@ -159,6 +185,9 @@ def test_a_start_of_another_size_is_refused(config, workdir, tmp_path):
         InputError, match=r"embed_dim=64 does not fit .* which has 32; set --config"
     ):
         Experiment(start, tmp_path)
+    decoder = dataclasses.replace(config.model, decoder_layers=2)
+    with pytest.raises(InputError, match="decoder_layers=2 does not fit"):
+        Experiment(dataclasses.replace(start, model=decoder), tmp_path)
 
 
 def test_evaluating_nothing_is_refused(config, tmp_path):

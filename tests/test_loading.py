@@ -90,6 +90,19 @@ def test_texts_share_an_image(model, golden):
     np.testing.assert_allclose(together, repeated, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("texts, images", [(1, 3), (2, 3)])
+def test_texts_that_cannot_share_images_evenly_are_refused(model, golden, texts, images):
+    image = model.encode_image(golden["image"][:images])
+    text, mask = golden["text_embeds"][:texts], golden["text_mask"][:texts]
+    with pytest.raises(InputError, match=f"{texts} texts cannot share {images} images"):
+        model.fuse(text, mask, image)
+
+
+def test_raw_pixels_are_refused(model):
+    with pytest.raises(InputError, match=r"uint8 .*normalize_pixels"):
+        model.encode_image(np.zeros((1, 64, 64, 3), np.uint8))
+
+
 def test_a_part_that_the_file_did_not_hold_is_not_used(converted_dirs):
     model = load_model(converted_dirs / "vqa")
     image = model.encode_image(np.zeros((1, 64, 64, 3), np.float32))
@@ -110,6 +123,8 @@ def test_questions_are_answered(converted_dirs, model):
     np.testing.assert_array_equal(rows, vqa["top_ids"])
     with pytest.raises(InputError, match="no answer decoder"):
         model.rank_answers(*arguments)
+    with pytest.raises(InputError, match="k=9 must be between 1 and the 8 answers"):
+        answerer.rank_answers(*arguments[:-1], 9)
 
 
 def test_captions_are_written(converted_dirs):
@@ -129,6 +144,8 @@ def test_folders_without_a_model_are_refused(tmp_path):
         load_model(tmp_path)
 
 
-def test_parameters_are_plain(model):
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_parameters_are_on_the_device(converted_dirs, image_size):
+    model = load_model(converted_dirs / "pretrain", image_size)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params))
     assert dataclasses.asdict(model.config)["vision_width"] == 64

@@ -12,12 +12,18 @@ import os
 import pathlib
 
 # Nothing to compute: leave the accelerator to others.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 from absl import flags
 
 from capret_jax.command_line import run
-from capret_jax.convert.checkpoint import ModelCard, check_free, load_carried, save_converted
+from capret_jax.convert.checkpoint import (
+    ModelCard,
+    check_free,
+    is_converted,
+    load_carried,
+    save_converted,
+)
 from capret_jax.convert.initial import from_beit_and_bert
 from capret_jax.convert.names import KINDS
 from capret_jax.convert.reference import AUTO, Converted, from_reference, parts, to_reference
@@ -65,6 +71,8 @@ def main(argv: list[str]) -> None:
 def _convert(source: pathlib.Path) -> Converted:
     if _BERT.value is None:
         return from_reference(read_state_dict(source), _KIND.value)
+    if _KIND.value != AUTO:
+        raise InputError("--bert goes without --kind: IN is a BEiT-v2 file.")
     return from_beit_and_bert(read_state_dict(source), read_state_dict(_BERT.value))
 
 
@@ -83,28 +91,30 @@ def _resize(converted: Converted, image_size: int) -> None:
 def _back(source: pathlib.Path, target: pathlib.Path) -> None:
     if _IMAGE_SIZE.value is not None or _BERT.value is not None:
         raise InputError("--to takes neither --image_size nor --bert.")
-    if target.exists() and not _OVERWRITE.value:
+    if target.is_dir() or (target.exists() and not _OVERWRITE.value):
         raise InputError(f"{target} exists; add --overwrite, or choose another file.")
     print(f"reading {source} ...")
     params, card = load_weights(source)
     kind = card.kind if _KIND.value == AUTO else _KIND.value
-    _check_complete(card, kind)
+    _check_complete(source, card, kind)
     state = to_reference(params, card.config, kind, load_carried(source))
     partial = target.with_name(f"{target.name}.partial")
     try:
         write_state_dict(partial, state, _TO.value)
         os.replace(partial, target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{len(state)} tensors of a {kind} checkpoint written to {target}")
 
 
-def _check_complete(card: ModelCard, kind: str) -> None:
-    """Random values do not go home."""
+def _check_complete(source: pathlib.Path, card: ModelCard, kind: str) -> None:
+    """Random values do not go home, unless a run left them so: then that is said."""
     if kind not in KINDS:
         raise InputError(f"this {kind} model was never trained, so there is nothing to send home.")
     random = sorted({*KINDS[kind].parts, "fusion"} & set(parts(card.fresh)))
-    if random:
+    if random and not is_converted(source):
+        print(f"note        {', '.join(random)} were never trained: their values are random")
+    elif random:
         raise InputError(
             f"a {kind} checkpoint has {', '.join(random)}, which this model was never given; "
             "choose another --kind."

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import X2VLM
 
 
@@ -51,7 +52,12 @@ def rank_answers(
 
     Returns:
         (Q, k) int32 rows of the list, best first, and (Q, k) float32 probabilities among these k.
+
+    Raises:
+        InputError: k is not in 1..N.
     """
+    if not 1 <= k <= len(answer_ids):
+        raise InputError(f"k={k} must be between 1 and the {len(answer_ids)} answers of the list.")
     answer_ids, answer_mask = jnp.asarray(answer_ids), jnp.asarray(answer_mask)
     questions = len(question)
     start = jnp.broadcast_to(answer_ids[0, :1], (questions, 1))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from capret_jax.captioning.beam_search import BeamConfig, beam_search
+from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import X2VLM
 
 
@@ -41,12 +42,12 @@ def write_captions(
         (B, max_tokens) int32 without the prompt, 0 after the end; (B,) summed log-probabilities.
 
     Raises:
-        ValueError: prompt and caption do not fit the model's positions.
+        InputError: prompt and caption do not fit the model's positions.
     """
     prompt, length = len(prompt_ids), len(prompt_ids) + config.max_tokens
     limit = model.text.embeddings.position.num_embeddings
     if length > limit:
-        raise ValueError(f"{length} tokens, prompt included, do not fit {limit} positions.")
+        raise InputError(f"{length} tokens, prompt included, do not fit {limit} positions.")
     layers = [*model.text.layers, *model.fusion.layers]
     # Once per image: its beams share them.
     contexts = [None] * len(model.text.layers) + [

@@ -22,8 +22,6 @@ from capret_jax.errors import InputError
 from capret_jax.models.config import ModelConfig
 
 _PARAMS, _MODEL, _REPORT, _CARRIED = "params", "model.json", "report.json", "carried.safetensors"
-# Bytes of parameters copied at once while writing, beyond the parameters themselves.
-_WRITE_BYTES = 32 << 20
 
 
 class ModelCard(NamedTuple):
@@ -42,7 +40,7 @@ class ModelCard(NamedTuple):
 
 def is_converted(folder: pathlib.Path) -> bool:
     """Whether `save_converted` wrote this folder."""
-    return (folder / _MODEL).is_file()
+    return (folder / _MODEL).is_file() and (folder / _PARAMS).is_dir()
 
 
 def save_converted(folder: pathlib.Path, converted: Converted, overwrite: bool = False) -> None:
@@ -80,9 +78,11 @@ def check_free(folder: pathlib.Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{folder} exists; add --overwrite, or choose another folder.")
-    if not folder.is_dir() or (any(folder.iterdir()) and not is_converted(folder)):
+    known = {_PARAMS, _MODEL, _REPORT, _CARRIED}
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} - known:
         raise InputError(
-            f"{folder} is not a converted checkpoint and is not overwritten; choose another folder."
+            f"{folder} holds other things than a converted checkpoint and is not overwritten; "
+            "choose another folder."
         )
 
 
@@ -141,7 +141,7 @@ def load_params(folder: pathlib.Path, abstract: Any) -> dict:
     """
     try:
         return ocp.load((folder / _PARAMS).absolute(), abstract)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
         raise InputError(f"{folder / _PARAMS} cannot be read: {error}") from error
 
 
@@ -153,7 +153,7 @@ def load_carried(folder: pathlib.Path) -> dict:
 
 def on_one_device(abstract: dict) -> dict:
     """The abstract parameters, placed on JAX's default device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
     )

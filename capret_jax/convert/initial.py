@@ -65,9 +65,8 @@ def from_beit_and_bert(
     """
     config = _at_image_size_of(beit, config or _detect_size(beit, bert))
     report = Report(KIND, _size_name(config), config.image_size)
-    unused = _unused_layers(config)
     arrays = _read(beit, _vision_names(beit, config), _BEIT_IGNORED, "BEiT-v2", config, report)
-    arrays |= _read(bert, _text_names(bert, config), _BERT_IGNORED | unused, "BERT", config, report)
+    arrays |= _read(bert, _text_names(bert, config), _BERT_IGNORED, "BERT", config, report)
     return fill_missing(Converted(unflatten_dict(arrays, sep="/"), config, report))
 
 
@@ -159,12 +158,3 @@ def _tf(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
         "LayerNorm.bias", "LayerNorm.beta"
     )
-
-
-def _unused_layers(config: ModelConfig) -> dict[str, str]:
-    """BERT-large has 24 layers; X2-VLM takes its first 12."""
-    layers = config.text_layers
-    return {
-        rf"(bert\.)?encoder\.layer\.{i}\..*": f"X2-VLM has {layers} text layers"
-        for i in range(layers, 2 * layers)
-    }

@@ -65,23 +65,21 @@ class Kind(NamedTuple):
     """
 
     parts: tuple[str, ...]
-    extras: dict[str, Ignored] = {}
+    extras: tuple[str, ...] = ()
 
 
 _BUFFER = "buffer, computed anew"
 _CONTRASTIVE = ("temperature", "vision_proj", "text_proj", "itm_head")
-_FRAMES = Ignored("positions of video frames", None, (1, None, 1, None))
-_SMOOTHING = Ignored("buffer of the label-smoothing loss", None, (1, None))
 
 KINDS = {
     "pretrain": Kind((*_CONTRASTIVE, "bbox_head", "mlm_head")),
     "pretrain_stage2": Kind(
-        (*_CONTRASTIVE, "bbox_head", "mlm_head"), {"absolute_frame_pos_embed": _FRAMES}
+        (*_CONTRASTIVE, "bbox_head", "mlm_head"), ("absolute_frame_pos_embed",)
     ),
     "retrieval": Kind(_CONTRASTIVE),
     "grounding": Kind(("bbox_head",)),
     "vqa": Kind(("decoder",)),
-    "caption_mlm": Kind(("mlm_head",), {"crit_mask_lm_smoothed.one_hot": _SMOOTHING}),
+    "caption_mlm": Kind(("mlm_head",), ("crit_mask_lm_smoothed.one_hot",)),
 }
 # With all our parts but the VQA decoder: what a trained model goes home as, and how the parts that
 # a file lacks are called.
@@ -123,7 +121,19 @@ def ignored_names(config: ModelConfig, kind: str) -> dict[str, Ignored]:
     if "decoder" in KINDS[kind].parts:
         names |= _bert_buffers(config, "text_decoder.bert.")
         names |= _ties(config, "text_decoder.")
-    return names | KINDS[kind].extras
+    extras = _extras(config)
+    return names | {name: extras[name] for name in KINDS[kind].extras}
+
+
+def _extras(config: ModelConfig) -> dict[str, Ignored]:
+    return {
+        "absolute_frame_pos_embed": Ignored(
+            "positions of video frames", None, (1, None, 1, config.vision_width)
+        ),
+        "crit_mask_lm_smoothed.one_hot": Ignored(
+            "buffer of the label-smoothing loss", None, (1, None)
+        ),
+    }
 
 
 @functools.lru_cache(maxsize=1)

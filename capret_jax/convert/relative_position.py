@@ -56,10 +56,17 @@ def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:
     offsets = _geometric_offsets(source, target)
     wanted = np.arange(target) - (target - 1) / 2
     patches = table[:-_CLS_ROWS].reshape(source, source, heads).astype(np.float64)
-    planes = [
-        RectBivariateSpline(offsets, offsets, patches[:, :, head], kx=3, ky=3)(wanted, wanted)
-        for head in range(heads)
-    ]
+    # A table of 1 or 3 offsets a side is too small for cubic splines.
+    degree = min(3, source - 1)
+    if degree == 0:
+        planes = [np.full((target, target), patches[0, 0, head]) for head in range(heads)]
+    else:
+        planes = [
+            RectBivariateSpline(offsets, offsets, patches[:, :, head], kx=degree, ky=degree)(
+                wanted, wanted
+            )
+            for head in range(heads)
+        ]
     interpolated = np.stack(planes, axis=-1).reshape(-1, heads).astype(np.float32)
     return np.concatenate([interpolated, table[-_CLS_ROWS:]])
 

@@ -56,10 +56,17 @@ def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray], file_format: str) -> None:
-    """Writes a file of one of `FORMATS`: torch's as `{"model": state}`, safetensors bare."""
-    if file_format == "torch":
-        write_torch_file(path, state)
-    else:
-        # The library reads the memory behind each array as if it were contiguous.
-        contiguous = {name: np.asarray(array, order="C") for name, array in state.items()}
-        safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+    """Writes a file of one of `FORMATS`: torch's as `{"model": state}`, safetensors bare.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if file_format == "torch":
+            write_torch_file(path, state)
+        else:
+            # The library reads the memory behind each array as if it were contiguous.
+            contiguous = {name: np.asarray(array, order="C") for name, array in state.items()}
+            safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} cannot be written: {error}.") from error

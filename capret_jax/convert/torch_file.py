@@ -5,6 +5,7 @@ storage, and `data/<key>` are the storages' raw bytes.
 """
 
 import argparse
+import itertools
 import os
 import pickle
 import pickletools
@@ -22,7 +23,8 @@ from capret_jax.errors import InputError
 
 _BEFORE_1_6 = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # the first of several pickles
 _RESAVE = (
-    "; save it again with torch 1.6 or newer: torch.save(torch.load(old, map_location='cpu'), new)"
+    "; if you trust it, save it again with torch 1.6 or newer: "
+    "torch.save(torch.load(old, map_location='cpu', weights_only=False), new)"
 )
 # torch maps files into memory at this alignment.
 _ALIGNMENT = 64
@@ -47,6 +49,9 @@ def read_torch_file(path: str | os.PathLike) -> Any:
         InputError: the file is damaged, of another format, or its pickle names anything else.
     """
     path = os.fspath(path)
+    # A tar may end in a zip, which is_zipfile would find.
+    if tarfile.is_tarfile(path):
+        raise InputError(f"{path} {_why_tar(path)}.")
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} {_why_no_zip(path)}.")
     try:
@@ -61,8 +66,18 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     except ptloader.CheckpointError as error:
         raise InputError(f"{path} {_why_refused(str(error))}.") from error
     # A damaged pickle fails in as many ways as there are opcodes.
-    except (Exception, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+
+
+def _why_tar(path: str) -> str:
+    with tarfile.open(path) as archive:
+        names = [member.name for member in itertools.islice(archive, 5)]
+    if {"storages", "tensors"} <= set(names):
+        return f"is a tar archive of torch before 0.1.10, which only torch reads{_RESAVE}"
+    return f"is a tar archive ({', '.join(names)}, ...); unpack it and convert the checkpoint in it"
 
 
 def _why_no_zip(path: str) -> str:
@@ -75,8 +90,6 @@ def _why_no_zip(path: str) -> str:
         )
     if start.startswith(_BEFORE_1_6):
         return f"was written by torch before 1.6, in a format that only torch reads{_RESAVE}"
-    if tarfile.is_tarfile(path):
-        return f"is a tar archive of torch before 0.1.10, which only torch reads{_RESAVE}"
     if start.startswith(b"\x80"):
         return (
             "is a bare pickle, not a torch zip file; it was not loaded, since unpickling can run "

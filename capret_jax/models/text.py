@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
 from capret_jax.models.config import ModelConfig
 from capret_jax.models.layers import (
@@ -40,7 +41,7 @@ class TextEmbeddings(nnx.Module):
         """(B, T) ids at the positions from `start` on -> (B, T, D); `key` turns dropout on."""
         positions, limit = token_ids.shape[1], self.position.num_embeddings
         if positions > limit:
-            raise ValueError(f"{positions} tokens do not fit the model's {limit} positions.")
+            raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
         position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
         x = self.word(token_ids) + position
         x = x + self.token_type.embedding[0]
@@ -84,7 +85,16 @@ class BertAttention(nnx.Module):
         mask: jax.Array | None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """x (B*K, T, D), keys and values (B, S, H, D/H) -> (B*K, T, D)."""
+        """x (B*K, T, D), keys and values (B, S, H, D/H) -> (B*K, T, D).
+
+        Raises:
+            InputError: the rows of queries are no multiple of the rows of keys.
+        """
+        if len(x) % len(keys_values[0]):
+            raise InputError(
+                f"{len(x)} texts cannot share {len(keys_values[0])} images or questions evenly: "
+                "give K texts for each, one after the other."
+            )
         query = split_heads(self.query(x), self.heads)
         query = query.reshape(len(keys_values[0]), -1, *query.shape[2:])
         update = merge_heads(attention(query, *keys_values, mask=mask)).reshape(x.shape)
@@ -150,7 +160,7 @@ class BertLayer(nnx.Module):
 
 
 def causal_mask(token_mask: jax.Array) -> jax.Array:
-    """(B, T) 0/1 -> (B, T, T): each token sees itself and the real tokens before it."""
+    """(B, T) 0/1 -> (B, T, T): each token sees the real tokens up to itself."""
     positions = token_mask.shape[1]
     return jnp.tril(jnp.ones((positions, positions), bool)) & (token_mask[:, None, :] > 0)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
 from capret_jax.models.config import PATCH_SIZE, ModelConfig
 from capret_jax.models.layers import (
@@ -110,7 +111,7 @@ class VisionEncoder(nnx.Module):
     def embed_patches(self, pixels: jax.Array) -> jax.Array:
         """(B, H, W, 3) normalised float -> (B, 1+N, D): the CLS token, then patches row by row."""
         if pixels.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError(
+            raise InputError(
                 f"images of shape {pixels.shape} do not fit this model: it takes "
                 f"(B, {self.image_size}, {self.image_size}, 3)."
             )

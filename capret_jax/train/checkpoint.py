@@ -5,6 +5,7 @@ import pathlib
 import grain
 import orbax.checkpoint.experimental.v1 as ocp
 
+from capret_jax.errors import InputError
 from capret_jax.train.state import TrainState
 
 _FOLDER = "checkpoints"
@@ -41,18 +42,26 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def config(self) -> dict:
-        """What the newest checkpoint was trained with."""
-        return self._checkpointer.metadata().custom_metadata["config"]
+    def metadata(self) -> dict:
+        """What was saved beside the newest checkpoint, see `save`."""
+        return self._checkpointer.metadata().custom_metadata
 
     def save(
-        self, step: int, state: TrainState, iterator: grain.DatasetIterator, config: dict
+        self, step: int, state: TrainState, iterator: grain.DatasetIterator, metadata: dict
     ) -> None:
-        """Copies the state off the devices, then writes in the background."""
+        """Copies the state off the devices, then writes in the background.
+
+        Args:
+            step: steps done.
+            state: to save.
+            iterator: of the training batches.
+            metadata: "config", the run's; and "untrained", paths of the model's parameters that
+                neither its start nor its losses gave a meaning.
+        """
         self._checkpointer.save_checkpointables_async(
             step,
             {"state": state, "data": iterator},
-            custom_metadata={"config": config},
+            custom_metadata=metadata,
             force=True,
         )
 
@@ -71,12 +80,19 @@ class Checkpoints:
         return self._checkpointer.load_checkpointables(None, wanted)["state"]
 
     def restore_model(self, abstract: dict) -> dict:
-        """The newest checkpoint's model parameters alone, as `abstract` asks."""
+        """The newest checkpoint's model parameters alone, as `abstract` asks.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
+        """
         context = ocp.Context()
         context.pytree.loading.partial_load = True
         wanted = {"state": {"params": {"model": abstract}}}
-        with context:
-            loaded = self._checkpointer.load_checkpointables(None, wanted)
+        try:
+            with context:
+                loaded = self._checkpointer.load_checkpointables(None, wanted)
+        except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
+            raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
         return loaded["state"]["params"]["model"]
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from capret_jax.batch import Batch, Outputs
 from capret_jax.losses.matching import mine_hard_negatives
-from capret_jax.losses.total import LossConfig
+from capret_jax.losses.total import TERMS, LossConfig
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
 
@@ -58,6 +58,22 @@ def forward(
     if config.mlm:
         outputs["masked_lm_logits"] = _masked_lm_logits(model, batch, images, mlm_key)
     return Outputs(**outputs)
+
+
+# The parts of the model that each term's gradient reaches.
+_REACHED = {
+    "itc": ("vision", "vision_proj", "text", "text_proj", "temperature"),
+    "itm": ("vision", "text", "fusion", "itm_head"),
+    "mlm": ("vision", "text", "fusion", "mlm_head"),
+    "box_l1": ("vision", "text", "fusion", "bbox_head"),
+    "box_giou": ("vision", "text", "fusion", "bbox_head"),
+    "arcface": ("vision", "vision_proj"),
+}
+
+
+def trained_parts(config: LossConfig) -> set[str]:
+    """Names of the parts of the model that the weighted losses train."""
+    return {part for term in TERMS if getattr(config, term) for part in _REACHED[term]}
 
 
 def _fuse_with_negatives(

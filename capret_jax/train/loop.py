@@ -45,7 +45,7 @@ def train(
     iterator: grain.DatasetIterator,
     checkpoints: Checkpoints,
     config: LoopConfig,
-    saved_config: dict,
+    metadata: dict,
     mesh: Mesh,
     writer: MetricsWriter,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
@@ -58,7 +58,7 @@ def train(
         iterator: this process's batches, positioned at `state.step`.
         checkpoints: where to save.
         config: how long and how often.
-        saved_config: stored with each checkpoint.
+        metadata: stored with each checkpoint, see `Checkpoints.save`.
         mesh: of the state.
         writer: of the training curve.
         evaluate: called every `config.evaluate_every` steps; what it returns is logged.
@@ -93,7 +93,7 @@ def train(
                 writer.write(step, evaluate(state))
                 clock = time.perf_counter()
             if saving:
-                checkpoints.save(step, state, iterator, saved_config)
+                checkpoints.save(step, state, iterator, metadata)
     return state
 
 

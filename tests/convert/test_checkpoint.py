@@ -62,14 +62,22 @@ def test_a_folder_is_replaced_only_on_request(folder, converted):
 def test_what_is_no_checkpoint_is_never_replaced(tmp_path, converted):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(InputError, match="not a converted checkpoint"):
+    with pytest.raises(InputError, match="holds other things"):
         save_converted(tmp_path / "thesis", converted, overwrite=True)
     assert not is_converted(tmp_path / "thesis")
+    save_converted(tmp_path / "mixed", converted)
+    (tmp_path / "mixed" / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="holds other things"):
+        save_converted(tmp_path / "mixed", converted, overwrite=True)
 
 
-def test_a_damaged_folder_is_refused(folder):
+def test_a_damaged_folder_is_refused(folder, converted):
     (folder / "model.json").write_text("{}")
     with pytest.raises(InputError, match=r"model\.json is no model config"):
         read_card(folder)
+    abstract = on_one_device(abstract_model(converted.config)[1])
     with pytest.raises(InputError, match="params cannot be read"):
-        load_params(folder.parent, {"x": jax.ShapeDtypeStruct((1,), np.float32)})
+        load_params(folder.parent, abstract)
+    (folder / "params" / "state" / "_METADATA").write_text("{")
+    with pytest.raises(InputError, match="params cannot be read"):
+        load_params(folder, abstract)

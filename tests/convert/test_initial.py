@@ -70,9 +70,9 @@ def test_old_names_of_norms_are_known(beit, bert):
     jax.tree.map(np.testing.assert_array_equal, from_beit_and_bert(beit, old).params, new.params)
 
 
-def test_layers_beyond_ours_are_ignored_and_said(beit):
-    report = from_beit_and_bert(beit, bert_file(TINY, layers=4)).report
-    assert report.ignored["bert.encoder.layer.3.output.dense.bias"] == "X2-VLM has 2 text layers"
+def test_a_deeper_bert_is_refused(beit):
+    with pytest.raises(InputError, match=r"unexpected bert\.encoder\.layer\.2\."):
+        from_beit_and_bert(beit, bert_file(TINY, layers=4))
 
 
 def test_a_file_straight_from_pre_training_has_no_pooled_norm(beit, bert):

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 from capret_jax.convert.reference import from_reference, to_reference
 from capret_jax.convert.state_dict import read_state_dict
 from capret_jax.errors import InputError
+from capret_jax.models.config import SIZES
 from tests.conftest import DATA
 
 FRESH = {
@@ -71,14 +72,15 @@ def test_a_tie_that_is_none_is_said_and_kept_for_the_way_back(golden_state):
     np.testing.assert_array_equal(back[name], other)
 
 
-def test_parts_that_a_kind_does_not_have_stay_behind(converted, golden_file):
-    if golden_file[0] != "pretrain":
-        with pytest.raises(InputError, match="has a"):
-            to_reference({"vision": {}}, converted.config, "retrieval")
-        return
-    back = to_reference(converted.params, converted.config, "retrieval")
+def test_parts_that_a_kind_does_not_have_stay_behind(golden_params):
+    back = to_reference(golden_params, SIZES["tiny"], "retrieval")
     assert not any(name.startswith(("bbox_head", "text_encoder.cls")) for name in back)
     assert "text_encoder.embeddings.word_embeddings.weight" in back
+
+
+def test_parts_that_a_model_does_not_have_cannot_go_home(golden_params):
+    with pytest.raises(InputError, match="a vqa checkpoint has a decoder"):
+        to_reference(golden_params, SIZES["tiny"], "vqa")
 
 
 def test_files_of_another_family_are_refused(golden_state):

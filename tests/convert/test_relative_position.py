@@ -26,6 +26,16 @@ def test_a_table_of_no_square_grid_is_refused():
         interpolate_bias_table(np.zeros((50, 4)), 4)
 
 
+@pytest.mark.parametrize("source, target", [(1, 4), (2, 4), (2, 1), (4, 1), (3, 24)])
+def test_a_constant_table_stays_constant_at_any_size(source, target):
+    table = np.full(((2 * source - 1) ** 2 + 3, 2), 0.25, np.float32)
+    table[-3:] = 7
+    resized = interpolate_bias_table(table, target)
+    assert resized.shape == ((2 * target - 1) ** 2 + 3, 2)
+    np.testing.assert_allclose(resized[:-3], 0.25, rtol=1e-6)
+    assert (resized[-3:] == 7).all()
+
+
 def test_only_the_tables_change(golden_params):
     resized, config = with_image_size(golden_params, SIZES["tiny"], 32)
     assert config.image_size == 32

@@ -116,8 +116,16 @@ def test_a_legacy_tar_file_says_how_to_save_it_again(tmp_path):
     with tarfile.open(tmp_path / "old.th", "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
-    with pytest.raises(InputError, match=r"tar archive.*torch\.save\(torch\.load\(old"):
+    message = r"tar archive of torch before 0\.1\.10.*torch\.save\(torch\.load\(old"
+    with pytest.raises(InputError, match=message):
         read_torch_file(tmp_path / "old.th")
+
+
+def test_a_tar_archive_around_a_checkpoint_is_to_be_unpacked(tmp_path):
+    with tarfile.open(tmp_path / "release.tar", "w") as archive:
+        archive.add(DATA / "x2vlm_tiny_vqa.th", "run/checkpoint_best.pth")
+    with pytest.raises(InputError, match=r"\(run/checkpoint_best\.pth, \.\.\.\); unpack it"):
+        read_torch_file(tmp_path / "release.tar")
 
 
 def test_a_legacy_pickle_file_says_how_to_save_it_again(tmp_path):

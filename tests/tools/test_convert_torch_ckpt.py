@@ -99,6 +99,9 @@ def test_random_heads_do_not_go_home(tool, tmp_path):
     with pytest.raises(InputError, match="has bbox_head, which this model was never given"):
         tool(tmp_path / "dir", tmp_path / "back.th", to="torch", kind="grounding")
     assert not (tmp_path / "back.th").exists()
+    for flags in ({"to": "safetensors"}, {"to": "torch"}):
+        with pytest.raises(InputError, match="cannot be written"):
+            tool(tmp_path / "dir", tmp_path / "absent" / "back", **flags)
 
 
 def test_mistakes_are_one_line_and_exit_code_two(tmp_path):
