@@ -89,6 +89,36 @@ def test_one_beam_is_greedy(language):
             last = token
 
 
+def test_each_beam_keeps_its_own_cache():
+    """Of a language that looks two tokens back, by way of the cache."""
+    logits = np.random.default_rng(5).normal(size=(VOCAB, VOCAB, VOCAB)).astype(np.float32)
+    table = np.asarray(jax.nn.log_softmax(2 * logits))
+    config = BeamConfig(200, 0, max_tokens=4, blocked_ngram=0)
+
+    def next_token(last, written, before):
+        return jnp.asarray(table)[before, last], last
+
+    cache = jnp.full(config.beams, FIRST)
+    texts, scores = jax.jit(
+        lambda: beam_search(next_token, cache, jnp.array([FIRST]), END, config)
+    )()
+
+    def score_of(text):
+        total, before, last = 0.0, FIRST, FIRST
+        for token in text:
+            total += table[before, last, token]
+            before, last = last, token
+            if token == END:
+                break
+        return total
+
+    every = itertools.product(range(VOCAB), repeat=4)
+    legal = [text for text in every if END not in text or not any(text[text.index(END) :])]
+    best = max(legal, key=score_of)
+    assert tuple(texts[0].tolist()) == best
+    assert scores[0] == pytest.approx(score_of(best), rel=1e-5)
+
+
 def test_no_ngram_comes_twice():
     # Left alone, this language says 2 3 4 2 3 4 for ever.
     table = np.full((1, VOCAB, VOCAB), -9.0, np.float32)

@@ -49,6 +49,15 @@ def test_what_was_written_is_read(state, tmp_path):
     same(read_torch_file(tmp_path / "x.th")["model"], state)
 
 
+def test_arrays_lie_where_torch_can_map_them(state, tmp_path):
+    write_torch_file(tmp_path / "x.th", state)
+    with zipfile.ZipFile(tmp_path / "x.th") as archive:
+        entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+    starts = [e.header_offset + 30 + len(e.filename) + len(e.extra) for e in entries]
+    assert len(starts) == len(state)
+    assert not any(start % 64 for start in starts)
+
+
 def test_an_array_under_two_names_is_written_once(tmp_path):
     large = np.zeros(10_000, np.float32)
     write_torch_file(tmp_path / "x.th", {"table": large, "decoder": large})
