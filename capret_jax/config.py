@@ -26,6 +26,8 @@ _FREE_KEYS = (
     "mesh",
     "evaluation",
     "data.prepared_dir",
+    "data.prepare",
+    "data.source_dir",
     "data.read",
     "loop.log_every",
     "loop.checkpoint_every",

@@ -3,16 +3,20 @@
 import dataclasses
 import pathlib
 
+import tensorflow_datasets as tfds
 from transformers import PreTrainedTokenizerBase
 
 from capret_jax.data import synthetic
 from capret_jax.data.captions import template_caption
 from capret_jax.data.items import ItemTable, read_items
 from capret_jax.data.pipeline import ReadConfig, Split
+from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
 from capret_jax.data.records import Records
 from capret_jax.data.tokenizer import build_vocabulary, load_tokenizer
 from capret_jax.data.transforms import AugmentConfig
 from capret_jax.errors import InputError
+
+NAMES = ("synthetic", "deepfashion2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +24,10 @@ class DataConfig:
     """Which photographs, and how they become batches.
 
     Attributes:
-        name: "synthetic", the embedded dataset.
+        name: "synthetic", the embedded dataset, or "deepfashion2".
         variant: of the synthetic dataset, "demo" or "mini".
+        source_dir: a raw DeepFashion2 folder, prepared at first use; not needed afterwards.
+        prepare: how raw data is prepared.
         prepared_dir: where prepared datasets are kept.
         tokenizer: a vocab.txt, a folder, or a hub name such as "bert-base-uncased"; empty builds a
             vocabulary from the training captions, kept in the workdir.
@@ -33,6 +39,8 @@ class DataConfig:
 
     name: str = "synthetic"
     variant: str = "demo"
+    source_dir: str = ""
+    prepare: PrepareConfig = PrepareConfig()
     prepared_dir: str = "runs/data"
     tokenizer: str = ""
     max_tokens: int = 40
@@ -41,8 +49,8 @@ class DataConfig:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self):
-        if self.name != "synthetic":
-            raise InputError(f"data.name={self.name!r} is unknown; there is 'synthetic'.")
+        if self.name not in NAMES:
+            raise InputError(f"data.name={self.name!r} is none of {', '.join(NAMES)}.")
         variants = [config.name for config in synthetic.SyntheticFashion.BUILDER_CONFIGS]
         if self.variant not in variants:
             raise InputError(f"data.variant={self.variant!r} is none of {', '.join(variants)}.")
@@ -54,20 +62,26 @@ def open_splits(config: DataConfig) -> tuple[Split, Split]:
     """The training and the validation split; prepares the dataset if it is not there.
 
     Raises:
-        InputError: the folder cannot be written, or a split is empty.
+        InputError: the folder cannot be written, a split is empty, or there is nothing to prepare.
     """
-    try:
-        builder = synthetic.prepare(config.prepared_dir, config.variant)
-    except OSError as error:
-        raise InputError(
-            f"data.prepared_dir={config.prepared_dir!r} cannot hold the dataset "
-            f"({error.strerror}): set --config.data.prepared_dir to a folder with room."
-        ) from error
+    builder = _open(config)
     train, validation = (Records(builder, split) for split in ("train", "validation"))
     return (
         Split(train, read_items(train), config.read.cached_images),
         Split(validation, read_items(validation)),
     )
+
+
+def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
+    if config.name == "deepfashion2":
+        return prepare_deepfashion2(config.source_dir, config.prepared_dir, config.prepare)
+    try:
+        return synthetic.prepare(config.prepared_dir, config.variant)
+    except OSError as error:
+        raise InputError(
+            f"data.prepared_dir={config.prepared_dir!r} cannot hold the dataset "
+            f"({error.strerror}): set --config.data.prepared_dir to a folder with room."
+        ) from error
 
 
 def open_tokenizer(

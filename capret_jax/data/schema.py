@@ -34,8 +34,11 @@ LEVELS = {
 }
 
 
-def features() -> tfds.features.FeaturesDict:
+def features(outlines: bool = False) -> tfds.features.FeaturesDict:
     """Features of one photograph.
+
+    With `outlines`, each item's `outline` is JSON: its `landmarks` x, y, v, ... in pixels (v 2
+    visible, 1 occluded, 0 not labelled) and its `segmentation`, polygons x, y, ...
 
     An item's identity is (pair_id, style) where style > 0; style 0 is no identity. Its box is
     x1, y1, x2, y2 in pixels. The image is stored as its JPEG file, byte for byte; read it so
@@ -48,6 +51,8 @@ def features() -> tfds.features.FeaturesDict:
         "bounding_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
         **dict.fromkeys(LEVELS, number),
     }
+    if outlines:
+        item["outline"] = tfds.features.Text()
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),

@@ -1,0 +1,211 @@
+"""Raw DeepFashion2 folders: prepared whole, resumed, and read back; broken parts counted."""
+
+import concurrent.futures
+import io
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capret_jax.data import preparation
+from capret_jax.data.dataset import DataConfig, open_splits
+from capret_jax.data.deepfashion2 import read_record
+from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
+from capret_jax.errors import InputError
+from tests.data.raw_deepfashion2 import write_raw
+
+
+@pytest.fixture(scope="module")
+def raw(splits, tmp_path_factory):
+    path = tmp_path_factory.mktemp("raw")
+    write_raw(path, splits)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(raw, tmp_path_factory):
+    return DataConfig(
+        name="deepfashion2",
+        source_dir=str(raw),
+        prepared_dir=str(tmp_path_factory.mktemp("prepared_raw")),
+        prepare=PrepareConfig(processes=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(config):
+    return open_splits(config)
+
+
+def report_of(prepared_dir):
+    return json.loads((prepared_dir / "deepfashion2" / "1.0.0" / "report.json").read_text())
+
+
+def test_items_are_those_of_the_raw_folder(prepared, splits):
+    for split, original in zip(prepared, (splits["train"], splits["validation"]), strict=True):
+        np.testing.assert_array_equal(split.items.box, original.items.box)
+        np.testing.assert_array_equal(split.items.is_shop, original.items.is_shop)
+        for name in ("pair_id", "style", "category_id", "scale", "viewpoint"):
+            np.testing.assert_array_equal(split.items[name], original.items[name])
+
+
+def test_image_bytes_are_untouched_and_outlines_kept(prepared, raw):
+    records = prepared[0].records
+    for index in (0, 1, 6):
+        jpeg = (raw / "train" / "image" / f"{index + 1:06}.jpg").read_bytes()
+        assert records.image(index) == jpeg
+        outline = json.loads(records.annotation(index)["items"]["outline"][0])
+        assert len(outline["landmarks"]) == 3 and len(outline["segmentation"][0]) == 6
+
+
+def test_grey_and_cmyk_images_become_rgb(prepared):
+    for row in (1, 6):
+        view = prepared[0].evaluation_view(row, 32, 0.1)
+        assert view.image.shape == (32, 32, 3)
+        assert view.image.std() > 5
+
+
+def test_the_report_counts_what_is_there(config, prepared, splits):
+    report = report_of(pathlib.Path(config.prepared_dir))["splits"]
+    for name in ("train", "validation"):
+        items = splits[name].items
+        assert report[name]["images"] == report[name]["files"] == len(splits[name].records)
+        assert report[name]["items"] == len(items)
+        assert report[name]["identities"] == items.identities().max() + 1
+        assert report[name]["pairs"] == items.training_identities().max() + 1
+        assert report[name]["skipped"] == {}
+
+
+def test_the_raw_folder_is_not_needed_afterwards(config, prepared, tmp_path):
+    train, _ = open_splits(DataConfig(name="deepfashion2", prepared_dir=config.prepared_dir))
+    assert len(train.items) == len(prepared[0].items)
+    with pytest.raises(InputError, match="was prepared from"):
+        prepare_deepfashion2(tmp_path, config.prepared_dir)
+
+
+def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_FILES_PER_SHARD", 10)
+    written = []
+    original = preparation._write_shard
+
+    class InProcess:
+        """Runs shards here, and dies after two."""
+
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, _, shard):
+            if len(written) == limit:
+                raise KeyboardInterrupt
+            written.append(shard.path.name)
+            future = concurrent.futures.Future()
+            future.set_result(original(shard))
+            return future
+
+    monkeypatch.setattr(preparation.concurrent.futures, "ProcessPoolExecutor", InProcess)
+    limit = 2
+    with pytest.raises(KeyboardInterrupt):
+        prepare_deepfashion2(raw, tmp_path)
+    assert not (tmp_path / "deepfashion2" / "1.0.0" / "report.json").exists()
+    limit = 1000
+    builder = prepare_deepfashion2(raw, tmp_path)
+    assert len(written) == len(set(written)) > 5
+    files = len(list((raw / "train" / "image").iterdir()))
+    assert builder.info.splits["train"].num_examples == files
+    ids = [int(record["image_id"]) for record in builder.as_data_source("train")]
+    assert ids == sorted(ids) == list(range(1, files + 1))
+
+
+BROKEN = {
+    "image does not decode": lambda image, annos: image.write_bytes(image.read_bytes()[:-400]),
+    "annotation does not parse": lambda image, annos: annos.write_text("{"),
+    "annotation without image": lambda image, annos: image.unlink(),
+    "image without annotation": lambda image, annos: annos.unlink(),
+    "source is neither shop nor user": lambda image, annos: change(annos, source="street"),
+    "no pair_id": lambda image, annos: change(annos, pair_id=None),
+    "unknown category": lambda image, annos: change_item(annos, category_id=14),
+    "no style": lambda image, annos: change_item(annos, style=None),
+    "condition outside 1 to 3": lambda image, annos: change_item(annos, scale=4),
+    "no bounding box": lambda image, annos: change_item(annos, bounding_box=[1, 2, 3]),
+    "box without area inside the image": lambda image, annos: change_item(
+        annos, bounding_box=[-50, 5, -10, 40]
+    ),
+    "image with no usable item": lambda image, annos: annos.write_text(
+        json.dumps({"source": "shop", "pair_id": 1})
+    ),
+}
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_item(path, **values):
+    annotation = json.loads(path.read_text())
+    change(path, item1=annotation["item1"] | values)
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_what_is_broken_is_named(reason, raw, tmp_path):
+    for folder in ("image", "annos"):
+        suffix = {"image": "jpg", "annos": "json"}[folder]
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        shutil.copy(raw / "train" / folder / f"000001.{suffix}", tmp_path / "train" / folder)
+    image, annos = (tmp_path / "train" / p for p in ("image/000001.jpg", "annos/000001.json"))
+    record, problems = read_record(tmp_path, "train", "000001")
+    assert record is not None and not problems
+    BROKEN[reason](image, annos)
+    record, problems = read_record(tmp_path, "train", "000001")
+    assert record is None
+    assert reason in {problem.reason for problem in problems}
+
+
+def test_boxes_are_cut_at_the_upright_images_edge(tmp_path, raw):
+    for folder in ("image", "annos"):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+    image = Image.new("RGB", (40, 20))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees: upright it is 20 wide and 40 high
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    (tmp_path / "train" / "image" / "000001.jpg").write_bytes(buffer.getvalue())
+    annos = tmp_path / "train" / "annos" / "000001.json"
+    shutil.copy(raw / "train" / "annos" / "000001.json", annos)
+    change_item(annos, bounding_box=[-5, 10, 100, 100])
+    record, _ = read_record(tmp_path, "train", "000001")
+    assert record["items"][0]["bounding_box"] == [0, 10, 20, 40]
+
+
+def test_more_than_a_hundredth_broken_is_refused_unless_allowed(raw, tmp_path):
+    source = tmp_path / "raw"
+    shutil.copytree(raw, source)
+    shutil.rmtree(source / "validation")
+    (source / "train" / "annos" / "000002.json").unlink()
+    message = r"1 of \d+ images of .*train cannot be used \(1 x image without annotation\)"
+    with pytest.raises(InputError, match=message):
+        prepare_deepfashion2(source, tmp_path, PrepareConfig(1))
+    prepare_deepfashion2(source, tmp_path, PrepareConfig(1, allow_broken=True))
+    report = report_of(tmp_path)["splits"]
+    assert report["train"]["skipped_records"] == [
+        {"file": "000002", "item": "", "reason": "image without annotation"}
+    ]
+    assert report["validation"]["files"] == 0
+    config = DataConfig(name="deepfashion2", prepared_dir=str(tmp_path))
+    with pytest.raises(InputError, match="has no validation images"):
+        open_splits(config)
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a DeepFashion2 folder: expected train/image"):
+        prepare_deepfashion2(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match="set --config.data.source_dir"):
+        prepare_deepfashion2("", tmp_path / "out")
