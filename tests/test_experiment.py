@@ -79,6 +79,15 @@ def test_evaluation_leaves_what_the_contract_says(workdir):
     assert metrics["baselines"].keys() == {"untrained model", "colour histogram"}
 
 
+def test_the_official_scorer_agrees(workdir):
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    official = metrics["official"]
+    for name in ("top_1", "top_5", "top_10", "top_15", "top_20", "queries"):
+        assert official[name] == pytest.approx(metrics[name]), name
+    assert official["missed"] == official["without_results"] == 0
+    assert metrics["more_than_5_answers"]["queries"] < metrics["queries"]
+
+
 def test_official_results_name_twenty_shop_items_per_query(workdir, splits):
     items = splits["validation"].items
     entries = json.loads((workdir / "evaluation" / "deepfashion2_retrieval.json").read_text())

@@ -17,6 +17,9 @@ _ANISOTROPIC_THRESHOLD = 0.2
 _REORDER_FACTOR = 10
 _LEAVES_SEARCHED = 0.1
 
+# Queries searched at once, which bounds the memory of exact search.
+_CHUNK = 512
+
 T = TypeVar("T")
 
 
@@ -29,8 +32,11 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
-        scores = queries @ self._gallery.T
-        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        found = [
+            np.argsort(-(chunk @ self._gallery.T), axis=1, kind="stable")[:, :k]
+            for chunk in (queries[i : i + _CHUNK] for i in range(0, len(queries), _CHUNK))
+        ]
+        return np.concatenate(found)
 
 
 class ScannIndex:

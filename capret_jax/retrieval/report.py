@@ -86,10 +86,8 @@ def _row(split, protocol, ranking, query):
     found = ranking.neighbours[query, :_RESULTS_SHOWN]
     same = protocol.gallery_identity[found] == protocol.query_identity[query]
     results = [
-        Picture(
-            _data_uri(split, protocol.gallery[position]), float(ranking.scores[query, position]), ok
-        )
-        for position, ok in zip(found, same.tolist(), strict=True)
+        Picture(_data_uri(split, protocol.gallery[position]), float(ranking.scores[query, i]), ok)
+        for i, (position, ok) in enumerate(zip(found, same.tolist(), strict=True))
     ]
     return {
         "query": _data_uri(split, protocol.queries[query]),
