@@ -24,7 +24,7 @@ from capret_jax.mesh import first_process_first, make_mesh, place
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol
-from capret_jax.retrieval.embed import Embedder, load_views
+from capret_jax.retrieval.embed import Embedder, Views
 from capret_jax.retrieval.evaluate import evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
 from capret_jax.train.checkpoint import Checkpoints
@@ -146,7 +146,7 @@ class Experiment:
         embeddings = {
             "this model": self._embed(state),
             "untrained model": self._embed(self.fresh_state()),
-            "colour histogram": histograms(self._load_views(margin=0.0)),
+            "colour histogram": self._histograms(),
         }
         if jax.process_index():
             return
@@ -214,26 +214,35 @@ class Experiment:
             config.data.read,
         )
 
-    @functools.cached_property
-    def views(self) -> np.ndarray:
-        """(n, S, S, 3) uint8, the validation items as the model sees them."""
-        return self._load_views(self.config.data.augment.margin)
+    def views(self) -> Views:
+        """The validation items as the model sees them; this process's part of every batch."""
+        shard = Shard(jax.process_index(), jax.process_count())
+        return self._make_views(self.config.data.augment.margin, shard)
 
     @functools.cached_property
     def embedder(self) -> Embedder:
         """The jitted image embedding."""
-        return Embedder(
-            self._graphdef,
-            self._abstract.params["model"],
-            self.mesh,
-            self.config.evaluation.batch_size,
+        return Embedder(self._graphdef, self._abstract.params["model"], self.mesh)
+
+    def _make_views(self, margin: float, shard: Shard) -> Views:
+        config = self.config
+        return Views(
+            self._validation_split,
+            config.model.image_size,
+            margin,
+            config.evaluation.batch_size,
+            config.data.read,
+            shard,
         )
 
-    def _load_views(self, margin: float) -> np.ndarray:
-        return load_views(self._validation_split, self.config.model.image_size, margin)
+    def _embed(self, state: TrainState) -> np.ndarray:
+        views = self.views()
+        return self.embedder(state.params["model"], views, len(views))
 
-    def _embed(self, state: TrainState):
-        return self.embedder(state.params["model"], self.views)
+    def _histograms(self) -> np.ndarray:
+        """Of the ground-truth crops, the whole split on every process."""
+        views = self._make_views(0.0, Shard())
+        return np.concatenate([histograms(batch) for batch in views])[: len(views)]
 
     def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:
         """mAP and top-k of a state, for the training curve."""

@@ -1,34 +1,77 @@
-"""Items to embeddings, on all devices."""
+"""Items to embeddings, on all devices, a batch of pictures at a time."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import grain
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from capret_jax.data.pipeline import Split
+from capret_jax.data.pipeline import ReadConfig, Split
+from capret_jax.data.sampler import Shard
 from capret_jax.mesh import batch_sharding, param_shardings, replicated, to_global
 from capret_jax.models.x2vlm import bind, normalize_pixels
 
 
-def load_views(split: Split, size: int, margin: float) -> np.ndarray:
-    """(n, S, S, 3) uint8, every item of the split as the model sees it at evaluation."""
-    rows = tqdm(range(len(split.items)), desc="reading", unit="item", leave=False)
-    return np.stack([split.evaluation_view(row, size, margin).image for row in rows])
+class Views:
+    """Every item of a split as the model sees it at evaluation, read ahead in batches.
+
+    Nothing but the batches in flight is in memory: DeepFashion2's validation items at 384 pixels
+    would take 24 GB.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        margin: float,
+        batch_size: int,
+        read: ReadConfig,
+        shard: Shard = Shard(),
+    ):
+        """
+        Args:
+            split: the items.
+            size: S, pixels.
+            margin: context around the box.
+            batch_size: global, a multiple of `shard.count`.
+            read: threads and batches to keep ready.
+            shard: this process's part of every batch.
+        """
+        batches = -(-len(split.items) // batch_size)
+        # The last item fills up the last batch.
+        rows = np.minimum(np.arange(batches * batch_size), len(split.items) - 1)
+        self._rows = rows.reshape(batches, shard.count, -1)[:, shard.index]
+        self._split, self._size, self._margin, self._read = split, size, margin, read
+
+    def __len__(self) -> int:
+        """Items, each once."""
+        return len(self._split.items)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(b, S, S, 3) uint8, this process's rows of one batch after the other."""
+        dataset = grain.MapDataset.source(self._rows.reshape(-1)).map(self._load)
+        options = grain.ReadOptions(
+            num_threads=self._read.threads, prefetch_buffer_size=self._read.prefetch
+        )
+        batches = dataset.batch(self._rows.shape[1]).to_iter_dataset(options)
+        return iter(tqdm(batches, "reading items", len(self._rows), unit="batch", leave=False))
+
+    def _load(self, row: int) -> np.ndarray:
+        return self._split.evaluation_view(int(row), self._size, self._margin).image
 
 
 class Embedder:
     """Image embeddings of a model; compiled once for a batch size."""
 
-    def __init__(self, graphdef: nnx.GraphDef, abstract_params: dict, mesh: Mesh, batch_size: int):
+    def __init__(self, graphdef: nnx.GraphDef, abstract_params: dict, mesh: Mesh):
         """
         Args:
             graphdef: the model's structure.
             abstract_params: its parameters' shapes.
             mesh: devices to use.
-            batch_size: images per call, a multiple of the devices.
         """
 
         def features(params, image):
@@ -36,26 +79,24 @@ class Embedder:
             return model.image_features(model.encode_image(normalize_pixels(image)))
 
         self._mesh = mesh
-        self._batch_size = batch_size
         self._features = jax.jit(
             features,
             in_shardings=(param_shardings(mesh, abstract_params), batch_sharding(mesh)),
             out_shardings=replicated(mesh),
         )
 
-    def __call__(self, params: dict, images: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8 -> (n, E) float32, L2-normalised."""
-        chunks = [self._embed(params, chunk) for chunk in self._chunks(images)]
-        return np.concatenate(chunks)[: len(images)]
+    def __call__(self, params: dict, batches: Iterable[np.ndarray], count: int) -> np.ndarray:
+        """Embeds batches of this process's pictures.
 
-    def _chunks(self, images) -> Iterable[np.ndarray]:
-        for start in range(0, len(images), self._batch_size):
-            chunk = images[start : start + self._batch_size]
-            missing = self._batch_size - len(chunk)
-            yield np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        Args:
+            params: the model's.
+            batches: each (b, S, S, 3) uint8, b times the processes a multiple of the devices.
+            count: pictures in all, those that fill up the last batch not counted.
 
-    def _embed(self, params, chunk):
-        processes, process = jax.process_count(), jax.process_index()
-        local = len(chunk) // processes
-        mine = chunk[process * local : (process + 1) * local]
-        return np.asarray(self._features(params, to_global(self._mesh, mine)))
+        Returns:
+            (count, E) float32, L2-normalised, on every process.
+        """
+        embedded = [
+            np.asarray(self._features(params, to_global(self._mesh, batch))) for batch in batches
+        ]
+        return np.concatenate(embedded)[:count]
