@@ -1,0 +1,45 @@
+"""X2-VLM base at 384 pixels, fine-tuned on DeepFashion2 for consumer-to-shop retrieval.
+
+    python -m capret_jax.main --config=configs/df2_finetune.py --workdir=runs/df2 \\
+        --config.data.source_dir=/data/DeepFashion2
+
+Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`.
+"""
+
+import dataclasses
+
+from capret_jax.config import ExperimentConfig, to_config_dict
+from capret_jax.data.dataset import DataConfig
+from capret_jax.data.pipeline import ReadConfig
+from capret_jax.losses.total import LossConfig
+from capret_jax.models.config import SIZES
+from capret_jax.train.loop import LoopConfig
+from capret_jax.train.optimizer import OptimizerConfig
+
+
+def get_config():
+    """Every key can be overridden: --config.batch_size=256."""
+    return to_config_dict(
+        ExperimentConfig(
+            batch_size=128,
+            init_from="checkpoints/base",
+            model=dataclasses.replace(SIZES["base"], image_size=384),
+            data=DataConfig(
+                name="deepfashion2",
+                tokenizer="bert-base-uncased",
+                max_tokens=32,  # the template's longest caption has 30 pieces
+                views_per_identity=4,
+                read=ReadConfig(threads=16, prefetch=8),
+            ),
+            loss=LossConfig(itc=1.0, itm=1.0, box_l1=1.0, box_giou=1.0, arcface=1.0),
+            optimizer=OptimizerConfig(
+                learning_rate=3e-5,
+                warmup_steps=1000,
+                clip_norm=1.0,
+                # Class directions start from nothing and move only when their identity is seen:
+                # at the backbone's rate they would not get anywhere.
+                rate_multipliers=(("arcface", 100.0),),
+            ),
+            loop=LoopConfig(steps=20_000, checkpoint_every=1000),
+        )
+    )

@@ -1,0 +1,38 @@
+"""X2-VLM base, pre-trained further on DeepFashion2's photographs: MLM, ITC, ITM and boxes.
+
+    python -m capret_jax.main --config=configs/df2_pretrain.py --workdir=runs/df2_pretrain \\
+        --config.data.source_dir=/data/DeepFashion2
+
+Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`, or BEiT-v2 and BERT
+(docs/checkpoints.md); `df2_finetune.py` then goes on with --config.init_from=runs/df2_pretrain.
+"""
+
+from capret_jax.config import ExperimentConfig, to_config_dict
+from capret_jax.data.dataset import DataConfig
+from capret_jax.data.pipeline import ReadConfig
+from capret_jax.losses.total import LossConfig
+from capret_jax.models.config import SIZES
+from capret_jax.train.loop import LoopConfig
+from capret_jax.train.optimizer import OptimizerConfig
+
+
+def get_config():
+    """Every key can be overridden: --config.loss.mlm=0.5."""
+    return to_config_dict(
+        ExperimentConfig(
+            batch_size=256,
+            init_from="checkpoints/base",
+            model=SIZES["base"],
+            data=DataConfig(
+                name="deepfashion2",
+                tokenizer="bert-base-uncased",
+                max_tokens=32,
+                views_per_identity=2,
+                read=ReadConfig(threads=16, prefetch=8),
+            ),
+            # Identities wait for the fine-tuning: they know nothing of language or boxes.
+            loss=LossConfig(itc=1.0, itm=1.0, mlm=1.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
+            optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2500, clip_norm=1.0),
+            loop=LoopConfig(steps=50_000, checkpoint_every=2500),
+        )
+    )

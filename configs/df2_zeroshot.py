@@ -1,0 +1,31 @@
+"""X2-VLM base as it was pre-trained, evaluated on DeepFashion2 without seeing any of it.
+
+    python -m capret_jax.main --config=configs/df2_zeroshot.py --workdir=runs/df2_zeroshot \\
+        --config.data.source_dir=/data/DeepFashion2
+
+Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`.
+"""
+
+import dataclasses
+
+from capret_jax.config import EvaluationConfig, ExperimentConfig, to_config_dict
+from capret_jax.data.dataset import DataConfig
+from capret_jax.data.pipeline import ReadConfig
+from capret_jax.models.config import SIZES
+
+
+def get_config():
+    """Every key can be overridden: --config.init_from=checkpoints/coco."""
+    return to_config_dict(
+        ExperimentConfig(
+            mode="evaluate",
+            init_from="checkpoints/base",
+            model=dataclasses.replace(SIZES["base"], image_size=384),
+            data=DataConfig(
+                name="deepfashion2",
+                tokenizer="bert-base-uncased",
+                read=ReadConfig(threads=16, prefetch=8),
+            ),
+            evaluation=EvaluationConfig(batch_size=256),
+        )
+    )

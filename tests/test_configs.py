@@ -1,0 +1,81 @@
+"""The DeepFashion2 configs, shrunk, on a raw folder and from a converted checkpoint."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import jax
+import pytest
+
+from capret_jax.config import ExperimentConfig, from_config_dict
+from capret_jax.convert.checkpoint import save_converted
+from capret_jax.convert.reference import Converted, Report
+from capret_jax.experiment import Experiment
+from capret_jax.models.x2vlm import init_params
+from tests.conftest import SMALL_MODEL
+from tests.data.raw_deepfashion2 import write_raw
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def load(name: str) -> ExperimentConfig:
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_config_dict(module.get_config())
+
+
+@pytest.fixture(scope="module")
+def shrink(splits, tmp_path_factory):
+    """Sizes, places and steps for this machine; everything else is the config's own."""
+    root = tmp_path_factory.mktemp("df2")
+    write_raw(root / "raw", splits)
+    params = init_params(SMALL_MODEL, jax.random.key(0))
+    save_converted(root / "start", Converted(params, SMALL_MODEL, Report("pretrain", "tiny", 32)))
+
+    def apply(config: ExperimentConfig) -> ExperimentConfig:
+        replace = dataclasses.replace
+        return replace(
+            config,
+            batch_size=16,
+            init_from=str(root / "start"),
+            model=SMALL_MODEL,
+            data=replace(
+                config.data,
+                source_dir=str(root / "raw"),
+                prepared_dir=str(root / "prepared"),
+                tokenizer="",
+                read=replace(config.data.read, threads=2),
+                prepare=replace(config.data.prepare, processes=1),
+            ),
+            loss=replace(config.loss, matching_group=2),
+            optimizer=replace(config.optimizer, warmup_steps=1),
+            loop=replace(config.loop, steps=2),
+            evaluation=replace(config.evaluation, batch_size=32),
+        )
+
+    return apply
+
+
+@pytest.mark.parametrize("name", ["demo", "df2_finetune", "df2_zeroshot", "df2_pretrain"])
+def test_every_config_is_valid(name):
+    assert load(name).mode in ("train_and_evaluate", "evaluate")
+
+
+@pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain"])
+def test_training_configs_train(name, shrink, tmp_path):
+    Experiment(shrink(load(name)), tmp_path).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 2
+    assert ("loss/mlm" in lines[0]) == (name == "df2_pretrain")
+    assert ("loss/arcface" in lines[0]) == (name == "df2_finetune")
+
+
+def test_the_zero_shot_config_evaluates_what_it_starts_from(shrink, tmp_path, capsys):
+    experiment = Experiment(shrink(load("df2_zeroshot")), tmp_path)
+    experiment.evaluate()
+    assert "starting from" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert metrics["official"]["queries"] == metrics["queries"] > 0
+    assert not any((tmp_path / "checkpoints").iterdir())
