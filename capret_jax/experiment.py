@@ -13,6 +13,7 @@ from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_tr
 from capret_jax.convert.checkpoint import is_converted
 from capret_jax.convert.reference import parts
 from capret_jax.convert.relative_position import with_image_size
+from capret_jax.data.captions import Captioner
 from capret_jax.data.dataset import open_splits, open_tokenizer
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import training_iterator
@@ -71,12 +72,11 @@ class Experiment:
             lambda: open_splits(config.data)
         )
         self._protocol = make_protocol(self._validation_split.items)
+        self._captioner = Captioner(config.data.captions, self._train_split.items)
         tokenizer = first_process_first(
-            lambda: open_tokenizer(
-                config.data, self._train_split.items, workdir, config.model.vocab_size
-            )
+            lambda: open_tokenizer(config.data, self._captioner, workdir, config.model.vocab_size)
         )
-        self._captions = CaptionEncoder(tokenizer, config.data.max_tokens)
+        self._encoder = CaptionEncoder(tokenizer, config.data.max_tokens)
         self._sampler = IdentitySampler(
             self._train_split.items,
             config.batch_size,
@@ -156,6 +156,7 @@ class Experiment:
             embeddings,
             self._workdir / "evaluation",
             f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
+            self.config.data.captions.describe(),
         )
         print(summary(metrics, self._workdir))
 
@@ -209,8 +210,9 @@ class Experiment:
             config.batch_size // jax.process_count(),
             config.model.image_size,
             config.data.augment,
-            self._captions,
-            Masker(self._captions.tokenizer) if config.loss.mlm else None,
+            self._captioner,
+            self._encoder,
+            Masker(self._encoder.tokenizer) if config.loss.mlm else None,
             config.data.read,
         )
 

@@ -27,7 +27,7 @@ def get_config():
             data=DataConfig(
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",
-                max_tokens=32,  # the template's longest caption has 30 pieces
+                max_tokens=32,  # the template's longest caption has 26 pieces
                 views_per_identity=4,
                 read=ReadConfig(threads=16, prefetch=8),
             ),

@@ -53,7 +53,7 @@ def changed(key: str, value):
         ("optimizer.decay", "magic", r"optimizer\.decay='magic'"),
         ("optimizer.rate_multipliers", (("(", 1.0),), "rate_multipliers"),
         ("loop.steps", 0, r"loop\.steps=0 must be at least 1"),
-        ("data.name", "imagenet", r"data\.name='imagenet' is unknown"),
+        ("data.name", "imagenet", r"data\.name='imagenet' is none of synthetic"),
         ("data.variant", "huge", r"data\.variant='huge'"),
         ("data.max_tokens", 600, r"max_tokens=600 is more than config\.model\.max_positions=512"),
     ],

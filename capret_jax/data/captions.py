@@ -1,26 +1,155 @@
-"""Captions from an item's attributes, and how captions are cleaned before tokenisation."""
+"""Captions of items: from their attributes, or from a file; and how they are cleaned."""
 
+import dataclasses
+import json
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 
+import numpy as np
+
+from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, LEVELS
+from capret_jax.errors import InputError
 
-TEMPLATE = (
-    "an image of a {category} with viewpoint {viewpoint}, occlusion level {occlusion}, "
-    "scale {scale}, and zoom in {zoom_in}"
-)
+# What the template says of each field, in its order.
+_PHRASES = {
+    "viewpoint": "viewpoint {}",
+    "occlusion": "occlusion level {}",
+    "scale": "scale {}",
+    "zoom_in": "zoom in {}",
+}
+FIELDS = ("category", *_PHRASES)
 # Words kept of a caption, as X2-VLM's fine-tuning does.
 _MAX_WORDS = 40
 
 
-def template_caption(item: dict[str, int]) -> str:
+@dataclasses.dataclass(frozen=True)
+class CaptionConfig:
+    """What captions say in training. At evaluation only pictures are embedded.
+
+    Attributes:
+        fields: of `FIELDS`, those that the template reveals.
+        file: JSON lines {"image_id": 1, "item": 1, "caption": "..."} in place of the template,
+            `item` being the n of the annotation's item<n>; an item with several lines has several
+            captions, one of which is drawn each time. Lines with a "split" other than "train" are
+            passed over.
+        dropout: probability that an example's caption is empty.
+    """
+
+    fields: tuple[str, ...] = FIELDS
+    file: str = ""
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for field in self.fields:
+            if field not in FIELDS:
+                raise InputError(
+                    f"data.captions.fields has {field!r}, which is none of {', '.join(FIELDS)}."
+                )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"data.captions.dropout={self.dropout} is not in [0, 1).")
+
+    def describe(self) -> str:
+        """For the record: where captions come from."""
+        return f"file {self.file}" if self.file else f"template of {', '.join(self.fields)}"
+
+
+class Captioner:
+    """The captions of a training split."""
+
+    def __init__(self, config: CaptionConfig, items: ItemTable):
+        """
+        Args:
+            config: where captions come from.
+            items: of the training split.
+
+        Raises:
+            InputError: the file cannot be read, or lacks an item.
+        """
+        self._dropout = config.dropout
+        if config.file:
+            self._captions = _captions_of(read_captions(config.file), items, config.file)
+        else:
+            self._captions = [
+                (template_caption(items.attributes_of(row), config.fields),)
+                for row in range(len(items))
+            ]
+
+    def __call__(self, row: int, rng: np.random.Generator) -> str:
+        """The caption of one example of the item in `row`; empty when dropped."""
+        if self._dropout and rng.random() < self._dropout:
+            return ""
+        choices = self._captions[row]
+        return choices[rng.integers(len(choices))] if len(choices) > 1 else choices[0]
+
+    def __iter__(self) -> Iterator[str]:
+        """All captions there are."""
+        return (caption for choices in self._captions for caption in choices)
+
+
+def template_caption(item: dict[str, int], fields: tuple[str, ...] = FIELDS) -> str:
     """The template's caption of one item.
 
     Args:
         item: `category_id` (1..13) and the levels `viewpoint`, `occlusion`, `scale`, `zoom_in`
             (1..3); other keys do not matter.
+        fields: what it reveals, of `FIELDS`; without the category it is "an item".
     """
-    words = {name: values[item[name] - 1] for name, values in LEVELS.items()}
-    return TEMPLATE.format(category=CATEGORIES[item["category_id"] - 1], **words)
+    name = f"a {CATEGORIES[item['category_id'] - 1]}" if "category" in fields else "an item"
+    phrases = [
+        phrase.format(LEVELS[field][item[field] - 1])
+        for field, phrase in _PHRASES.items()
+        if field in fields
+    ]
+    if not phrases:
+        return f"an image of {name}"
+    if len(phrases) > 1:
+        comma = "," if len(phrases) > 2 else ""
+        phrases = [", ".join(phrases[:-1]) + f"{comma} and {phrases[-1]}"]
+    return f"an image of {name} with {phrases[0]}"
+
+
+def read_captions(path: str) -> dict[tuple[int, int], tuple[str, ...]]:
+    """(image id, item number) -> captions, from a file as `CaptionConfig.file` describes it.
+
+    Raises:
+        InputError: the file cannot be read, or a line is something else; the message names it.
+    """
+    captions: dict[tuple[int, int], list[str]] = defaultdict(list)
+    try:
+        with open(path) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    entry = json.loads(line)
+                    key = int(entry["image_id"]), int(entry["item"])
+                    caption, split = str(entry["caption"]), entry.get("split", "train")
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{path}, line {number} is no caption: expected "
+                        '{"image_id": 1, "item": 1, "caption": "..."}.'
+                    ) from error
+                if split == "train":
+                    captions[key].append(caption)
+    except OSError as error:
+        raise InputError(
+            f"data.captions.file={path!r} cannot be read: {error.strerror}."
+        ) from error
+    return {key: tuple(texts) for key, texts in captions.items()}
+
+
+def _captions_of(
+    captions: dict[tuple[int, int], tuple[str, ...]], items: ItemTable, path: str
+) -> list[tuple[str, ...]]:
+    keys = list(zip(items["image_id"].tolist(), items["number"].tolist(), strict=True))
+    missing = [key for key in keys if key not in captions]
+    if missing:
+        image, number = missing[0]
+        raise InputError(
+            f"{path} has no caption for {len(missing)} of {len(keys)} training items, the first "
+            f"being item {number} of image {image}."
+        )
+    return [captions[key] for key in keys]
 
 
 def clean_caption(text: str) -> str:

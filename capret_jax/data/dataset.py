@@ -2,13 +2,14 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
 from transformers import PreTrainedTokenizerBase
 
 from capret_jax.data import synthetic
-from capret_jax.data.captions import template_caption
-from capret_jax.data.items import ItemTable, read_items
+from capret_jax.data.captions import CaptionConfig
+from capret_jax.data.items import read_items
 from capret_jax.data.pipeline import ReadConfig, Split
 from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
 from capret_jax.data.records import Records
@@ -33,6 +34,7 @@ class DataConfig:
             vocabulary from the training captions, kept in the workdir.
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
         views_per_identity: K, views of each identity in a batch.
+        captions: what they say.
         augment: random changes of training views.
         read: threads and batches to keep ready.
     """
@@ -45,6 +47,7 @@ class DataConfig:
     tokenizer: str = ""
     max_tokens: int = 40
     views_per_identity: int = 4
+    captions: CaptionConfig = CaptionConfig()
     augment: AugmentConfig = AugmentConfig()
     read: ReadConfig = ReadConfig()
 
@@ -85,9 +88,9 @@ def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
 
 
 def open_tokenizer(
-    config: DataConfig, items: ItemTable, workdir: pathlib.Path, vocab_size: int
+    config: DataConfig, captions: Iterable[str], workdir: pathlib.Path, vocab_size: int
 ) -> PreTrainedTokenizerBase:
-    """The configured tokenizer, or one built from the captions of `items` at first use.
+    """The configured tokenizer, or one built from the training captions at first use.
 
     Raises:
         InputError: there is no such tokenizer, or it has more tokens than the model.
@@ -96,7 +99,6 @@ def open_tokenizer(
     if not path:
         path = str(workdir / "vocab.txt")
         if not pathlib.Path(path).exists():
-            captions = (template_caption(items.attributes_of(row)) for row in range(len(items)))
             build_vocabulary(captions, path, vocab_size)
     tokenizer = load_tokenizer(path)
     if len(tokenizer) > vocab_size:

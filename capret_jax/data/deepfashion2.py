@@ -56,7 +56,7 @@ def read_record(
     names = [name for name in annotation if name.startswith("item")]
     for name in sorted(names, key=lambda name: (len(name), name)):
         try:
-            items.append(_read_item(annotation[name], size))
+            items.append({"number": _number(name), **_read_item(annotation[name], size)})
         except _BrokenError as error:
             problems.append(Problem(file, name, str(error)))
     if not items:
@@ -105,6 +105,12 @@ def _read_annotation(path: pathlib.Path) -> dict[str, Any]:
     if not _is_int(annotation.get("pair_id")):
         raise _BrokenError("no pair_id")
     return annotation
+
+
+def _number(name: str) -> int:
+    if not name.removeprefix("item").isdigit():
+        raise _BrokenError("item without number")
+    return int(name.removeprefix("item"))
 
 
 def _read_item(item: Any, size: tuple[int, int]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from capret_jax.batch import NO_IDENTITY
 from capret_jax.data.records import Records
 from capret_jax.data.schema import LEVELS
 
-_NUMBERS = ("image_id", "pair_id", "style", "category_id", *LEVELS)
+_NUMBERS = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,8 @@ class ItemTable:
         record: (n,) int64, index of the item's photograph in the split's records.
         is_shop: (n,) bool, True for shop pictures, False for consumers' photographs.
         box: (n, 4) float32 x1, y1, x2, y2 in pixels.
-        attributes: name -> (n,) int64, for image_id, pair_id, style, category_id and the levels.
+        attributes: name -> (n,) int64, for image_id, pair_id, number (the n of the annotation's
+            item<n>), style, category_id and the levels.
     """
 
     record: np.ndarray

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from capret_jax.batch import Batch
-from capret_jax.data.captions import template_caption
+from capret_jax.data.captions import Captioner
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.records import Records
@@ -72,7 +72,8 @@ def training_iterator(
     batch_size: int,
     image_size: int,
     augment: AugmentConfig,
-    captions: CaptionEncoder,
+    captioner: Captioner,
+    encoder: CaptionEncoder,
     masker: Masker | None,
     read: ReadConfig,
 ) -> grain.DatasetIterator:
@@ -84,7 +85,8 @@ def training_iterator(
         batch_size: examples per batch on this process.
         image_size: S, pixels.
         augment: the random changes.
-        captions: captions -> tokens.
+        captioner: items -> captions.
+        encoder: captions -> tokens.
         masker: hides tokens for masked language modelling; None for none.
         read: threads and batches to keep ready.
 
@@ -92,18 +94,24 @@ def training_iterator(
         An iterator whose position Orbax can save and restore.
     """
     example = functools.partial(
-        _example, split=split, size=image_size, augment=augment, captions=captions, masker=masker
+        _example,
+        split=split,
+        size=image_size,
+        augment=augment,
+        captioner=captioner,
+        encoder=encoder,
+        masker=masker,
     )
     dataset = grain.MapDataset.source(sampler).map(example).batch(batch_size, batch_fn=_collate)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
     return iter(dataset.to_iter_dataset(options))
 
 
-def _example(draw: Draw, split, size, augment, captions, masker) -> Batch:
+def _example(draw: Draw, split, size, augment, captioner, encoder, masker) -> Batch:
     rng = np.random.default_rng(draw.seed)
     view = training_view(split.photograph(draw.row), split.items.box[draw.row], size, augment, rng)
-    caption = template_caption(split.items.attributes_of(draw.row))
-    tokens = captions(caption)
+    caption = captioner(draw.row, rng)
+    tokens = encoder(caption)
     masked = masker(tokens, rng) if masker else (None, None, None)
     return Batch(
         image=view.image,

@@ -46,6 +46,7 @@ def features(outlines: bool = False) -> tfds.features.FeaturesDict:
     """
     number = tfds.features.Scalar(dtype=np.int64)
     item = {
+        "number": number,  # n of the annotation's item<n>
         "category_id": number,  # 1..13
         "style": number,
         "bounding_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),

@@ -52,7 +52,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     The records, `schema.features`, are the same bytes on every machine.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [
         SyntheticFashionConfig(name="demo", description="Enough to learn from in minutes."),
         SyntheticFashionConfig(

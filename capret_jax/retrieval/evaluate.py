@@ -78,6 +78,7 @@ def evaluate(
     embeddings: dict[str, np.ndarray],
     directory: pathlib.Path,
     title: str,
+    captions: str,
 ) -> dict:
     """Measures several embeddings of the same items; the first is the model's own.
 
@@ -90,6 +91,7 @@ def evaluate(
         embeddings: name -> (n, E) float32, one per row of `split.items`.
         directory: replaced if it exists.
         title: of the report.
+        captions: where those of the training came from, for the record.
 
     Returns:
         The content of `metrics.json`: of the model "mAP", "top_1" ... "top_20", "queries",
@@ -103,6 +105,8 @@ def evaluate(
     metrics = {
         **summarize(ranking.precision, ranking.first),
         "gallery": len(protocol.gallery),
+        # Queries are pictures alone: nothing of the ground truth reaches them but their box.
+        "captions": {"of_queries": "none", "in_training": captions},
         "by": _by_condition(split, protocol, ranking),
         # The same answers through the official scorer, which looks at boxes and nothing else.
         "official": score(results, *ground_truth(split.items)).as_dict(),

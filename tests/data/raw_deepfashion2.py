@@ -39,7 +39,7 @@ def annotation_of(record: dict) -> dict:
     for i, style in enumerate(items["style"]):
         x1, y1, x2, y2 = (float(x) for x in items["bounding_box"][i])
         category = int(items["category_id"][i])
-        annotation[f"item{i + 1}"] = {
+        annotation[f"item{items['number'][i]}"] = {
             "category_name": CATEGORIES[category - 1],
             "category_id": category,
             "style": int(style),

@@ -1,14 +1,107 @@
-"""The template and the cleaning of captions."""
+"""Captions from the template and from files, and their cleaning."""
 
-from capret_jax.data.captions import clean_caption, template_caption
+import json
+
+import numpy as np
+import pytest
+
+from capret_jax.data.captions import (
+    CaptionConfig,
+    Captioner,
+    clean_caption,
+    read_captions,
+    template_caption,
+)
+from capret_jax.errors import InputError
+
+ITEM = {"category_id": 8, "viewpoint": 3, "occlusion": 1, "scale": 2, "zoom_in": 3, "style": 4}
+
+
+@pytest.fixture(scope="module")
+def items(splits):
+    return splits["train"].items
+
+
+@pytest.fixture
+def write(items, tmp_path):
+    """Writes two captions for each item, and whatever else is given."""
+
+    def make(*extra: str, skip: int = 0) -> str:
+        keys = zip(items["image_id"].tolist(), items["number"].tolist(), strict=True)
+        lines = [
+            json.dumps({"image_id": image, "item": number, "caption": f"{word} {image} {number}"})
+            for image, number in list(keys)[skip:]
+            for word in ("one", "two")
+        ]
+        (tmp_path / "captions.jsonl").write_text("\n".join([*lines, *extra]))
+        return str(tmp_path / "captions.jsonl")
+
+    return make
 
 
 def test_template_names_the_category_and_the_levels():
-    item = {"category_id": 8, "viewpoint": 3, "occlusion": 1, "scale": 2, "zoom_in": 3, "style": 4}
-    assert template_caption(item) == (
+    assert template_caption(ITEM) == (
         "an image of a trousers with viewpoint side or back, occlusion level slight, "
         "scale modest, and zoom in large"
     )
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        (("category",), "an image of a trousers"),
+        (("scale",), "an image of an item with scale modest"),
+        (
+            ("zoom_in", "category", "scale"),
+            "an image of a trousers with scale modest and zoom in large",
+        ),
+        ((), "an image of an item"),
+    ],
+)
+def test_the_template_reveals_only_its_fields(fields, expected):
+    assert template_caption(ITEM, fields) == expected
+
+
+def test_each_item_has_its_own_captions_from_a_file(items, write):
+    other = json.dumps(
+        {"split": "validation", "image_id": 1, "item": 1, "caption": "not for training"}
+    )
+    captioner = Captioner(CaptionConfig(file=write(other)), items)
+    rng = np.random.default_rng(0)
+    for row in (0, 5, len(items) - 1):
+        drawn = {captioner(row, rng) for _ in range(40)}
+        place = f"{items['image_id'][row]} {items['number'][row]}"
+        assert drawn == {f"one {place}", f"two {place}"}
+    assert len(list(captioner)) == 2 * len(items)
+
+
+def test_captions_are_dropped_as_often_as_asked(items):
+    captioner = Captioner(CaptionConfig(dropout=0.25), items)
+    rng = np.random.default_rng(0)
+    dropped = np.mean([captioner(0, rng) == "" for _ in range(2000)])
+    assert dropped == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_file_that_lacks_an_item_is_refused(items, write):
+    path = write(skip=3)
+    first = f"item {items['number'][0]} of image {items['image_id'][0]}"
+    with pytest.raises(InputError, match=f"no caption for 3 of {len(items)} .* {first}"):
+        Captioner(CaptionConfig(file=path), items)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"image_id": 1, "item": "first", "caption": "x"}'])
+def test_a_line_that_is_no_caption_is_named(write, line, items):
+    with pytest.raises(InputError, match=f"line {2 * len(items) + 1} is no caption"):
+        read_captions(write(line))
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(InputError, match="'colour', which is none of category"):
+        CaptionConfig(fields=("colour",))
+    with pytest.raises(InputError, match=r"dropout=1\.0"):
+        CaptionConfig(dropout=1.0)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_captions("/absent/captions.jsonl")
 
 
 def test_cleaning_follows_the_reference():

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from capret_jax.data.captions import template_caption
+from capret_jax.data.captions import CaptionConfig, Captioner, template_caption
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import ReadConfig, training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
@@ -35,6 +35,7 @@ def iterate(splits, captions):
             B // shard.count,
             SIZE,
             AugmentConfig(),
+            Captioner(CaptionConfig(), splits["train"].items),
             captions,
             masker,
             ReadConfig(threads=threads, prefetch=2),

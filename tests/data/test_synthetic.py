@@ -19,7 +19,7 @@ CONFIGS = synthetic.SyntheticFashion.builder_configs
 def builder(tmp_path_factory):
     directory = tmp_path_factory.mktemp("prepared")
     # What an interrupted preparation leaves behind.
-    stale = directory / "synthetic_fashion" / "mini" / "incomplete.ABCDEF_1.0.0"
+    stale = directory / "synthetic_fashion" / "mini" / "incomplete.ABCDEF_1.1.0"
     stale.mkdir(parents=True)
     (stale / "synthetic_fashion-train.array_record-00000-of-00001").write_bytes(b"half")
     return synthetic.prepare(directory, "mini")

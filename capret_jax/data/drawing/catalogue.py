@@ -117,8 +117,9 @@ def _wardrobe(seed: int) -> photographs.Wardrobe:
     return photographs.Wardrobe(tops=draw(range(1, 7)), bottoms=draw(range(7, 10)))
 
 
-def _item(category_id: int, style: int, appearance: Appearance) -> dict[str, Any]:
+def _item(number: int, category_id: int, style: int, appearance: Appearance) -> dict[str, Any]:
     return {
+        "number": number,
         "category_id": category_id,
         "style": style,
         "bounding_box": np.array(appearance.bounding_box, np.float32),
@@ -132,10 +133,10 @@ def _item(category_id: int, style: int, appearance: Appearance) -> dict[str, Any
 def _record(entry: Entry, source: str, photograph: photographs.Photograph) -> dict[str, Any]:
     jpeg = io.BytesIO()
     photograph.picture.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
-    items = [_item(entry.garment.category_id, entry.style, photograph.main)]
+    items = [_item(1, entry.garment.category_id, entry.style, photograph.main)]
     if photograph.companion is not None:
         category_id, appearance = photograph.companion
-        items.append(_item(category_id, 0, appearance))
+        items.append(_item(2, category_id, 0, appearance))
     return {
         "image": jpeg.getvalue(),
         "source": source,
