@@ -60,9 +60,14 @@ class _Shard:
 
     @property
     def fingerprint(self) -> str:
-        """Of what it is made from: other files make another shard."""
-        names = "\n".join([str(self.source), *self.files])
-        return hashlib.sha256(names.encode()).hexdigest()
+        """Of what it is made from: a file that was mended makes another shard."""
+        digest = hashlib.sha256(str(self.source).encode())
+        for file in self.files:
+            for name in (f"image/{file}.jpg", f"annos/{file}.json"):
+                path = self.source / self.split / name
+                stat = path.stat() if path.exists() else None
+                digest.update(f"{name} {stat and (stat.st_size, stat.st_mtime_ns)}".encode())
+        return digest.hexdigest()
 
 
 def prepare_deepfashion2(
@@ -120,9 +125,9 @@ def _prepare(source: pathlib.Path, target: pathlib.Path, config: PrepareConfig) 
     if not config.allow_broken:
         _check_broken(source, splits)
     _write_metadata(target, shards, counts)
+    _replace(target / REPORT, {"source": str(source), "splits": splits})
     for shard in shards:
         shard.count_path.unlink()
-    _replace(target / REPORT, {"source": str(source), "splits": splits})
 
 
 def _shards(
@@ -154,16 +159,16 @@ def _write_all(shards: list[_Shard], processes: int) -> list[dict[str, Any]]:
     todo = [shard for shard in shards if shard not in counts]
     done = total - sum(len(shard.files) for shard in todo)
     context = multiprocessing.get_context("spawn")
-    with (
-        tqdm(total=total, initial=done, desc=f"preparing {NAME}", unit="image") as progress,
-        concurrent.futures.ProcessPoolExecutor(processes, context) as pool,
-    ):
-        for future in concurrent.futures.as_completed(
-            {pool.submit(_write_shard, shard) for shard in todo}
-        ):
-            shard, count = future.result()
-            counts[shard] = count
-            progress.update(len(shard.files))
+    pool = concurrent.futures.ProcessPoolExecutor(processes, context)
+    try:
+        with tqdm(total=total, initial=done, desc=f"preparing {NAME}", unit="image") as progress:
+            futures = {pool.submit(_write_shard, shard) for shard in todo}
+            for future in concurrent.futures.as_completed(futures):
+                shard, count = future.result()
+                counts[shard] = count
+                progress.update(len(shard.files))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupted run does not go on in its workers
     return [counts[shard] for shard in shards]
 
 

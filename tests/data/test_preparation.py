@@ -97,11 +97,8 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch):
         def __init__(self, *_):
             pass
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
+        def shutdown(self, cancel_futures):
+            assert cancel_futures
 
         def submit(self, _, shard):
             if len(written) == limit:
@@ -192,14 +189,16 @@ def test_more_than_a_hundredth_broken_is_refused_unless_allowed(raw, tmp_path):
     (source / "train" / "annos" / "000002.json").unlink()
     message = r"1 of \d+ images of .*train cannot be used \(1 x image without annotation\)"
     with pytest.raises(InputError, match=message):
-        prepare_deepfashion2(source, tmp_path, PrepareConfig(1))
-    prepare_deepfashion2(source, tmp_path, PrepareConfig(1, allow_broken=True))
-    report = report_of(tmp_path)["splits"]
+        prepare_deepfashion2(source, tmp_path / "mended", PrepareConfig(1))
+    prepare_deepfashion2(source, tmp_path / "allowed", PrepareConfig(1, allow_broken=True))
+    shutil.copy(raw / "train" / "annos" / "000002.json", source / "train" / "annos")
+    prepare_deepfashion2(source, tmp_path / "mended", PrepareConfig(1))
+    report = report_of(tmp_path / "allowed")["splits"]
     assert report["train"]["skipped_records"] == [
         {"file": "000002", "item": "", "reason": "image without annotation"}
     ]
     assert report["validation"]["files"] == 0
-    config = DataConfig(name="deepfashion2", prepared_dir=str(tmp_path))
+    config = DataConfig(name="deepfashion2", prepared_dir=str(tmp_path / "allowed"))
     with pytest.raises(InputError, match="has no validation images"):
         open_splits(config)
 
