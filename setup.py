@@ -37,6 +37,10 @@ REQUIREMENTS = [
     "ml-dtypes>=0.5",
     # JPEG bytes of the synthetic dataset depend on the libjpeg that Pillow bundles.
     "pillow>=12,<14",
+    # Decodes JPEG without Pillow's copies, at reduced scale too, and is strict about damage.
+    "simplejpeg>=1.8,<2",
+    # Resizes ten times as fast as Pillow; older ones want NumPy 1.
+    "opencv-python-headless>=4.13,<6",
     "numpy>=2.0",
     "scipy>=1.14",
     "absl-py>=2.1",

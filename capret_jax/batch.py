@@ -17,12 +17,15 @@ IGNORED_LABEL = -100
 class Batch:
     """B item views with their captions. B is global: the arrays are sharded over the mesh.
 
+    I pictures show M = B / I items each: item b is in picture b // M. M is 1 but for regions.
+
     Attributes:
-        image: (B, H, W, 3) uint8 RGB.
+        image: (I, H, W, 3) uint8 RGB.
         token_ids, token_mask: (B, T) int32; mask 1 for real tokens.
         identity: (B,) int32 class of the item's identity, `NO_IDENTITY` where it has none.
         caption_id: (B,) int32, equal for equal captions.
         box: (B, 4) float32 cx, cy, w, h of the item as fractions of the image.
+        valid: (B,) bool, False where a picture has fewer items than M: no loss counts these.
         masked_ids: (B, T) int32, the tokens with some of them masked; None without MLM.
         masked_positions: (B, M) int32 positions to predict; None without MLM.
         masked_labels: (B, M) int32 tokens there, `IGNORED_LABEL` where unused; None without MLM.
@@ -34,6 +37,7 @@ class Batch:
     identity: Array
     caption_id: Array
     box: Array
+    valid: Array
     masked_ids: Array = None
     masked_positions: Array = None
     masked_labels: Array = None

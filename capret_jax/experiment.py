@@ -16,7 +16,7 @@ from capret_jax.convert.relative_position import with_image_size
 from capret_jax.data.captions import Captioner
 from capret_jax.data.dataset import open_splits, open_tokenizer
 from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import training_iterator
+from capret_jax.data.pipeline import ViewConfig, training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.errors import InputError
@@ -165,6 +165,7 @@ class Experiment:
         return make_step(
             self._graphdef,
             self.config.loss,
+            self.config.data.view.regions,
             self._optimizer,
             self.mesh,
             self._abstract,
@@ -209,6 +210,7 @@ class Experiment:
             self._sampler,
             config.batch_size // jax.process_count(),
             config.model.image_size,
+            config.data.view,
             config.data.augment,
             self._captioner,
             self._encoder,
@@ -218,19 +220,25 @@ class Experiment:
 
     def views(self) -> Views:
         """The validation items as the model sees them; this process's part of every batch."""
-        shard = Shard(jax.process_index(), jax.process_count())
-        return self._make_views(self.config.data.augment.margin, shard)
+        data, shard = self.config.data, Shard(jax.process_index(), jax.process_count())
+        return self._make_views(data.view, data.augment.margin, shard)
 
     @functools.cached_property
     def embedder(self) -> Embedder:
         """The jitted image embedding."""
-        return Embedder(self._graphdef, self._abstract.params["model"], self.mesh)
+        return Embedder(
+            self._graphdef,
+            self._abstract.params["model"],
+            self.config.data.view.regions,
+            self.mesh,
+        )
 
-    def _make_views(self, margin: float, shard: Shard) -> Views:
+    def _make_views(self, view: ViewConfig, margin: float, shard: Shard) -> Views:
         config = self.config
         return Views(
             self._validation_split,
             config.model.image_size,
+            view,
             margin,
             config.evaluation.batch_size,
             config.data.read,
@@ -238,13 +246,12 @@ class Experiment:
         )
 
     def _embed(self, state: TrainState) -> np.ndarray:
-        views = self.views()
-        return self.embedder(state.params["model"], views, len(views))
+        return self.embedder(state.params["model"], self.views())
 
     def _histograms(self) -> np.ndarray:
         """Of the ground-truth crops, the whole split on every process."""
-        views = self._make_views(0.0, Shard())
-        return np.concatenate([histograms(batch) for batch in views])[: len(views)]
+        views = self._make_views(ViewConfig(), 0.0, Shard())
+        return views.by_item(np.concatenate([histograms(batch.image)[:, None] for batch in views]))
 
     def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:
         """mAP and top-k of a state, for the training curve."""
@@ -284,10 +291,11 @@ class Experiment:
                     f"multiple of {devices}."
                 )
         group = config.loss.matching_group
-        if config.loss.itm and (config.batch_size // devices) % group:
+        examples = config.batch_size // devices * config.data.view.items
+        if config.loss.itm and examples % group:
             raise InputError(
                 f"config.loss.matching_group={group} does not divide the "
-                f"{config.batch_size // devices} examples of each of {devices} devices."
+                f"{examples} items of each of {devices} devices."
             )
 
 

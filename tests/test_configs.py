@@ -11,6 +11,7 @@ import pytest
 from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.convert.checkpoint import save_converted
 from capret_jax.convert.reference import Converted, Report
+from capret_jax.data.pipeline import ViewConfig
 from capret_jax.experiment import Experiment
 from capret_jax.models.x2vlm import init_params
 from tests.conftest import SMALL_MODEL
@@ -70,6 +71,17 @@ def test_training_configs_train(name, shrink, tmp_path):
     assert lines[-1]["step"] == 2
     assert ("loss/mlm" in lines[0]) == (name == "df2_pretrain")
     assert ("loss/arcface" in lines[0]) == (name == "df2_finetune")
+
+
+def test_regions_train_and_are_evaluated(shrink, tmp_path):
+    config = shrink(load("df2_finetune"))
+    view = ViewConfig("region", items=2)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, view=view))
+    experiment = Experiment(config, tmp_path)
+    experiment.train()
+    experiment.evaluate()
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert metrics["view"] == "region" and metrics["queries"] > 0
 
 
 def test_the_zero_shot_config_evaluates_what_it_starts_from(shrink, tmp_path, capsys):

@@ -50,14 +50,12 @@ def main(argv: list[str]) -> None:
             jax.block_until_ready(metrics)
 
         _show("step", count / _seconds(train, _BATCHES.value))
-        params, images = box[0].params["model"], next(iter(experiment.views()))
+        params, pictures = box[0].params["model"], next(iter(experiment.views()))
         start = time.perf_counter()
-        experiment.embedder(params, [images], len(images))
+        experiment.embedder.embed(params, pictures)
         print(f"{'embedding, compilation':22}{time.perf_counter() - start:10.1f} s")
-        seconds = _seconds(
-            lambda: experiment.embedder(params, [images], len(images)), _BATCHES.value
-        )
-        _show("embedding", _BATCHES.value * len(images) / seconds)
+        seconds = _seconds(lambda: experiment.embedder.embed(params, pictures), _BATCHES.value)
+        _show("embedding", _BATCHES.value * len(pictures.image) / seconds)
 
 
 def _seconds(function, times: int) -> float:

@@ -20,6 +20,7 @@ _PHRASES = {
     "zoom_in": "zoom in {}",
 }
 FIELDS = ("category", *_PHRASES)
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 # Words kept of a caption, as X2-VLM's fine-tuning does.
 _MAX_WORDS = 40
 
@@ -150,6 +151,11 @@ def _captions_of(
             f"being item {number} of image {image}."
         )
     return [captions[key] for key in keys]
+
+
+def tells_sides(caption: str) -> bool:
+    """Whether the caption says left or right: in a mirror it would be wrong."""
+    return bool(_SIDES.search(caption))
 
 
 def clean_caption(text: str) -> str:

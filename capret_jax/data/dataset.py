@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from capret_jax.data import synthetic
 from capret_jax.data.captions import CaptionConfig
 from capret_jax.data.items import read_items
-from capret_jax.data.pipeline import ReadConfig, Split
+from capret_jax.data.pipeline import ReadConfig, Split, ViewConfig
 from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
 from capret_jax.data.records import Records
 from capret_jax.data.tokenizer import build_vocabulary, load_tokenizer
@@ -34,6 +34,7 @@ class DataConfig:
             vocabulary from the training captions, kept in the workdir.
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
         views_per_identity: K, views of each identity in a batch.
+        view: what the model sees of an item.
         captions: what they say.
         augment: random changes of training views.
         read: threads and batches to keep ready.
@@ -47,6 +48,7 @@ class DataConfig:
     tokenizer: str = ""
     max_tokens: int = 40
     views_per_identity: int = 4
+    view: ViewConfig = ViewConfig()
     captions: CaptionConfig = CaptionConfig()
     augment: AugmentConfig = AugmentConfig()
     read: ReadConfig = ReadConfig()

@@ -16,7 +16,7 @@ class ItemTable:
     """Columns of equal length n.
 
     Attributes:
-        record: (n,) int64, index of the item's photograph in the split's records.
+        record: (n,) int64, index of the item's photograph in the split's records, ascending.
         is_shop: (n,) bool, True for shop pictures, False for consumers' photographs.
         box: (n, 4) float32 x1, y1, x2, y2 in pixels.
         attributes: name -> (n,) int64, for image_id, pair_id, number (the n of the annotation's
@@ -37,6 +37,11 @@ class ItemTable:
     def attributes_of(self, row: int) -> dict[str, int]:
         """The attributes of one item, as ints."""
         return {name: int(column[row]) for name, column in self.attributes.items()}
+
+    def rows_beside(self, row: int) -> np.ndarray:
+        """The other items of the same photograph."""
+        first, last = np.searchsorted(self.record, self.record[row] + np.array([0, 1]))
+        return np.setdiff1d(np.arange(first, last), row)
 
     def identities(self) -> np.ndarray:
         """(n,) int64: 0, 1, ... per distinct (pair_id, style > 0); `NO_IDENTITY` for style 0."""

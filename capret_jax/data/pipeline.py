@@ -7,22 +7,62 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
-from PIL import Image
 
-from capret_jax.batch import Batch
-from capret_jax.data.captions import Captioner
+from capret_jax.batch import NO_IDENTITY, Batch
+from capret_jax.data.captions import Captioner, tells_sides
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
+from capret_jax.data.photographs import Photograph
 from capret_jax.data.records import Records
 from capret_jax.data.sampler import Draw, IdentitySampler
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import (
     AugmentConfig,
     View,
-    decode,
-    evaluation_view,
-    training_view,
+    crop_view,
+    training_crop_view,
+    training_whole_view,
+    whole_view,
 )
+from capret_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewConfig:
+    """What the model sees of an item, in training and at evaluation.
+
+    Attributes:
+        kind: "crop", its box with a margin; "image", the whole photograph, so that all items in it
+            look the same; or "region", the whole photograph with position 0 pooled over the box, so
+            that one pass of the vision encoder serves them all.
+        items: M, with "region": most items of a photograph that train together; the others than
+            the one drawn come along without a pass of their own.
+    """
+
+    kind: str = "crop"
+    items: int = 1
+
+    def __post_init__(self):
+        if self.kind not in VIEWS:
+            raise InputError(f"data.view.kind={self.kind!r} is none of {', '.join(VIEWS)}.")
+        if self.items < 1 or (self.items > 1 and not self.regions):
+            raise InputError(
+                f"data.view.items={self.items} needs data.view.kind='region'; other views show one "
+                "item each."
+            )
+
+    @property
+    def regions(self) -> bool:
+        """Whether items are regions of a photograph."""
+        return self.kind == "region"
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole photograph is seen."""
+        return self.kind != "crop"
+
+
+VIEWS = ("crop", "image", "region")
 
 
 class Split:
@@ -33,22 +73,26 @@ class Split:
         Args:
             records: the photographs.
             items: their items, from `read_items`.
-            cached_images: decoded photographs to keep in memory.
+            cached_images: photographs to keep in memory.
         """
         self.records = records
         self.items = items
-        self._decoded = functools.lru_cache(maxsize=cached_images)(self._decode)
+        self._cached = functools.lru_cache(maxsize=cached_images)(self._read)
 
-    def _decode(self, record: int, name: str) -> Image.Image:
-        return decode(self.records.image(record), name)
+    def _read(self, record: int, name: str) -> Photograph:
+        return Photograph(self.records.image(record), name)
 
-    def photograph(self, row: int) -> Image.Image:
-        """The decoded photograph of the item in `row`; not to be changed, others may hold it."""
-        return self._decoded(int(self.items.record[row]), str(self.items["image_id"][row]))
+    def photograph(self, row: int) -> Photograph:
+        """The photograph of the item in `row`."""
+        return self._cached(int(self.items.record[row]), str(self.items["image_id"][row]))
 
-    def evaluation_view(self, row: int, size: int, margin: float) -> View:
-        """The item in `row` as the model sees it at evaluation."""
-        return evaluation_view(self.photograph(row), self.items.box[row], size, margin)
+    def crop_view(self, row: int, size: int, margin: float) -> View:
+        """The item in `row` with a margin."""
+        return crop_view(self.photograph(row), self.items.box[row], size, margin)
+
+    def whole_view(self, rows: np.ndarray, size: int) -> View:
+        """The photograph of the items in `rows`, whole."""
+        return whole_view(self.photograph(int(rows[0])), self.items.box[rows], size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +115,7 @@ def training_iterator(
     sampler: IdentitySampler,
     batch_size: int,
     image_size: int,
+    view: ViewConfig,
     augment: AugmentConfig,
     captioner: Captioner,
     encoder: CaptionEncoder,
@@ -82,8 +127,9 @@ def training_iterator(
     Args:
         split: the training split.
         sampler: which items, in which order.
-        batch_size: examples per batch on this process.
+        batch_size: pictures per batch on this process.
         image_size: S, pixels.
+        view: what the model sees of an item.
         augment: the random changes.
         captioner: items -> captions.
         encoder: captions -> tokens.
@@ -93,37 +139,62 @@ def training_iterator(
     Returns:
         An iterator whose position Orbax can save and restore.
     """
-    example = functools.partial(
-        _example,
-        split=split,
-        size=image_size,
-        augment=augment,
-        captioner=captioner,
-        encoder=encoder,
-        masker=masker,
-    )
-    dataset = grain.MapDataset.source(sampler).map(example).batch(batch_size, batch_fn=_collate)
+    examples = _Examples(split, image_size, view, augment, captioner, encoder, masker)
+    dataset = grain.MapDataset.source(sampler).map(examples).batch(batch_size, batch_fn=_collate)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
     return iter(dataset.to_iter_dataset(options))
 
 
-def _example(draw: Draw, split, size, augment, captioner, encoder, masker) -> Batch:
-    rng = np.random.default_rng(draw.seed)
-    view = training_view(split.photograph(draw.row), split.items.box[draw.row], size, augment, rng)
-    caption = captioner(draw.row, rng)
-    tokens = encoder(caption)
-    masked = masker(tokens, rng) if masker else (None, None, None)
-    return Batch(
-        image=view.image,
-        token_ids=tokens.ids,
-        token_mask=tokens.mask,
-        identity=np.int32(draw.identity),
-        caption_id=np.int32(zlib.crc32(caption.encode()) & 0x7FFFFFFF),
-        box=view.box,
-        masked_ids=masked[0],
-        masked_positions=masked[1],
-        masked_labels=masked[2],
-    )
+class _Examples:
+    """Draws -> batches of one picture."""
+
+    def __init__(self, split, size, view, augment, captioner, encoder, masker):
+        self._split = split
+        self._size = size
+        self._view = view
+        self._augment = augment
+        self._captioner = captioner
+        self._encoder = encoder
+        self._masker = masker
+        self._identities = split.items.training_identities()
+
+    def __call__(self, draw: Draw) -> Batch:
+        rng = np.random.default_rng(draw.seed)
+        rows = self._rows(draw.row, rng)
+        captions = [self._captioner(row, rng) for row in rows]
+        view = self._look(rows, not any(map(tells_sides, captions)), rng)
+        empty = self._view.items - len(rows)
+        tokens = [self._encoder(caption) for caption in (*captions, *[""] * empty)]
+        masked = [self._masker(each, rng) for each in tokens] if self._masker else None
+        ids = [zlib.crc32(caption.encode()) & 0x7FFFFFFF for caption in captions]
+        return Batch(
+            image=view.image[None],
+            token_ids=np.stack([each.ids for each in tokens]),
+            token_mask=np.stack([each.mask for each in tokens]),
+            identity=np.array([*self._identities[rows], *[NO_IDENTITY] * empty], np.int32),
+            caption_id=np.array([*ids, *[0] * empty], np.int32),
+            box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
+            valid=np.arange(self._view.items) < len(rows),
+            **({} if masked is None else _stack_masked(masked)),
+        )
+
+    def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
+        """The item drawn, and those of its photograph that come along."""
+        if self._view.items == 1:
+            return np.array([row])
+        others = self._split.items.rows_beside(row)
+        return np.array([row, *rng.permutation(others)[: self._view.items - 1]])
+
+    def _look(self, rows: np.ndarray, may_flip: bool, rng: np.random.Generator) -> View:
+        photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]
+        if self._view.whole:
+            return training_whole_view(photograph, boxes, self._size, self._augment, rng, may_flip)
+        return training_crop_view(photograph, boxes[0], self._size, self._augment, rng, may_flip)
+
+
+def _stack_masked(masked) -> dict[str, np.ndarray]:
+    names = ("masked_ids", "masked_positions", "masked_labels")
+    return dict(zip(names, map(np.stack, zip(*masked, strict=True)), strict=True))
 
 
 def _collate(examples: Sequence[Batch]) -> Batch:
@@ -133,7 +204,7 @@ def _collate(examples: Sequence[Batch]) -> Batch:
     }
     return Batch(
         **{
-            name: None if column[0] is None else np.stack(column)
+            name: None if column[0] is None else np.concatenate(column)
             for name, column in columns.items()
         }
     )

@@ -16,12 +16,10 @@ class Draw(NamedTuple):
 
     Attributes:
         row: of the item table.
-        identity: the item's class.
         seed: for the example's augmentation, unlike any other draw's.
     """
 
     row: int
-    identity: int
     seed: tuple[int, ...]
 
 
@@ -106,7 +104,7 @@ class IdentitySampler:
         identity = int(self._order(epoch)[batch * self._per_batch + position])
         rows = self._rows[identity][view % 2]
         order = np.random.default_rng([self._seed, 1, epoch, identity, view % 2]).permutation(rows)
-        return Draw(int(order[view // 2 % len(rows)]), identity, (self._seed, 2, step, slot))
+        return Draw(int(order[view // 2 % len(rows)]), (self._seed, 2, step, slot))
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
     def _order(self, epoch):

@@ -1,13 +1,15 @@
-"""From JPEG bytes to a fixed-size crop around an item, its box following along."""
+"""Views of items: a window of the photograph at a fixed size, the items' boxes following along."""
 
 import dataclasses
-import io
 from typing import NamedTuple
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
-from capret_jax.errors import InputError
+from capret_jax.data.photographs import Photograph
+
+# cx, cy, w, h: what a mirror turns round.
+_MIRROR = np.array([-1, 1, 1, 1], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,9 @@ class AugmentConfig:
         margin: context around the box at evaluation, as a fraction of the box's sides; training
             draws each side's between -shrink and 2 * margin.
         shrink: how far into the box a training crop may cut.
-        flip: probability of a mirror image.
+        trim: how much of the photograph's width or height a training view of the whole of it may
+            lose at each side; never any of its items' boxes.
+        flip: probability of a mirror image, except where the caption tells left from right.
         brightness: each image's gain is drawn from 1 +- this.
         colour: each channel's gain is drawn from 1 +- this.
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
@@ -26,6 +30,7 @@ class AugmentConfig:
 
     margin: float = 0.1
     shrink: float = 0.05
+    trim: float = 0.1
     flip: float = 0.5
     brightness: float = 0.2
     colour: float = 0.05
@@ -33,89 +38,107 @@ class AugmentConfig:
 
 
 class View(NamedTuple):
-    """A picture of one item, ready for the model.
+    """A picture of M items, ready for the model.
 
     Attributes:
         image: (S, S, 3) uint8 RGB.
-        box: (4,) float32 cx, cy, w, h of the item as fractions of the picture.
+        boxes: (M, 4) float32 cx, cy, w, h of the items as fractions of the picture.
     """
 
     image: np.ndarray
-    box: np.ndarray
+    boxes: np.ndarray
 
 
-def decode(jpeg: bytes, name: str) -> Image.Image:
-    """An upright RGB image.
-
-    Args:
-        jpeg: the file's bytes.
-        name: of the image, for the error.
-
-    Raises:
-        InputError: the bytes do not decode.
-    """
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg)))
-        return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"image {name} does not decode ({error}): remove it from the dataset and prepare again."
-        ) from error
-
-
-def evaluation_view(image: Image.Image, box: np.ndarray, size: int, margin: float) -> View:
+def crop_view(photograph: Photograph, box: np.ndarray, size: int, margin: float) -> View:
     """The item's box with a margin, resized to `size` x `size`.
 
     Args:
-        image: the photograph.
+        photograph: with the item in it.
         box: (4,) x1, y1, x2, y2 in pixels.
         size: S, pixels.
         margin: context on each side, as a fraction of the box's width and height.
     """
-    picture, target = _crop(image, box, (margin,) * 4, size)
-    return View(np.asarray(picture), target)
+    return _look(photograph, _around(box, np.full(4, margin)), box[None], size)
 
 
-def training_view(
-    image: Image.Image,
+def whole_view(photograph: Photograph, boxes: np.ndarray, size: int) -> View:
+    """The whole photograph with its (M, 4) boxes, resized to `size` x `size`."""
+    return _look(photograph, _frame(photograph), boxes, size)
+
+
+def training_crop_view(
+    photograph: Photograph,
     box: np.ndarray,
     size: int,
     config: AugmentConfig,
     rng: np.random.Generator,
+    may_flip: bool = True,
 ) -> View:
-    """Like `evaluation_view`, with random margins, mirroring, light and erasing."""
-    picture, target = _crop(image, box, rng.uniform(-config.shrink, 2 * config.margin, 4), size)
-    if rng.random() < config.flip:
-        picture = ImageOps.mirror(picture)
-        target[0] = 1 - target[0]
+    """Like `crop_view`, with random margins, mirroring, light and erasing."""
+    margins = rng.uniform(-config.shrink, 2 * config.margin, 4)
+    view = _look(photograph, _around(box, margins), box[None], size)
+    return _augment(view, config, rng, may_flip)
+
+
+def training_whole_view(
+    photograph: Photograph,
+    boxes: np.ndarray,
+    size: int,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    may_flip: bool = True,
+) -> View:
+    """Like `whole_view`, with trimmed edges, mirroring, light and erasing."""
+    frame = _frame(photograph)
+    trimmed = frame + rng.uniform(0, config.trim, 4) * np.tile(frame[2:], 2) * (1, 1, -1, -1)
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
+    return _augment(_look(photograph, window, boxes, size), config, rng, may_flip)
+
+
+def _frame(photograph: Photograph) -> np.ndarray:
+    return np.array([0, 0, photograph.width, photograph.height], np.float64)
+
+
+def _around(box: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """The box with `margins`, fractions of its sides, at left, top, right and bottom."""
+    sides = np.tile(box[2:] - box[:2], 2)
+    return box + margins * sides * (-1, -1, 1, 1)
+
+
+def _look(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: int) -> View:
+    """The window and the boxes in it; the window is rounded to pixels and cut at the edges."""
+    limit = np.array([photograph.width, photograph.height])
+    # At least a pixel wide and inside the image, whatever the annotation says.
+    low = np.clip(np.round(window[:2]).astype(int), 0, limit - 1)
+    high = np.clip(np.round(window[2:]).astype(int), low + 1, limit)
+    corners = ((boxes.reshape(-1, 2, 2) - low) / (high - low)).clip(0, 1)
+    first, last = corners[:, 0], corners[:, 1]
+    inside = np.concatenate([(first + last) / 2, last - first], axis=1).astype(np.float32)
+    return View(photograph.crop(np.concatenate([low, high]), size), inside)
+
+
+def _augment(view: View, config: AugmentConfig, rng: np.random.Generator, may_flip: bool) -> View:
+    picture, boxes = view
+    if rng.random() < config.flip and may_flip:
+        picture = cv2.flip(picture, 1)
+        boxes = boxes * _MIRROR + (1 - _MIRROR) / 2
     gains = rng.uniform(1 - config.brightness, 1 + config.brightness) * rng.uniform(
         1 - config.colour, 1 + config.colour, 3
     )
-    # A lookup table per channel: a quarter of the time of multiplying and clipping every pixel.
-    levels = np.clip(np.outer(gains, np.arange(256)) + 0.5, 0, 255).astype(np.uint8)
-    pixels = levels[np.arange(3), np.asarray(picture)]
+    pixels = _light(picture, gains)
     if rng.random() < config.erase:
         _erase(pixels, rng)
-    return View(pixels, target)
+    return View(pixels, boxes)
 
 
-def _crop(image, box, margins, size):
-    """The box with `margins`, fractions of its sides at left, top, right and bottom, resized."""
-    x1, y1, x2, y2 = (float(edge) for edge in box)
-    width, height = x2 - x1, y2 - y1
-    left, top, right, bottom = (float(margin) for margin in margins)
-    # At least a pixel wide and inside the image, whatever the annotation says.
-    left = min(max(x1 - left * width, 0.0), image.width - 1.0)
-    top = min(max(y1 - top * height, 0.0), image.height - 1.0)
-    right = min(max(x2 + right * width, left + 1.0), image.width)
-    bottom = min(max(y2 + bottom * height, top + 1.0), image.height)
-    picture = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    x1, x2 = (min(max((x - left) / (right - left), 0.0), 1.0) for x in (x1, x2))
-    y1, y2 = (min(max((y - top) / (bottom - top), 0.0), 1.0) for y in (y1, y2))
-    return picture, np.array([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], np.float32)
+def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """A copy with each channel multiplied by its gain, rounded and clipped."""
+    levels = np.clip(np.outer(np.arange(256), gains) + 0.5, 0, 255).astype(np.uint8)
+    return cv2.LUT(pixels, levels[None])
 
 
-def _erase(pixels, rng):
+def _erase(pixels: np.ndarray, rng: np.random.Generator) -> None:
     """Paints a rectangle of 2 to 20 % of the area grey, in place."""
     size = len(pixels)
     area, aspect = rng.uniform(0.02, 0.2), np.exp(rng.uniform(-1.0, 1.0))

@@ -6,6 +6,9 @@ import jax.numpy as jnp
 from capret_jax.batch import NO_IDENTITY
 from capret_jax.losses import Loss
 
+# A logit whose exponential is 0, and which times 0 is 0.
+_OUT_OF_REACH = -1e9
+
 
 def positive_pairs(identity: jax.Array, caption_id: jax.Array) -> jax.Array:
     """Which images and texts of a batch belong together.
@@ -29,6 +32,7 @@ def contrastive_loss(
     text_features: jax.Array,
     temperature: jax.Array,
     positives: jax.Array,
+    valid: jax.Array,
 ) -> Loss:
     """Mean of the image-to-text and text-to-image cross entropies over the global batch.
 
@@ -36,13 +40,17 @@ def contrastive_loss(
         image_features, text_features: (B, E), L2-normalised.
         temperature: (), by which the cosines are divided.
         positives: (B, B) bool; the target of a row is uniform over its positives.
+        valid: (B,) bool; other rows are neither asked nor answers.
     """
-    logits = image_features @ text_features.T / temperature
-    targets = positives / positives.sum(axis=1, keepdims=True)
+    pairs = valid[:, None] & valid
+    logits = jnp.where(pairs, image_features @ text_features.T / temperature, _OUT_OF_REACH)
+    positives = positives & pairs
+    targets = positives / jnp.maximum(positives.sum(axis=1, keepdims=True), 1)
     image_to_text = -jnp.sum(targets * jax.nn.log_softmax(logits, axis=1), axis=1)
     text_to_image = -jnp.sum(targets.T * jax.nn.log_softmax(logits, axis=0), axis=0)
-    count = jnp.float32(len(logits))
+    count = valid.sum().astype(jnp.float32)
     best = jnp.argmax(logits, axis=1)
     hits = jnp.take_along_axis(positives, best[:, None], axis=1).sum()
-    value = (image_to_text + text_to_image).mean() / 2
+    both = jnp.where(valid, image_to_text + text_to_image, 0.0)
+    value = both.sum() / jnp.maximum(count, 1.0) / 2
     return Loss(value, count, {"accuracy": (hits.astype(jnp.float32), count)})

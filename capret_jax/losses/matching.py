@@ -1,5 +1,7 @@
 """Image-text matching (ITM; ALBEF, arXiv 2107.07651, sec. 3.2) and its hard negatives."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,6 +11,8 @@ from capret_jax.losses import Loss
 from capret_jax.losses.contrastive import positive_pairs
 from capret_jax.mesh import BATCH_AXES
 
+# Any tree of arrays with a common first axis.
+Tree = Any
 # Added to the softmax, so that no candidate is out of reach; the reference's value.
 _FLOOR = 1e-5
 
@@ -42,10 +46,10 @@ def mine_hard_negatives(
     temperature: jax.Array,
     identity: jax.Array,
     caption_id: jax.Array,
-    images: jax.Array,
-    texts: jax.Array,
-    token_mask: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    valid: jax.Array,
+    images: Tree,
+    texts: Tree,
+) -> tuple[tuple[Tree, jax.Array], tuple[Tree, jax.Array]]:
     """For each text a hard-negative image and for each image a hard-negative text.
 
     Negatives are drawn inside groups of `group_size` neighbours in the batch. Groups never cross
@@ -59,30 +63,34 @@ def mine_hard_negatives(
         image_features, text_features: (B, E).
         temperature: ().
         identity, caption_id: (B,) int.
-        images: (B, 1+N, D) vision states.
-        texts, token_mask: (B, T, D) text states and their (B, T) mask.
+        valid: (B,) bool; other examples get no negative and are nobody's.
+        images: what makes an image, a tree of (B, ...): its states, and their mask.
+        texts: what makes a text, likewise.
 
     Returns:
-        For each example a negative image (B, 1+N, D) and whether it is one (B,) bool; a negative
-        text (B, T, D), its mask (B, T), and whether it is one (B,) bool.
+        For each example a negative image and whether it is one, (B,) bool; then a negative text
+        and whether it is one.
     """
 
-    def in_group(group, image_features, text_features, identity, caption_id, images, texts, mask):
+    def in_group(group, image_features, text_features, identity, caption_id, valid, images, texts):
         image_key, text_key = jax.random.split(jax.random.fold_in(key, group))
         similarity = jax.lax.stop_gradient(image_features @ text_features.T / temperature)
-        positives = positive_pairs(identity, caption_id)
-        image, image_valid = draw_negatives(similarity.T, positives, image_key)
-        text, text_valid = draw_negatives(similarity, positives, text_key)
-        return images[image], image_valid, texts[text], mask[text], text_valid
+        excluded = positive_pairs(identity, caption_id) | ~valid
+        image, image_valid = draw_negatives(similarity.T, excluded, image_key)
+        text, text_valid = draw_negatives(similarity, excluded, text_key)
+        return (
+            (jax.tree.map(lambda x: x[image], images), image_valid & valid),
+            (jax.tree.map(lambda x: x[text], texts), text_valid & valid),
+        )
 
     def on_device(*arrays):
         groups = len(arrays[0]) // group_size
         first = jax.lax.axis_index(BATCH_AXES) * groups
-        grouped = [x.reshape(groups, group_size, *x.shape[1:]) for x in arrays]
+        grouped = jax.tree.map(lambda x: x.reshape(groups, group_size, *x.shape[1:]), arrays)
         mined = jax.vmap(in_group)(first + jnp.arange(groups), *grouped)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mined)
 
-    arrays = (image_features, text_features, identity, caption_id, images, texts, token_mask)
+    arrays = (image_features, text_features, identity, caption_id, valid, images, texts)
     spec = PartitionSpec(BATCH_AXES)
     return jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)(*arrays)
 

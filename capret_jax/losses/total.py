@@ -89,6 +89,7 @@ def _terms(outputs: Outputs, batch: Batch, config: LossConfig) -> dict[str, Loss
             outputs.text_features,
             outputs.temperature,
             positive_pairs(batch.identity, batch.caption_id),
+            batch.valid,
         )
     if config.itm:
         labels = jnp.broadcast_to(jnp.array(MATCH_LABELS), outputs.match_valid.shape)
@@ -96,8 +97,7 @@ def _terms(outputs: Outputs, batch: Batch, config: LossConfig) -> dict[str, Loss
     if config.mlm:
         terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels)
     if config.box:
-        every = jnp.ones(len(batch.box), bool)
-        terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, every)
+        terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, batch.valid)
     if config.arcface:
         terms["arcface"] = arcface_loss(
             outputs.image_features,

@@ -1,5 +1,7 @@
 """The BEiT-v2 vision encoder (arXiv 2208.06366) as X2-VLM uses it, and its regions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +159,26 @@ def region_mask(boxes: jax.Array, grid: int) -> jax.Array:
     rows, columns = touched(boxes[:, 1], boxes[:, 3]), touched(boxes[:, 0], boxes[:, 2])
     patches = (rows[:, :, None] & columns[:, None, :]).reshape(len(boxes), -1)
     return jnp.pad(patches, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
+
+
+def box_regions(image: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """M regions of each image, by their boxes.
+
+    Args:
+        image: (I, 1+N, D), the vision output.
+        boxes: (I*M, 4) cx, cy, w, h as fractions of the image, M in a row for each.
+
+    Returns:
+        (I*M, 1+N, D) as `pool_regions` makes them, and their (I*M, 1+N) float32 masks.
+    """
+    images, positions, width = image.shape
+    each = len(boxes) // images
+    grid = math.isqrt(positions - 1)
+    corners = jnp.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    mask = region_mask(corners * grid * PATCH_SIZE, grid)
+    # Broadcast and folded, not repeated: under a sharded first axis nothing moves.
+    copies = jnp.broadcast_to(image[:, None], (images, each, positions, width))
+    return pool_regions(copies.reshape(-1, positions, width), mask), mask
 
 
 def pool_regions(image: jax.Array, mask: jax.Array) -> jax.Array:

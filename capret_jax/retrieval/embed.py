@@ -1,18 +1,33 @@
 """Items to embeddings, on all devices, a batch of pictures at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from capret_jax.data.pipeline import ReadConfig, Split
+from capret_jax.data.pipeline import ReadConfig, Split, ViewConfig
 from capret_jax.data.sampler import Shard
 from capret_jax.mesh import batch_sharding, param_shardings, replicated, to_global
+from capret_jax.models.vision import box_regions
 from capret_jax.models.x2vlm import bind, normalize_pixels
+
+
+class Pictures(NamedTuple):
+    """A batch of pictures with M items each; where there are fewer, the first is repeated.
+
+    Attributes:
+        image: (b, S, S, 3) uint8.
+        boxes: (b, M, 4) float32 cx, cy, w, h as fractions of the picture.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
 
 
 class Views:
@@ -26,6 +41,7 @@ class Views:
         self,
         split: Split,
         size: int,
+        view: ViewConfig,
         margin: float,
         batch_size: int,
         read: ReadConfig,
@@ -35,48 +51,74 @@ class Views:
         Args:
             split: the items.
             size: S, pixels.
-            margin: context around the box.
+            view: what is seen of an item; where it is the whole photograph, all its items share
+                one picture.
+            margin: context around the box of a crop.
             batch_size: global, a multiple of `shard.count`.
             read: threads and batches to keep ready.
             shard: this process's part of every batch.
         """
-        batches = -(-len(split.items) // batch_size)
-        # The last item fills up the last batch.
-        rows = np.minimum(np.arange(batches * batch_size), len(split.items) - 1)
-        self._rows = rows.reshape(batches, shard.count, -1)[:, shard.index]
+        self.rows = _rows_of_photographs(split.items.record) if view.whole else _each_row(split)
         self._split, self._size, self._margin, self._read = split, size, margin, read
+        self._whole = view.whole
+        batches = -(-len(self.rows) // batch_size)
+        # The last picture fills up the last batch.
+        pictures = np.minimum(np.arange(batches * batch_size), len(self.rows) - 1)
+        self._pictures = pictures.reshape(batches, shard.count, -1)[:, shard.index]
 
-    def __len__(self) -> int:
-        """Items, each once."""
-        return len(self._split.items)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """(b, S, S, 3) uint8, this process's rows of one batch after the other."""
-        dataset = grain.MapDataset.source(self._rows.reshape(-1)).map(self._load)
+    def __iter__(self) -> Iterator[Pictures]:
+        """This process's part of one batch after the other."""
+        dataset = grain.MapDataset.source(self._pictures.reshape(-1)).map(self._load)
         options = grain.ReadOptions(
             num_threads=self._read.threads, prefetch_buffer_size=self._read.prefetch
         )
-        batches = dataset.batch(self._rows.shape[1]).to_iter_dataset(options)
-        return iter(tqdm(batches, "reading items", len(self._rows), unit="batch", leave=False))
+        batches = dataset.batch(self._pictures.shape[1]).to_iter_dataset(options)
+        return iter(tqdm(batches, "reading items", len(self._pictures), unit="batch", leave=False))
 
-    def _load(self, row: int) -> np.ndarray:
-        return self._split.evaluation_view(int(row), self._size, self._margin).image
+    def _load(self, picture: int) -> Pictures:
+        rows = self.rows[picture]
+        if self._whole:
+            return Pictures(*self._split.whole_view(rows, self._size))
+        return Pictures(*self._split.crop_view(int(rows[0]), self._size, self._margin))
+
+    def by_item(self, values: np.ndarray) -> np.ndarray:
+        """(pictures or more, M, ...) values of the items of each picture -> (n, ...) by row."""
+        items = np.empty((len(self._split.items), *values.shape[2:]), values.dtype)
+        items[self.rows] = values[: len(self.rows)]
+        return items
+
+
+def _each_row(split: Split) -> np.ndarray:
+    return np.arange(len(split.items))[:, None]
+
+
+def _rows_of_photographs(record: np.ndarray) -> np.ndarray:
+    """(P, M) rows of the items of each photograph, the first one repeated to fill up."""
+    _, first, counts = np.unique(record, return_index=True, return_counts=True)
+    place = np.arange(counts.max())
+    return first[:, None] + np.where(place < counts[:, None], place, 0)
 
 
 class Embedder:
     """Image embeddings of a model; compiled once for a batch size."""
 
-    def __init__(self, graphdef: nnx.GraphDef, abstract_params: dict, mesh: Mesh):
+    def __init__(self, graphdef: nnx.GraphDef, abstract_params: dict, regions: bool, mesh: Mesh):
         """
         Args:
             graphdef: the model's structure.
             abstract_params: its parameters' shapes.
+            regions: whether items are regions of their pictures.
             mesh: devices to use.
         """
 
-        def features(params, image):
+        def features(params, pictures):
             model = bind(graphdef, params)
-            return model.image_features(model.encode_image(normalize_pixels(image)))
+            states = model.encode_image(normalize_pixels(pictures.image))
+            images, items, _ = pictures.boxes.shape
+            if regions:
+                states, _ = box_regions(states, pictures.boxes.reshape(-1, 4))
+                return model.image_features(states).reshape(images, items, -1)
+            return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
 
         self._mesh = mesh
         self._features = jax.jit(
@@ -85,18 +127,18 @@ class Embedder:
             out_shardings=replicated(mesh),
         )
 
-    def __call__(self, params: dict, batches: Iterable[np.ndarray], count: int) -> np.ndarray:
-        """Embeds batches of this process's pictures.
+    def __call__(self, params: dict, views: Views) -> np.ndarray:
+        """Embeds every item.
 
         Args:
             params: the model's.
-            batches: each (b, S, S, 3) uint8, b times the processes a multiple of the devices.
-            count: pictures in all, those that fill up the last batch not counted.
+            views: this process's part; its batch size a multiple of the devices.
 
         Returns:
-            (count, E) float32, L2-normalised, on every process.
+            (n, E) float32, L2-normalised, by row of the item table, on every process.
         """
-        embedded = [
-            np.asarray(self._features(params, to_global(self._mesh, batch))) for batch in batches
-        ]
-        return np.concatenate(embedded)[:count]
+        return views.by_item(np.concatenate([self.embed(params, batch) for batch in views]))
+
+    def embed(self, params: dict, pictures: Pictures) -> np.ndarray:
+        """(b, M, E) of one batch, that of all processes."""
+        return np.asarray(self._features(params, to_global(self._mesh, pictures)))

@@ -97,7 +97,7 @@ def _row(split, protocol, ranking, query):
 
 
 def _data_uri(split, row):
-    view = split.evaluation_view(int(row), _PICTURE_SIZE, _MARGIN)
+    view = split.crop_view(int(row), _PICTURE_SIZE, _MARGIN)
     buffer = io.BytesIO()
     Image.fromarray(view.image).save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,5 +1,7 @@
 """A batch through the model: only what the weighted losses need is computed."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -7,7 +9,27 @@ from jax.sharding import Mesh
 from capret_jax.batch import Batch, Outputs
 from capret_jax.losses.matching import mine_hard_negatives
 from capret_jax.losses.total import TERMS, LossConfig
+from capret_jax.models.vision import box_regions
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
+
+
+class Images(NamedTuple):
+    """What the fusion encoder attends to, one per item.
+
+    Attributes:
+        states: (B, 1+N, D).
+        mask: (B, 1+N) 0/1 of a region's patches; None for all.
+    """
+
+    states: jax.Array
+    mask: jax.Array | None
+
+
+class Texts(NamedTuple):
+    """(B, T, D) states and their (B, T) 0/1 mask."""
+
+    states: jax.Array
+    mask: jax.Array
 
 
 def forward(
@@ -15,6 +37,7 @@ def forward(
     class_weights: jax.Array,
     batch: Batch,
     config: LossConfig,
+    regions: bool,
     mesh: Mesh,
     key: jax.Array,
 ) -> Outputs:
@@ -25,36 +48,39 @@ def forward(
         class_weights: (C, E) of the ArcFace head.
         batch: the global batch.
         config: which terms are weighted.
+        regions: items are regions of their pictures: position 0 is pooled over the box.
         mesh: the batch's mesh, for mining hard negatives on each device.
         key: the step's key, for dropout, stochastic depth and the draws of negatives.
     """
     vision_key, text_key, fusion_key, mining_key, mlm_key = jax.random.split(key, 5)
-    images = model.encode_image(normalize_pixels(batch.image), vision_key)
-    outputs = {"image_features": model.image_features(images), "class_weights": class_weights}
+    pictures = model.encode_image(normalize_pixels(batch.image), vision_key)
+    images = Images(*box_regions(pictures, batch.box)) if regions else Images(pictures, None)
+    outputs = {
+        "image_features": model.image_features(images.states),
+        "class_weights": class_weights,
+    }
     if config.text:
-        texts = model.encode_text(batch.token_ids, batch.token_mask, text_key)
+        states = model.encode_text(batch.token_ids, batch.token_mask, text_key)
+        texts = Texts(states, batch.token_mask)
         outputs |= {
-            "text_features": model.text_features(texts),
+            "text_features": model.text_features(states),
             "temperature": model.temperature[...],
         }
+    pair = None
     if config.itm:
+        group = config.matching_group
         fused, valid = _fuse_with_negatives(
-            model,
-            batch,
-            outputs,
-            images,
-            texts,
-            config.matching_group,
-            mesh,
-            fusion_key,
-            mining_key,
+            model, batch, outputs, images, texts, group, mesh, fusion_key, mining_key
         )
         outputs |= {"match_logits": _match_logits(model, fused), "match_valid": valid}
-        positive = fused[:, 0]
-    elif config.box:
-        positive = model.fuse(texts, batch.token_mask, images, key=fusion_key)
+        pair = fused[:, 0]
     if config.box:
-        outputs["boxes"] = model.predict_boxes(positive)
+        if regions:
+            # With the whole picture: a pooled and masked region would give the box away.
+            pair = model.fuse(*texts, pictures, key=fusion_key)
+        elif pair is None:
+            pair = model.fuse(*texts, *images, key=fusion_key)
+        outputs["boxes"] = model.predict_boxes(pair)
     if config.mlm:
         outputs["masked_lm_logits"] = _masked_lm_logits(model, batch, images, mlm_key)
     return Outputs(**outputs)
@@ -80,7 +106,7 @@ def _fuse_with_negatives(
     model, batch, outputs, images, texts, group_size, mesh, fusion_key, mining_key
 ):
     """Each pair, its text with a negative image, its image with a negative text: (B, 3, T, D)."""
-    negative_image, image_valid, negative_text, negative_mask, text_valid = mine_hard_negatives(
+    (negative_images, image_valid), (negative_texts, text_valid) = mine_hard_negatives(
         mesh,
         group_size,
         mining_key,
@@ -89,22 +115,22 @@ def _fuse_with_negatives(
         outputs["temperature"],
         batch.identity,
         batch.caption_id,
+        batch.valid,
         images,
         texts,
-        batch.token_mask,
     )
+
     # Stacked behind the batch axis and then folded into it: each device keeps its own examples.
-    text, mask, image = (
-        jnp.stack(parts, axis=1)
-        for parts in (
-            (texts, texts, negative_text),
-            (batch.token_mask, batch.token_mask, negative_mask),
-            (images, negative_image, images),
-        )
+    def stack(*parts):
+        return jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), *parts)
+
+    fused = model.fuse(
+        *stack(texts, texts, negative_texts),
+        *stack(images, negative_images, images),
+        key=fusion_key,
     )
-    fused = model.fuse(_fold(text), _fold(mask), _fold(image), key=fusion_key)
-    valid = jnp.stack([jnp.ones_like(image_valid), image_valid, text_valid], axis=1)
-    return fused.reshape(*text.shape[:2], *fused.shape[1:]), valid
+    valid = jnp.stack([batch.valid, image_valid, text_valid], axis=1)
+    return fused.reshape(*valid.shape, *fused.shape[1:]), valid
 
 
 def _match_logits(model, fused):
@@ -119,7 +145,7 @@ def _fold(x):
 def _masked_lm_logits(model, batch, images, key):
     text_key, fusion_key = jax.random.split(key)
     texts = model.encode_text(batch.masked_ids, batch.token_mask, text_key)
-    fused = model.fuse(texts, batch.token_mask, images, key=fusion_key)
+    fused = model.fuse(texts, batch.token_mask, *images, key=fusion_key)
     # The vocabulary is wide: predict at the masked positions alone.
     masked = jnp.take_along_axis(fused, batch.masked_positions[:, :, None], axis=1)
     return model.masked_lm_logits(masked)

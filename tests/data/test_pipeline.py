@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from capret_jax.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.data.captions import CaptionConfig, Captioner, template_caption
 from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import ReadConfig, training_iterator
+from capret_jax.data.pipeline import ReadConfig, ViewConfig, training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.transforms import AugmentConfig
@@ -26,7 +27,7 @@ def captions(splits, tmp_path_factory):
 
 @pytest.fixture
 def iterate(splits, captions):
-    def make(shard=Shard(), masked=False, threads=2):
+    def make(shard=Shard(), masked=False, threads=2, view=ViewConfig()):
         sampler = IdentitySampler(splits["train"].items, B, K, 6, 0, shard)
         masker = Masker(captions.tokenizer) if masked else None
         return training_iterator(
@@ -34,6 +35,7 @@ def iterate(splits, captions):
             sampler,
             B // shard.count,
             SIZE,
+            view,
             AugmentConfig(),
             Captioner(CaptionConfig(), splits["train"].items),
             captions,
@@ -56,6 +58,7 @@ def test_shapes_and_dtypes(iterate):
     assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)
     assert shapes["box"] == (B, 4) and batch.box.dtype == np.float32
     assert shapes["identity"] == shapes["caption_id"] == (B,)
+    assert batch.valid.all() and shapes["valid"] == (B,)
     assert batch.masked_positions.shape == batch.masked_labels.shape
 
 
@@ -87,9 +90,46 @@ def test_two_processes_read_the_halves_of_each_batch(iterate):
 
 def test_a_broken_image_stops_with_its_number(iterate, splits, monkeypatch):
     monkeypatch.setattr(type(splits["train"].records), "image", lambda *_: b"\xff\xd8 no jpeg")
-    splits["train"]._decoded.cache_clear()
     with pytest.raises(InputError, match=r"image \d+ does not decode"):
         next(iterate())
+
+
+def test_whole_views_take_the_photograph_and_its_box(iterate, splits):
+    crops, wholes = next(iterate()), next(iterate(view=ViewConfig("image")))
+    np.testing.assert_array_equal(crops.identity, wholes.identity)
+    area = {name: b.box[:, 2:].prod(axis=1) for name, b in (("crop", crops), ("whole", wholes))}
+    assert (area["whole"] < area["crop"]).mean() > 0.5
+
+
+def test_regions_bring_the_other_items_of_their_photograph_along(iterate, splits):
+    items, seen = splits["train"].items, set()
+    for batch in iterate(view=ViewConfig("region", items=3), masked=True):
+        assert batch.image.shape == (B, SIZE, SIZE, 3) and batch.valid.shape == (3 * B,)
+        valid = batch.valid.reshape(B, 3)
+        assert valid[:, 0].all()
+        seen.update(valid.sum(axis=1).tolist())
+        # What fills up teaches nothing, whichever loss looks at it.
+        empty = ~batch.valid
+        assert (batch.identity[empty] == NO_IDENTITY).all()
+        assert (batch.masked_labels[empty] == IGNORED_LABEL).all()
+        assert (batch.token_mask[empty].sum(axis=1) == 2).all()
+    assert seen == set(np.unique(np.bincount(items.record)).clip(max=3).tolist()) >= {1, 2}
+
+
+def test_captions_that_tell_sides_are_never_mirrored(iterate, monkeypatch):
+    usual = np.concatenate([batch.box for batch in iterate()])
+    monkeypatch.setattr(Captioner, "__call__", lambda *_: "a skirt with a slit on the Left")
+    never = np.concatenate([batch.box for batch in iterate()])
+    mirrored = ~np.isclose(usual[:, 0], never[:, 0], atol=1e-6)
+    assert 0.2 < mirrored.mean() < 0.7
+    np.testing.assert_allclose(usual[mirrored, 0], 1 - never[mirrored, 0], atol=1e-6)
+
+
+def test_views_that_do_not_exist_are_refused():
+    with pytest.raises(InputError, match="data.view.kind='zoom' is none of"):
+        ViewConfig("zoom")
+    with pytest.raises(InputError, match="data.view.items=2 needs"):
+        ViewConfig("crop", items=2)
 
 
 def test_an_empty_split_is_refused(prepared_dir):

@@ -63,7 +63,7 @@ def test_image_bytes_are_untouched_and_outlines_kept(prepared, raw):
 
 def test_grey_and_cmyk_images_become_rgb(prepared):
     for row in (1, 6):
-        view = prepared[0].evaluation_view(row, 32, 0.1)
+        view = prepared[0].crop_view(row, 32, 0.1)
         assert view.image.shape == (32, 32, 3)
         assert view.image.std() > 5
 

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capret_jax.data.transforms import AugmentConfig, decode, evaluation_view, training_view
-from capret_jax.errors import InputError
+from capret_jax.data.photographs import Photograph
+from capret_jax.data.transforms import (
+    AugmentConfig,
+    crop_view,
+    training_crop_view,
+    training_whole_view,
+    whole_view,
+)
 
 BOX = np.array([40, 30, 80, 90], np.float32)
 
@@ -17,7 +23,14 @@ def photograph():
     """A green box on black, at `BOX`."""
     pixels = np.zeros((120, 160, 3), np.uint8)
     pixels[30:90, 40:80, 1] = 255
-    return Image.fromarray(pixels)
+    return stored(pixels)
+
+
+def stored(pixels):
+    """A photograph with (nearly) these pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=100, subsampling=0)
+    return Photograph(buffer.getvalue(), "7")
 
 
 def painted_box(image):
@@ -27,23 +40,23 @@ def painted_box(image):
     return np.array([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]) / len(image)
 
 
-def test_evaluation_view_has_the_margin_asked_for(photograph):
-    view = evaluation_view(photograph, BOX, 96, 0.25)
-    np.testing.assert_allclose(view.box, [0.5, 0.5, 1 / 1.5, 1 / 1.5], atol=1e-6)
-    np.testing.assert_allclose(painted_box(view.image), view.box, atol=0.02)
+def test_a_crop_has_the_margin_asked_for(photograph):
+    view = crop_view(photograph, BOX, 96, 0.25)
+    np.testing.assert_allclose(view.boxes[0], [0.5, 0.5, 1 / 1.5, 1 / 1.5], atol=1e-6)
+    np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.02)
     assert view.image.shape == (96, 96, 3) and view.image.dtype == np.uint8
 
 
 def test_training_box_follows_crop_and_flip(photograph):
     config = AugmentConfig(margin=0.3, shrink=0.0, flip=0.5, brightness=0, colour=0, erase=0)
     for seed in range(30):
-        view = training_view(photograph, BOX, 96, config, np.random.default_rng(seed))
-        np.testing.assert_allclose(painted_box(view.image), view.box, atol=0.02)
+        view = training_crop_view(photograph, BOX, 96, config, np.random.default_rng(seed))
+        np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.02)
 
 
 def test_a_flip_mirrors_picture_and_box(photograph):
     plain, flipped = (
-        training_view(
+        training_crop_view(
             photograph,
             BOX,
             64,
@@ -53,49 +66,58 @@ def test_a_flip_mirrors_picture_and_box(photograph):
         for flip in (0.0, 1.0)
     )
     np.testing.assert_array_equal(flipped.image, plain.image[:, ::-1])
-    np.testing.assert_allclose(flipped.box, plain.box * (-1, 1, 1, 1) + (1, 0, 0, 0), atol=1e-6)
+    np.testing.assert_allclose(flipped.boxes, plain.boxes * (-1, 1, 1, 1) + (1, 0, 0, 0), atol=1e-6)
 
 
 def test_light_scales_the_channels_and_erasing_covers_at_most_a_fifth():
-    grey = Image.fromarray(np.full((50, 50, 3), 100, np.uint8))
+    grey = stored(np.full((50, 50, 3), 100, np.uint8))
     box = np.array([5, 5, 45, 45], np.float32)
     for seed in range(20):
         rng = np.random.default_rng(seed)
         config = AugmentConfig(brightness=0.2, colour=0.1, erase=0)
-        pixels = training_view(grey, box, 32, config, rng).image
+        pixels = training_crop_view(grey, box, 32, config, rng).image
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) == 1
         assert pixels.min() >= 100 * 0.8 * 0.9 - 1 and pixels.max() <= 100 * 1.2 * 1.1 + 1
         config = AugmentConfig(brightness=0, colour=0, erase=1.0)
-        erased = (training_view(grey, box, 32, config, rng).image != 100).any(axis=-1).mean()
+        erased = (training_crop_view(grey, box, 32, config, rng).image != 100).any(axis=-1).mean()
         assert erased <= 0.22
 
 
 @pytest.mark.parametrize("box", [(-20, -20, 400, 400), (50, 50, 50, 50), (159, 119, 300, 300)])
 def test_impossible_boxes_still_give_a_picture(photograph, box):
-    view = evaluation_view(photograph, np.array(box, np.float32), 32, 0.1)
-    assert np.isfinite(view.box).all() and (view.box >= 0).all() and (view.box <= 1).all()
+    view = crop_view(photograph, np.array(box, np.float32), 32, 0.1)
+    assert np.isfinite(view.boxes).all() and (view.boxes >= 0).all() and (view.boxes <= 1).all()
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_any_jpeg_becomes_rgb(mode):
-    buffer = io.BytesIO()
-    Image.new(mode, (8, 6)).save(buffer, "JPEG")
-    image = decode(buffer.getvalue(), "7")
-    assert image.mode == "RGB" and image.size == (8, 6)
+def test_a_whole_view_maps_all_boxes(photograph):
+    boxes = np.array([[0, 0, 160, 120], BOX], np.float32)
+    view = whole_view(photograph, boxes, 96)
+    np.testing.assert_allclose(view.boxes[0], [0.5, 0.5, 1, 1])
+    np.testing.assert_allclose(view.boxes[1], [60 / 160, 0.5, 0.25, 0.5])
+    np.testing.assert_allclose(painted_box(view.image), view.boxes[1], atol=0.02)
 
 
-def test_the_orientation_tag_is_obeyed():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 6)).save(buffer, "JPEG", exif=exif)
-    assert decode(buffer.getvalue(), "7").size == (6, 8)
+def test_training_trims_the_whole_view_but_never_a_box(photograph):
+    boxes = np.array([BOX, [0, 60, 50, 119]], np.float32)
+    config = AugmentConfig(trim=0.4, flip=0.5, brightness=0, colour=0, erase=0)
+    areas = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        view = training_whole_view(photograph, boxes, 96, config, rng)
+        np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.02)
+        width, height = view.boxes[1, 2:]
+        # The picture's sides in pixels, from a box that must be in it whole.
+        sides = 50 / width, 59 / height
+        assert sides[0] >= 79 and sides[1] >= 88
+        areas.append(sides[0] * sides[1] / (160 * 120))
+    assert min(areas) < 0.8 and max(areas) > 0.85
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"GIF?" + b[4:]])
-def test_a_damaged_image_is_named(damage):
-    buffer = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(buffer, "JPEG")
-    with pytest.raises(InputError, match="image 42 does not decode"):
-        decode(damage(buffer.getvalue()), "42")
+def test_what_tells_left_from_right_is_not_flipped(photograph):
+    config = AugmentConfig(flip=1.0, brightness=0, colour=0, erase=0)
+    for look, box in ((training_crop_view, BOX), (training_whole_view, BOX[None])):
+        views = [
+            look(photograph, box, 64, config, np.random.default_rng(0), may_flip)
+            for may_flip in (True, False)
+        ]
+        np.testing.assert_array_equal(views[0].image, views[1].image[:, ::-1])

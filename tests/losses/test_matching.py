@@ -8,6 +8,8 @@ import pytest
 from capret_jax.losses.matching import draw_negatives, matching_loss, mine_hard_negatives
 from capret_jax.mesh import MeshConfig, make_mesh
 
+INVALID = 9  # a row of the mined batch
+
 
 def test_equals_the_reference(golden, golden_model):
     text, mask = golden["text_embeds"], golden["text_mask"]
@@ -62,12 +64,14 @@ def mined():
     # The states carry the row's number, so that they tell where a negative came from.
     states = np.broadcast_to(rows[:, None, None], (32, 2, 1)).astype(np.float32)
     mask = np.broadcast_to(rows[:, None], (32, 2))
-    arrays = (image, text, jnp.float32(0.5), rows // 2 % 16, rows, states, states + 100, mask)
+    valid = rows != INVALID
+    arrays = (image, text, jnp.float32(0.5), rows // 2 % 16, rows, valid)
+    trees = (states, None), (states + 100, mask)
 
     def mine(devices):
         mesh = make_mesh(MeshConfig(data=1, fsdp=8)) if devices == 8 else _one_device_mesh()
         run = jax.jit(lambda *args: mine_hard_negatives(mesh, 4, jax.random.key(3), *args))
-        return jax.tree.map(np.asarray, run(*arrays))
+        return jax.tree.map(np.asarray, run(*arrays, *trees))
 
     return mine(1), mine(8)
 
@@ -81,9 +85,12 @@ def test_mining_does_not_depend_on_the_number_of_devices(mined):
 
 
 def test_negatives_come_from_the_group_and_from_other_identities(mined):
-    images, image_valid, texts, masks, text_valid = mined[0]
+    ((images, nothing), image_valid), ((texts, masks), text_valid) = mined[0]
     rows = np.arange(32)
+    assert nothing is None
     for source in (images[:, 0, 0], texts[:, 0, 0] - 100, masks[:, 0]):
         np.testing.assert_array_equal(source // 4, rows // 4)
         assert (source // 2 != rows // 2).all()
-    assert image_valid.all() and text_valid.all()
+        assert INVALID not in source
+    for valid in (image_valid, text_valid):
+        np.testing.assert_array_equal(valid, rows != INVALID)

@@ -30,6 +30,7 @@ def total_and_gradients(golden, golden_params, graphdef):
         identity=jnp.full(3, -1),
         caption_id=jnp.arange(3),
         box=golden["box_target_cxcywh"],
+        valid=np.ones(3, bool),
         masked_labels=golden["mlm_labels"],
     )
 
@@ -83,7 +84,7 @@ def test_gradient_norm_equals_the_reference(path, total_and_gradients):
 
 def test_a_term_of_weight_zero_is_not_traced():
     outputs = Outputs(image_features=jnp.eye(2), class_weights=jnp.eye(2))
-    batch = Batch(*[np.zeros(2, np.int32)] * 6)
+    batch = Batch(*[np.zeros(2, np.int32)] * 7)
     config = LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=2.0)
     value, metrics = total_loss(outputs, batch, config)
     assert {name for name in metrics if "/" in name} == {"loss/arcface", "arcface/accuracy"}

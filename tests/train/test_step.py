@@ -32,6 +32,7 @@ def make_batch(seed: int) -> Batch:
         identity=np.arange(16, dtype=np.int32) % CLASSES,
         caption_id=np.arange(16, dtype=np.int32),
         box=np.full((16, 4), 0.5, np.float32),
+        valid=np.ones(16, bool),
         masked_ids=np.where(np.arange(8) < 3, 4, ids).astype(np.int32),
         masked_positions=np.tile(np.array([1, 2, 0], np.int32), (16, 1)),
         masked_labels=labels,
@@ -45,7 +46,7 @@ def run(data: int, fsdp: int):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
     graphdef, _ = abstract_model(SMALL_MODEL)
     abstract = abstract_state(SMALL_MODEL, CLASSES, optimizer, mesh)
-    step = make_step(graphdef, LOSS, optimizer, mesh, abstract, seed=0)
+    step = make_step(graphdef, LOSS, False, optimizer, mesh, abstract, seed=0)
     state = init_state(SMALL_MODEL, CLASSES, optimizer, 0, mesh)
     curve = []
     for i in range(STEPS):

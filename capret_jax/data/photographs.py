@@ -1,0 +1,120 @@
+"""JPEG files to resized pixels. docs/performance.md compares the ways to do it."""
+
+import io
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from capret_jax.errors import InputError
+
+# Threads are Grain's business: OpenCV's own would fight with them.
+cv2.setNumThreads(1)
+# JPEG's orientation tag, and its value for an upright picture.
+_ORIENTATION, _UPRIGHT = 0x0112, 1
+# libjpeg decodes at these fractions of the size from fewer coefficients.
+_FACTORS = (8, 4, 2)
+
+
+class Photograph:
+    """An upright RGB picture, decoded when its pixels are asked for, at the scale that suffices.
+
+    Attributes:
+        width, height: pixels.
+    """
+
+    def __init__(self, jpeg: bytes, name: str):
+        """
+        Args:
+            jpeg: the file's bytes.
+            name: of the photograph, for errors.
+
+        Raises:
+            InputError: it is no image.
+        """
+        self._jpeg, self._name = jpeg, name
+        try:
+            header = Image.open(io.BytesIO(jpeg))
+            turned = header.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self._broken(error) from error
+        self._plain = header.format == "JPEG" and header.mode in ("RGB", "L") and not turned
+        self._decoded: tuple[int, np.ndarray] | None = None
+        self.width, self.height = header.size
+        if turned:
+            self.height, self.width = self.pixels().shape[:2]
+
+    def pixels(self, factor: int = 1) -> np.ndarray:
+        """(H / factor, W / factor, 3) uint8, sides rounded up; not to be changed.
+
+        Args:
+            factor: 1, 2, 4 or 8.
+
+        Raises:
+            InputError: the bytes do not decode.
+        """
+        if self._decoded is None or self._decoded[0] != factor:
+            self._decoded = factor, self._decode(factor)
+        return self._decoded[1]
+
+    def crop(self, window: np.ndarray, size: int) -> np.ndarray:
+        """A window of the picture, resized.
+
+        Args:
+            window: (4,) int x1, y1, x2, y2 in pixels, inside the picture and not empty.
+            size: S, pixels.
+
+        Returns:
+            (S, S, 3) uint8.
+        """
+        x1, y1, x2, y2 = (int(edge) for edge in window)
+        factor = self._factor(min(x2 - x1, y2 - y1) / size)
+        pixels = self.pixels(factor)
+        rows, columns = (slice(a // factor, -(-b // factor)) for a, b in ((y1, y2), (x1, x2)))
+        return _resize(pixels[rows, columns], size)
+
+    def _factor(self, shrink: float) -> int:
+        """The strongest scaling that leaves no less than `shrink` asks for."""
+        if not self._plain:
+            return 1
+        return next((factor for factor in _FACTORS if factor <= shrink), 1)
+
+    def _decode(self, factor: int) -> np.ndarray:
+        if self._plain:
+            try:
+                return simplejpeg.decode_jpeg(
+                    self._jpeg,
+                    min_height=-(-self.height // factor),
+                    min_width=-(-self.width // factor),
+                    min_factor=factor,
+                )
+            except ValueError:
+                pass  # strict about trifles; Pillow decides whether the file is broken
+        try:
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(self._jpeg))).convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise self._broken(error) from error
+        self._plain = False
+        return np.asarray(image.reduce(factor) if factor > 1 else image)
+
+    def _broken(self, error: Exception) -> InputError:
+        return InputError(
+            f"image {self._name} does not decode ({error}): remove it from the dataset and prepare "
+            "again."
+        )
+
+
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(h, w, 3) -> (size, size, 3), close to Pillow's bicubic, which takes ten times as long.
+
+    Interpolation suffices below a factor of two, where every pixel still has a say; beyond, pixels
+    are averaged.
+    """
+    return cv2.resize(pixels, (size, size), interpolation=_method(max(pixels.shape[:2]) / size))
+
+
+def _method(shrink: float) -> int:
+    if shrink >= 2:
+        return cv2.INTER_AREA
+    return cv2.INTER_LINEAR if shrink > 1 else cv2.INTER_CUBIC

@@ -1,0 +1,82 @@
+"""Regions through the model: what pooling, masks and empty places may and may not change."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.batch import IGNORED_LABEL, NO_IDENTITY
+from capret_jax.losses.total import LossConfig
+from capret_jax.mesh import BATCH_AXES
+from capret_jax.models.x2vlm import abstract_model
+from capret_jax.train.metrics import merge
+from capret_jax.train.state import make_params
+from capret_jax.train.step import make_loss
+from tests.conftest import SMALL_MODEL
+from tests.train.test_step import CLASSES, make_batch
+
+# Hard negatives depend on a batch's places, all other terms on what is in them alone.
+LOSS = LossConfig(mlm=1.0, itm=0.0)
+
+
+@pytest.fixture(scope="module")
+def metrics_of():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), BATCH_AXES)
+    graphdef, _ = abstract_model(SMALL_MODEL)
+    params = jax.jit(make_params, static_argnums=(0, 1))(SMALL_MODEL, CLASSES, jax.random.key(0))
+
+    def run(batch, regions):
+        loss = jax.jit(make_loss(graphdef, LOSS, regions, mesh))
+        return merge([loss(params, batch, jax.random.key(1))[1]])
+
+    return run
+
+
+def pad(batch):
+    """A second place for each picture's items, with something in it that must not matter."""
+
+    def widen(x, filler):
+        return np.stack([x, np.broadcast_to(np.asarray(filler, x.dtype), x.shape)], 1).reshape(
+            -1, *x.shape[1:]
+        )
+
+    fillers = {
+        "identity": NO_IDENTITY,
+        "valid": False,
+        "box": 0.1,
+        "caption_id": 3,
+        "token_ids": 7,
+        "token_mask": 1,
+        "masked_ids": 9,
+        "masked_positions": 1,
+        "masked_labels": IGNORED_LABEL,
+    }
+    changed = {name: widen(getattr(batch, name), filler) for name, filler in fillers.items()}
+    return dataclasses.replace(batch, **changed)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Boxes in the upper left quarter."""
+    batch = make_batch(0)
+    return dataclasses.replace(batch, box=np.full((16, 4), [0.3, 0.3, 0.3, 0.3], np.float32))
+
+
+@pytest.fixture(scope="module")
+def regions(metrics_of, batch):
+    return metrics_of(batch, True)
+
+
+def test_empty_places_change_no_loss(metrics_of, batch, regions):
+    assert metrics_of(pad(batch), True) == pytest.approx(regions, rel=1e-5)
+
+
+def test_a_region_that_is_everything_is_the_whole_picture(metrics_of, batch, regions):
+    everything = dataclasses.replace(batch, box=np.full((16, 4), [0.5, 0.5, 1, 1], np.float32))
+    whole = metrics_of(everything, False)
+    assert metrics_of(everything, True) == pytest.approx(whole, rel=1e-5)
+    assert regions["loss/arcface"] != pytest.approx(whole["loss/arcface"], rel=1e-3)
+    # Boxes are predicted from the whole picture, so the box loss differs by its target alone.
+    other_target = metrics_of(dataclasses.replace(everything, box=batch.box), False)
+    assert regions["loss/box_l1"] == pytest.approx(other_target["loss/box_l1"], rel=1e-5)
