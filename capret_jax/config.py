@@ -39,13 +39,16 @@ _FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout")
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How embeddings are made.
+    """How embeddings are made, and of what.
 
     Attributes:
         batch_size: images per call, global.
+        detections: boxes of a detector in the validation photographs, COCO's result format as JSON
+            (`retrieval.detected`); empty evaluates the ground truth's boxes alone.
     """
 
     batch_size: int = 128
+    detections: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from capret_jax.convert.checkpoint import is_converted
 from capret_jax.convert.reference import parts
 from capret_jax.convert.relative_position import with_image_size
 from capret_jax.data.captions import Captioner
-from capret_jax.data.dataset import open_splits, open_tokenizer
+from capret_jax.data.dataset import open_dataset, open_tokenizer
+from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import ViewConfig, training_iterator
+from capret_jax.data.pipeline import Split, ViewConfig, training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.errors import InputError
@@ -24,9 +25,10 @@ from capret_jax.loading import load_card, load_weights
 from capret_jax.mesh import first_process_first, make_mesh, place
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
-from capret_jax.retrieval.deepfashion2 import make_protocol
+from capret_jax.retrieval.deepfashion2 import make_protocol, read_truth
+from capret_jax.retrieval.detected import read_detections
 from capret_jax.retrieval.embed import Embedder, Views
-from capret_jax.retrieval.evaluate import evaluate, rank
+from capret_jax.retrieval.evaluate import Conditions, evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
 from capret_jax.train.checkpoint import Checkpoints
 from capret_jax.train.forward import trained_parts
@@ -68,10 +70,13 @@ class Experiment:
         elif config.init_from:
             check_same_shapes(config.model, load_card(config.init_from).config, config.init_from)
         self._optimizer = make_optimizer(config.optimizer, config.loop.steps)
-        self._train_split, self._validation_split = first_process_first(
-            lambda: open_splits(config.data)
-        )
-        self._protocol = make_protocol(self._validation_split.items)
+        dataset = first_process_first(lambda: open_dataset(config.data))
+        self._train_split, self._validation_split = dataset.train, dataset.validation
+        self._protocol = make_protocol(dataset.validation.items, read_truth(dataset.folder))
+        self._detections = None
+        if config.evaluation.detections:
+            path = config.evaluation.detections
+            self._detections = read_detections(path, dataset.validation.items)
         self._captioner = Captioner(config.data.captions, self._train_split.items)
         tokenizer = first_process_first(
             lambda: open_tokenizer(config.data, self._captioner, workdir, config.model.vocab_size)
@@ -148,6 +153,9 @@ class Experiment:
             "untrained model": self._embed(self.fresh_state()),
             "colour histogram": self._histograms(),
         }
+        detected = None
+        if self._detections:
+            detected = self._detections, self._embed(state, self._detections.items)
         if jax.process_index():
             return
         metrics = evaluate(
@@ -156,7 +164,8 @@ class Experiment:
             embeddings,
             self._workdir / "evaluation",
             f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
-            self.config.data.captions.describe(),
+            Conditions(self.config.data.view.kind, self.config.data.captions.describe()),
+            detected,
         )
         print(summary(metrics, self._workdir))
 
@@ -220,8 +229,11 @@ class Experiment:
 
     def views(self) -> Views:
         """The validation items as the model sees them; this process's part of every batch."""
+        return self._views(self._validation_split)
+
+    def _views(self, split: Split) -> Views:
         data, shard = self.config.data, Shard(jax.process_index(), jax.process_count())
-        return self._make_views(data.view, data.augment.margin, shard)
+        return self._make_views(split, data.view, data.augment.margin, shard)
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -233,10 +245,10 @@ class Experiment:
             self.mesh,
         )
 
-    def _make_views(self, view: ViewConfig, margin: float, shard: Shard) -> Views:
+    def _make_views(self, split: Split, view: ViewConfig, margin: float, shard: Shard) -> Views:
         config = self.config
         return Views(
-            self._validation_split,
+            split,
             config.model.image_size,
             view,
             margin,
@@ -245,12 +257,16 @@ class Experiment:
             shard,
         )
 
-    def _embed(self, state: TrainState) -> np.ndarray:
-        return self.embedder(state.params["model"], self.views())
+    def _embed(self, state: TrainState, items: ItemTable | None = None) -> np.ndarray:
+        """Of the validation items, or of others in the same photographs."""
+        split = self._validation_split
+        if items is not None:
+            split = Split(split.records, items)
+        return self.embedder(state.params["model"], self._views(split))
 
     def _histograms(self) -> np.ndarray:
         """Of the ground-truth crops, the whole split on every process."""
-        views = self._make_views(ViewConfig(), 0.0, Shard())
+        views = self._make_views(self._validation_split, ViewConfig(), 0.0, Shard())
         return views.by_item(np.concatenate([histograms(batch.image)[:, None] for batch in views]))
 
     def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:

@@ -84,6 +84,56 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
     assert metrics["view"] == "region" and metrics["queries"] > 0
 
 
+def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):
+    config = shrink(load("df2_zeroshot"))
+    raw = pathlib.Path(config.data.source_dir)
+    # Perfect detections of all but the first consumer's photograph, and official files that name
+    # everything but the last query item.
+    queries, gallery, found = [], [], []
+    for path in sorted((raw / "validation" / "annos").glob("*.json")):
+        annotation, image = json.loads(path.read_text()), int(path.stem)
+        for item in (value for key, value in annotation.items() if key.startswith("item")):
+            x1, y1, x2, y2 = item["bounding_box"]
+            category, pair = item["category_id"], annotation["pair_id"]
+            found.append(
+                {
+                    "image_id": image,
+                    "category_id": category,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": 1.0,
+                }
+            )
+            entry = {"bbox": [x1, y1, x2, y2], "cls": category, "style": item["style"]}
+            entry["pair_id"] = pair
+            if annotation["source"] == "user":
+                queries.append({"query_image_id": image, **entry})
+            else:
+                gallery.append({"gallery_image_id": image, **entry})
+    official = raw / "json_for_validation"
+    official.mkdir()
+    last = max(i for i, query in enumerate(queries) if query["style"] > 0)
+    (official / "val_query.json").write_text(json.dumps(queries[:last]))
+    (official / "val_gallery.json").write_text(json.dumps(gallery))
+    first = next(q["query_image_id"] for q in queries if q["style"] > 0)
+    found = [d for d in found if d["image_id"] != first]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+
+    evaluation = dataclasses.replace(config.evaluation, detections=str(tmp_path / "found.json"))
+    Experiment(dataclasses.replace(config, evaluation=evaluation), tmp_path / "run").evaluate()
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    asked = sum(query["style"] > 0 for query in queries)
+    assert metrics["queries"] == metrics["official"]["queries"] == asked - 1
+    assert metrics["official"]["ground_truth"] == "val_query.json and val_gallery.json"
+    detected = metrics["detected"]
+    without = sum(q["query_image_id"] == first and q["style"] > 0 for q in queries)
+    assert detected["official"]["without_results"] == without > 0
+    assert detected["official"]["missed"] == 0
+    # The same boxes, so the same answers but for those that nobody speaks for.
+    assert detected["top_20"] <= metrics["top_20"]
+    assert detected["mAP"] <= metrics["mAP"] + 1e-6
+    assert detected["queries"] == metrics["queries"]
+
+
 def test_the_zero_shot_config_evaluates_what_it_starts_from(shrink, tmp_path, capsys):
     experiment = Experiment(shrink(load("df2_zeroshot")), tmp_path)
     experiment.evaluate()

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 from transformers import PreTrainedTokenizerBase
@@ -63,17 +64,26 @@ class DataConfig:
             raise InputError(f"data.max_tokens={self.max_tokens} leaves no room for a caption.")
 
 
-def open_splits(config: DataConfig) -> tuple[Split, Split]:
-    """The training and the validation split; prepares the dataset if it is not there.
+class Dataset(NamedTuple):
+    """The two splits, and the folder of the prepared dataset."""
+
+    train: Split
+    validation: Split
+    folder: pathlib.Path
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Opens a dataset; prepares it if it is not there.
 
     Raises:
         InputError: the folder cannot be written, a split is empty, or there is nothing to prepare.
     """
     builder = _open(config)
     train, validation = (Records(builder, split) for split in ("train", "validation"))
-    return (
+    return Dataset(
         Split(train, read_items(train), config.read.cached_images),
         Split(validation, read_items(validation)),
+        pathlib.Path(builder.data_path),
     )
 
 

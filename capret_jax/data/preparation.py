@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -25,6 +26,9 @@ from capret_jax.errors import InputError
 NAME = "deepfashion2"
 VERSION = "1.0.0"
 REPORT = "report.json"
+# The official ground truth of retrieval, kept beside the records when the raw folder has it.
+QUERY_FILE, GALLERY_FILE = "val_query.json", "val_gallery.json"
+_OFFICIAL_FOLDER = "json_for_validation"
 _FILES_PER_SHARD = 2000
 # More than this share of images or items left out looks like the wrong folder, or a bad copy.
 _TOLERATED = 0.01
@@ -103,6 +107,8 @@ def prepare_deepfashion2(
                 f"{target} was prepared from {before}, not from {source}: set "
                 "--config.data.prepared_dir to another folder, or leave source_dir empty."
             )
+        if source is not None:
+            _copy_official(source, target)
     except OSError as error:
         raise InputError(
             f"data.prepared_dir={str(prepared_dir)!r} cannot hold the dataset ({error.strerror}): "
@@ -128,6 +134,17 @@ def _prepare(source: pathlib.Path, target: pathlib.Path, config: PrepareConfig) 
     _replace(target / REPORT, {"source": str(source), "splits": splits})
     for shard in shards:
         shard.count_path.unlink()
+
+
+def _copy_official(source: pathlib.Path, target: pathlib.Path) -> None:
+    for name in (QUERY_FILE, GALLERY_FILE):
+        original, copy = source / _OFFICIAL_FOLDER / name, target / name
+        if original.is_file() and not (
+            copy.is_file() and copy.stat().st_mtime == original.stat().st_mtime
+        ):
+            partial = target / f"{name}.partial"
+            shutil.copy2(original, partial)
+            os.replace(partial, copy)
 
 
 def _shards(

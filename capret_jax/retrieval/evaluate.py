@@ -9,16 +9,12 @@ import numpy as np
 
 from capret_jax.data.pipeline import Split
 from capret_jax.data.schema import CATEGORIES, LEVELS
-from capret_jax.retrieval.deepfashion2 import (
-    RESULTS_PER_QUERY,
-    Protocol,
-    ground_truth,
-    result_entries,
-)
+from capret_jax.retrieval.deepfashion2 import RESULTS_PER_QUERY, Protocol, result_entries
+from capret_jax.retrieval.detected import Detections, answer
 from capret_jax.retrieval.index import ExactIndex, ScannIndex, timed
 from capret_jax.retrieval.metrics import average_precision, first_hit, recall, summarize
 from capret_jax.retrieval.report import write_report
-from capret_jax.retrieval.scoring import score
+from capret_jax.retrieval.scoring import FLOOR_KEY, QUERY_IOU_FLOOR, Entry, score
 
 RECALL_AT = 20
 # Queries ranked at once, and neighbours of each that are kept.
@@ -72,18 +68,32 @@ def _rank_chunk(queries, gallery, query_identity, gallery_identity):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """For the record: what the numbers stand for.
+
+    Attributes:
+        view: what the model saw of an item.
+        captions: where those of the training came from.
+    """
+
+    view: str
+    captions: str
+
+
 def evaluate(
     split: Split,
     protocol: Protocol,
     embeddings: dict[str, np.ndarray],
     directory: pathlib.Path,
     title: str,
-    captions: str,
+    conditions: Conditions,
+    detected: tuple[Detections, np.ndarray] | None = None,
 ) -> dict:
     """Measures several embeddings of the same items; the first is the model's own.
 
-    Leaves `metrics.json`, `deepfashion2_retrieval.json` and `report.html` in `directory`, all of
-    them or none.
+    Leaves `metrics.json`, `deepfashion2_retrieval.json`, `report.html` and, with detections,
+    `deepfashion2_retrieval_detected.json` in `directory`, all of them or none.
 
     Args:
         split: the validation split.
@@ -91,51 +101,94 @@ def evaluate(
         embeddings: name -> (n, E) float32, one per row of `split.items`.
         directory: replaced if it exists.
         title: of the report.
-        captions: where those of the training came from, for the record.
+        conditions: for the record.
+        detected: a detector's boxes and the model's embeddings of them.
 
     Returns:
         The content of `metrics.json`: of the model "mAP", "top_1" ... "top_20", "queries",
         "gallery"; "by" condition and level; "official", the same by the official scorer;
-        "more_than_5_answers", the published subset; "index"; and the "baselines".
+        "more_than_5_answers", the published subset; "detected" with detections; "index"; and the
+        "baselines".
     """
     rankings = {name: rank(protocol, table) for name, table in embeddings.items()}
     (model, ranking), *baselines = rankings.items()
-    results = result_entries(split.items, protocol, ranking.neighbours)
-    subset = protocol.published_subset()
+    results = {
+        "deepfashion2_retrieval.json": result_entries(
+            split.items,
+            protocol.queries,
+            protocol.gallery,
+            ranking.neighbours,
+            np.ones(len(protocol.queries)),  # the boxes are the ground truth
+        )
+    }
     metrics = {
-        **summarize(ranking.precision, ranking.first),
+        **_tables(split, protocol, ranking.precision, ranking.first),
         "gallery": len(protocol.gallery),
+        "view": conditions.view,
         # Queries are pictures alone: nothing of the ground truth reaches them but their box.
-        "captions": {"of_queries": "none", "in_training": captions},
-        "by": _by_condition(split, protocol, ranking),
+        "captions": {"of_queries": "none", "in_training": conditions.captions},
         # The same answers through the official scorer, which looks at boxes and nothing else.
-        "official": score(results, *ground_truth(split.items)).as_dict(),
-        "more_than_5_answers": summarize(ranking.precision[subset], ranking.first[subset]),
+        "official": _official(protocol, results["deepfashion2_retrieval.json"]),
         "index": _measure_index(protocol, embeddings[model]),
         "baselines": {name: summarize(r.precision, r.first) for name, r in baselines},
     }
+    if detected:
+        detections, table = detected
+        answers = answer(detections, table, protocol)
+        results["deepfashion2_retrieval_detected.json"] = answers.results
+        metrics["detected"] = {
+            **_tables(split, protocol, answers.precision, answers.first),
+            "detections": len(detections.items),
+            "skipped_detections": detections.skipped,
+            "official": _official(protocol, answers.results),
+        }
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (partial / "deepfashion2_retrieval.json").write_text(json.dumps(results))
+    for name, entries in results.items():
+        (partial / name).write_text(json.dumps(entries))
     write_report(partial / "report.html", title, metrics, split, protocol, ranking)
     shutil.rmtree(directory, ignore_errors=True)
     partial.replace(directory)
     return metrics
 
 
-def _by_condition(split: Split, protocol: Protocol, ranking: Ranking) -> dict:
+def _official(protocol: Protocol, results: list[Entry]) -> dict:
+    """The official scorer's numbers, as its rules are and with a floor for queries' boxes."""
+    truth = protocol.truth
+    return {
+        "ground_truth": truth.source,
+        **score(results, truth.queries, truth.gallery).as_dict(),
+        FLOOR_KEY: score(results, truth.queries, truth.gallery, QUERY_IOU_FLOOR).as_dict(),
+    }
+
+
+def _tables(split: Split, protocol: Protocol, precision: np.ndarray, first: np.ndarray) -> dict:
+    """Metrics over all queries and over the published subset, each by condition, too."""
+    subset = protocol.published_subset()
+    return {
+        **summarize(precision, first),
+        "by": _by_condition(split, protocol, precision, first, np.ones_like(subset)),
+        "more_than_5_answers": {
+            **summarize(precision[subset], first[subset]),
+            "by": _by_condition(split, protocol, precision, first, subset),
+        },
+    }
+
+
+def _by_condition(
+    split: Split, protocol: Protocol, precision: np.ndarray, first: np.ndarray, among: np.ndarray
+) -> dict:
     """Condition -> level -> metrics of the queries of that level."""
     names = {**LEVELS, "category": CATEGORIES}
     columns = {name: split.items[name][protocol.queries] for name in LEVELS}
     columns["category"] = split.items["category_id"][protocol.queries]
     return {
         condition: {
-            names[condition][value - 1]: summarize(
-                ranking.precision[column == value], ranking.first[column == value]
-            )
-            for value in np.unique(column)
+            names[condition][value - 1]: summarize(precision[rows], first[rows])
+            for value in np.unique(column[among])
+            for rows in [among & (column == value)]
         }
         for condition, column in columns.items()
     }

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class ExactIndex:
-    """All inner products; ties go to the lower row."""
+    """All inner products; of equal ones the lower row comes first."""
 
     def __init__(self, gallery: np.ndarray):
         """`gallery`: (G, E) float32."""
@@ -32,11 +32,18 @@ class ExactIndex:
 
     def search(self, queries: np.ndarray, k: int) -> np.ndarray:
         """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
-        found = [
-            np.argsort(-(chunk @ self._gallery.T), axis=1, kind="stable")[:, :k]
-            for chunk in (queries[i : i + _CHUNK] for i in range(0, len(queries), _CHUNK))
-        ]
-        return np.concatenate(found)
+        chunks = [queries[i : i + _CHUNK] for i in range(0, len(queries), _CHUNK)]
+        return np.concatenate([_best(chunk @ self._gallery.T, k) for chunk in chunks])
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q, G) -> (Q, k) positions of the highest, in order; ties to the lower one."""
+    if k == scores.shape[1]:
+        return np.argsort(-scores, axis=1, kind="stable")
+    # Positions in ascending order first, so that the stable sort settles ties by them.
+    candidates = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(candidates, order, axis=1)
 
 
 class ScannIndex:

@@ -5,7 +5,9 @@ import numpy as np
 TOP_K = (1, 5, 10, 15, 20)
 
 
-def average_precision(ranked: np.ndarray, queries: np.ndarray) -> np.ndarray:
+def average_precision(
+    ranked: np.ndarray, queries: np.ndarray, relevant_items: np.ndarray | None = None
+) -> np.ndarray:
     """Average precision of each query over its whole ranking.
 
     AP is the mean, over the relevant gallery items, of the precision at the rank where each is
@@ -14,15 +16,17 @@ def average_precision(ranked: np.ndarray, queries: np.ndarray) -> np.ndarray:
     Args:
         ranked: (Q, G) int, identities of all gallery items, best first.
         queries: (Q,) int, identities of the queries.
+        relevant_items: (Q,) int, how many there are, when a ranking may lack some; those count as
+            never found. All are in the ranking when None.
 
     Returns:
         (Q,) float64; NaN for a query without any relevant gallery item.
     """
     relevant = ranked == queries[:, None]
     precision = np.cumsum(relevant, axis=1) / np.arange(1, ranked.shape[1] + 1)
-    found = relevant.sum(axis=1)
+    count = relevant.sum(axis=1) if relevant_items is None else relevant_items
     total = (precision * relevant).sum(axis=1)
-    return np.divide(total, found, out=np.full(len(ranked), np.nan), where=found > 0)
+    return np.divide(total, count, out=np.full(len(ranked), np.nan), where=count > 0)
 
 
 def first_hit(ranked: np.ndarray, queries: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from capret_jax.data.pipeline import Split
 from capret_jax.retrieval.metrics import TOP_K
+from capret_jax.retrieval.scoring import FLOOR_KEY, QUERY_IOU_FLOOR
 
 _QUERIES_SHOWN = 8  # of the right ones, and of the wrong ones
 _RESULTS_SHOWN = 8
@@ -58,6 +59,8 @@ def write_report(
         metrics=metrics,
         top_k=TOP_K,
         systems=_systems(metrics),
+        protocols=_protocols(metrics),
+        floor=QUERY_IOU_FLOOR,
         examples={
             "Found at the first rank": [_row(split, protocol, ranking, q) for q in right],
             "Missed at the first rank": [_row(split, protocol, ranking, q) for q in wrong],
@@ -69,6 +72,21 @@ def write_report(
 def _systems(metrics):
     model = {name: metrics[name] for name in ("mAP", *(f"top_{k}" for k in TOP_K))}
     return {"this model": model, **metrics["baselines"]}
+
+
+def _protocols(metrics):
+    """The rows of the official numbers: boxes x rules x queries."""
+    rows = {}
+    for name, part in (
+        ("ground-truth boxes", metrics),
+        ("detected boxes", metrics.get("detected")),
+    ):
+        if part:
+            official = part["official"]
+            rows[name] = {"mAP": part["mAP"], **official}
+            rows[f"{name}, floor {QUERY_IOU_FLOOR}"] = official[FLOOR_KEY]
+            rows[f"{name}, more than 5 answers"] = part["more_than_5_answers"]
+    return rows
 
 
 def _spread(precision, first):

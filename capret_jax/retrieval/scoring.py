@@ -26,7 +26,12 @@ RESULT_KEYS = (
     "gallery_bbox",
 )
 # A retrieved box is the right item's from this overlap on.
-_GALLERY_IOU = 0.5
+GALLERY_IOU = 0.5
+# Overlap that a query's box must have with the item it is taken for, in the stricter numbers.
+QUERY_IOU_FLOOR = 0.5
+FLOOR_KEY = f"query_iou_floor_{QUERY_IOU_FLOOR}"
+# Why no detection speaks for a query item.
+MISSED, WITHOUT_RESULTS = -1, -2
 
 Entry = dict[str, Any]
 
@@ -105,53 +110,69 @@ def score(
     Raises:
         InputError: there is no query item with style > 0.
     """
-    detected, asked = _by(results, "query_image_id"), _by(queries, "query_image_id")
+    speakers = assign(results, queries, query_iou_floor)
     answers: dict[tuple, list[Entry]] = defaultdict(list)
     for item in gallery:
         answers[item["pair_id"], item["style"], item["gallery_image_id"]].append(item)
+    first = [
+        _first_right(results[speaker], item, answers) if speaker >= 0 else max(TOP_K)
+        for speaker, item in zip(speakers, asked(queries), strict=True)
+    ]
+    missed, without = ((speakers == reason).sum() for reason in (MISSED, WITHOUT_RESULTS))
+    return Score(np.array(first), int(missed), int(without))
 
-    first, missed, without_results = [], 0, 0
-    chosen = {
-        image: _detections(detected[image], items, query_iou_floor)
-        for image, items in asked.items()
-        if image in detected
-    }
-    position: dict[Any, int] = defaultdict(int)
-    for item in queries:
-        image = item["query_image_id"]
-        place, position[image] = position[image], position[image] + 1
-        if item["style"] <= 0:
-            continue
-        detection = chosen[image][place] if image in chosen else None
-        without_results += image not in chosen
-        missed += image in chosen and detection is None
-        first.append(_first_right(detection, item, answers) if detection else max(TOP_K))
-    if not first:
+
+def asked(queries: list[Entry]) -> list[Entry]:
+    """The query items that have an identity, style > 0.
+
+    Raises:
+        InputError: there is none.
+    """
+    items = [item for item in queries if item["style"] > 0]
+    if not items:
         raise InputError("no query item has style > 0, so there is nothing to score.")
-    return Score(np.array(first), missed, without_results)
+    return items
 
 
-def _by(entries: list[Entry], key: str) -> dict[Any, list[Entry]]:
-    groups: dict[Any, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        groups[entry[key]].append(entry)
-    return dict(groups)
+def assign(results: list[Entry], queries: list[Entry], query_iou_floor: float = 0.0) -> np.ndarray:
+    """Which detection speaks for each query item with style > 0.
+
+    Returns:
+        (Q,) int64 positions in `results`; `MISSED` where no detection of the right class was
+        assigned to the item, `WITHOUT_RESULTS` where its image has none at all.
+    """
+    detected, owned = _by(results, "query_image_id"), _by(queries, "query_image_id")
+    speakers = np.full(len(queries), WITHOUT_RESULTS)
+    for image in detected.keys() & owned.keys():
+        items = [queries[i] for i in owned[image]]
+        speakers[owned[image]] = _speakers(results, detected[image], items, query_iou_floor)
+    return speakers[[item["style"] > 0 for item in queries]]
 
 
-def _detections(results: list[Entry], items: list[Entry], floor: float) -> list[Entry | None]:
+def _by(entries: list[Entry], key: str) -> dict[Any, list[int]]:
+    """Positions of the entries, by the value of a key."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for i, entry in enumerate(entries):
+        groups[entry[key]].append(i)
+    return groups
+
+
+def _speakers(
+    results: list[Entry], detected: list[int], items: list[Entry], floor: float
+) -> list[int]:
     """For each item of an image, the best-scored detection assigned to it with the right class."""
-    overlap = box_iou(_boxes(results, "query_bbox"), _boxes(items, "bbox"))
-    assigned = overlap.argmax(axis=1)  # ties go to the first item
-    close = overlap.max(axis=1) >= floor
-    chosen: list[Entry | None] = []
+    boxes = entry_boxes([results[i] for i in detected], "query_bbox")
+    overlap = box_iou(boxes, entry_boxes(items, "bbox"))
+    owners = np.where(overlap.max(axis=1) >= floor, overlap.argmax(axis=1), -1)  # the first of ties
+    speakers = []
     for place, item in enumerate(items):
         candidates = [
-            result
-            for result, owner, enough in zip(results, assigned, close, strict=True)
-            if owner == place and enough and result["query_cls"] == item["cls"]
+            i
+            for i, owner in zip(detected, owners, strict=True)
+            if owner == place and results[i]["query_cls"] == item["cls"]
         ]
-        chosen.append(max(candidates, key=lambda r: r["query_score"], default=None))
-    return chosen
+        speakers.append(max(candidates, key=lambda i: results[i]["query_score"], default=MISSED))
+    return speakers
 
 
 def _first_right(detection: Entry, item: Entry, answers: dict[tuple, list[Entry]]) -> int:
@@ -161,11 +182,12 @@ def _first_right(detection: Entry, item: Entry, answers: dict[tuple, list[Entry]
             break
         right = answers.get((item["pair_id"], item["style"], image), [])
         if right:
-            overlap = box_iou(np.array([box], np.float64), _boxes(right, "bbox"))
-            if overlap.max() >= _GALLERY_IOU:
+            overlap = box_iou(np.array([box], np.float64), entry_boxes(right, "bbox"))
+            if overlap.max() >= GALLERY_IOU:
                 return rank
     return max(TOP_K)
 
 
-def _boxes(entries: list[Entry], key: str) -> np.ndarray:
+def entry_boxes(entries: list[Entry], key: str) -> np.ndarray:
+    """(n, 4) float64, the entries' boxes."""
     return np.array([entry[key] for entry in entries], np.float64).reshape(-1, 4)

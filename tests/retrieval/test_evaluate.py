@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from capret_jax.retrieval import evaluate, index
-from capret_jax.retrieval.deepfashion2 import Protocol
+from capret_jax.retrieval.deepfashion2 import Protocol, Truth
 from capret_jax.retrieval.evaluate import rank
 
 
@@ -12,7 +12,11 @@ from capret_jax.retrieval.evaluate import rank
 def protocol():
     """Queries 0..6 of identities 0, 0, 1, 2, 3, 1, 9; gallery rows 7..26 of identities 0 to 3."""
     gallery = np.repeat([0, 1, 2, 3], [7, 6, 5, 2])
-    return Protocol(np.arange(7), 7 + np.arange(20), np.array([0, 0, 1, 2, 3, 1, 9]), gallery)
+    truth = Truth([], [], "nothing")
+    queries = np.arange(7)
+    return Protocol(
+        truth, queries, queries, 7 + np.arange(20), np.array([0, 0, 1, 2, 3, 1, 9]), gallery
+    )
 
 
 def test_chunks_change_nothing(protocol, monkeypatch):
