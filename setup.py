@@ -53,8 +53,11 @@ REQUIREMENTS = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.0,<0.11"],
     "cuda": ["jax[cuda13]>=0.10.0,<0.11"],
+    # 2.65 and later run with NumPy 2 and protobuf 6.
+    "beam": ["apache-beam>=2.65,<3"],
     "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "mypy>=2.1,<3", "scikit-learn>=1.5"],
 }
+EXTRAS["dev"] += EXTRAS["beam"]
 
 setuptools.setup(
     name="capret_jax",

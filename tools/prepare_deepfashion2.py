@@ -2,7 +2,9 @@
 
     python tools/prepare_deepfashion2.py --source_dir=DeepFashion2 --out_dir=runs/data
 
-Configs do the same at first use. An interrupted run goes on where it stopped.
+Configs do the same at first use. An interrupted run goes on where it stopped. On a cluster:
+--runner=FlinkRunner --beam_pipeline_options=flink_master=HOST:PORT, with folders that all workers
+share.
 """
 
 import json
@@ -24,13 +26,15 @@ _SOURCE = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out_dir", None, "As config.data.prepared_dir.", required=True)
 _PROCESSES = flags.DEFINE_integer("processes", 0, "0 for one per core.")
+_RUNNER = flags.DEFINE_string("runner", "", "Of Apache Beam (extra [beam]), e.g. DataflowRunner.")
+_OPTIONS = flags.DEFINE_list("beam_pipeline_options", [], "As name=value,name=value.")
 _ALLOW = flags.DEFINE_bool("allow_broken", False, "Even if more than 1 % is left out.")
 
 
 def main(argv: list[str]) -> None:
     """Prints the report's numbers."""
     del argv
-    config = PrepareConfig(_PROCESSES.value, _ALLOW.value)
+    config = PrepareConfig(_PROCESSES.value, _ALLOW.value, _RUNNER.value, tuple(_OPTIONS.value))
     prepare_deepfashion2(_SOURCE.value, _OUT.value, config)
     path = pathlib.Path(_OUT.value) / NAME / VERSION / REPORT
     for split, part in json.loads(path.read_text())["splits"].items():

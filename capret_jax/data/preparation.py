@@ -41,14 +41,21 @@ class PrepareConfig:
     Attributes:
         processes: that read and check images; 0 for one per core.
         allow_broken: go on when more than 1 % of the images or items are left out.
+        runner: of Apache Beam, such as "DirectRunner", "DataflowRunner" or "FlinkRunner", in place
+            of processes here; its workers must see both folders under the same paths.
+        beam_options: of its pipeline, "name=value" each.
     """
 
     processes: int = 0
     allow_broken: bool = False
+    runner: str = ""
+    beam_options: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.processes < 0:
             raise InputError(f"data.prepare.processes={self.processes} is negative.")
+        if self.beam_options and not self.runner:
+            raise InputError("data.prepare.beam_options need data.prepare.runner.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +133,7 @@ def _prepare(source: pathlib.Path, target: pathlib.Path, config: PrepareConfig) 
         )
     target.mkdir(parents=True, exist_ok=True)
     shards = [shard for split in SPLITS for shard in _shards(source, target, split, files[split])]
-    counts = _write_all(shards, config.processes or os.cpu_count() or 1)
+    counts = _write_all(shards, config)
     splits = _report(files, shards, counts)
     if not config.allow_broken:
         _check_broken(source, splits)
@@ -169,24 +176,55 @@ def _template(target: pathlib.Path, split: str) -> tfds.core.ShardedFileTemplate
     )
 
 
-def _write_all(shards: list[_Shard], processes: int) -> list[dict[str, Any]]:
+def _write_all(shards: list[_Shard], config: PrepareConfig) -> list[dict[str, Any]]:
     """What each shard counted, made now or by an earlier run."""
-    total = sum(len(shard.files) for shard in shards)
     counts = {shard: count for shard in shards if (count := _read_count(shard))}
     todo = [shard for shard in shards if shard not in counts]
-    done = total - sum(len(shard.files) for shard in todo)
+    if config.runner:
+        _write_on_beam(todo, config)
+    else:
+        _write_here(todo, sum(len(shard.files) for shard in counts), config)
+    for shard in todo:
+        count = _read_count(shard)
+        if count is None:
+            raise InputError(
+                f"{shard.path} was not written, or its source changed meanwhile: run this again, "
+                "with folders that all workers share."
+            )
+        counts[shard] = count
+    return [counts[shard] for shard in shards]
+
+
+def _write_here(todo: list[_Shard], done: int, config: PrepareConfig) -> None:
+    total = done + sum(len(shard.files) for shard in todo)
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(processes, context)
+    pool = concurrent.futures.ProcessPoolExecutor(config.processes or os.cpu_count() or 1, context)
     try:
         with tqdm(total=total, initial=done, desc=f"preparing {NAME}", unit="image") as progress:
             futures = {pool.submit(_write_shard, shard) for shard in todo}
             for future in concurrent.futures.as_completed(futures):
-                shard, count = future.result()
-                counts[shard] = count
-                progress.update(len(shard.files))
+                progress.update(future.result())
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupted run does not go on in its workers
-    return [counts[shard] for shard in shards]
+
+
+def _write_on_beam(todo: list[_Shard], config: PrepareConfig) -> None:
+    try:
+        import apache_beam as beam
+    except ImportError as error:
+        raise InputError(
+            f"data.prepare.runner={config.runner!r} needs Apache Beam: pip install "
+            "'capret_jax[beam]'."
+        ) from error
+    options = beam.options.pipeline_options.PipelineOptions(
+        [f"--{option}" for option in config.beam_options]
+    )
+    try:
+        pipeline = beam.Pipeline(config.runner, options)
+    except ValueError as error:
+        raise InputError(f"data.prepare.runner={config.runner!r}: {error}") from error
+    with pipeline:
+        _ = pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(_write_shard)
 
 
 def _read_count(shard: _Shard) -> dict[str, Any] | None:
@@ -198,7 +236,8 @@ def _read_count(shard: _Shard) -> dict[str, Any] | None:
     return count if count["fingerprint"] == shard.fingerprint and shard.path.exists() else None
 
 
-def _write_shard(shard: _Shard) -> tuple[_Shard, dict[str, Any]]:
+def _write_shard(shard: _Shard) -> int:
+    """Writes the shard and its count; returns how many files it read."""
     features = schema.features(outlines=True)
     problems, identities, items, records = [], set(), 0, 0
 
@@ -227,7 +266,7 @@ def _write_shard(shard: _Shard) -> tuple[_Shard, dict[str, Any]]:
         "problems": problems,
     }
     _replace(shard.count_path, count)
-    return shard, json.loads(json.dumps(count))
+    return len(shard.files)
 
 
 def _replace(path: pathlib.Path, content: dict) -> None:

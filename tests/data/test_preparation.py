@@ -14,6 +14,7 @@ from capret_jax.data import preparation
 from capret_jax.data.dataset import DataConfig, open_dataset
 from capret_jax.data.deepfashion2 import read_record
 from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
+from capret_jax.data.records import Records
 from capret_jax.errors import InputError
 from tests.data.raw_deepfashion2 import write_raw
 
@@ -120,6 +121,26 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch):
     assert builder.info.splits["train"].num_examples == files
     ids = [int(record["image_id"]) for record in builder.as_data_source("train")]
     assert ids == sorted(ids) == list(range(1, files + 1))
+
+
+def test_beam_writes_the_same_records(prepared, raw, tmp_path):
+    pytest.importorskip("apache_beam")
+    runner = PrepareConfig(runner="DirectRunner", beam_options=("direct_num_workers=1",))
+    builder = prepare_deepfashion2(raw, tmp_path, runner)
+    for name, split in zip(("train", "validation"), prepared[:2], strict=True):
+        records = Records(builder, name)
+        assert len(records) == len(split.records)
+        for i in range(len(records)):
+            assert records.image(i) == split.records.image(i)
+            assert str(records.annotation(i)) == str(split.records.annotation(i))
+
+
+def test_a_runner_that_does_not_exist_is_refused(raw, tmp_path):
+    pytest.importorskip("apache_beam")
+    with pytest.raises(InputError, match="data.prepare.runner='Abacus'"):
+        prepare_deepfashion2(raw, tmp_path, PrepareConfig(runner="Abacus"))
+    with pytest.raises(InputError, match="beam_options need"):
+        PrepareConfig(beam_options=("a=b",))
 
 
 BROKEN = {
