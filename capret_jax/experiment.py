@@ -307,7 +307,7 @@ class Experiment:
                     f"multiple of {devices}."
                 )
         group = config.loss.matching_group
-        examples = config.batch_size // devices * config.data.view.items
+        examples = config.batch_size // devices * config.data.view.regions_per_image
         if config.loss.itm and examples % group:
             raise InputError(
                 f"config.loss.matching_group={group} does not divide the "

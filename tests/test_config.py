@@ -76,3 +76,13 @@ def test_a_checkpoint_of_another_config_is_refused_by_key():
     other = dataclasses.asdict(from_config_dict(changed("loss.arcface_margin", 0.3)))
     with pytest.raises(InputError, match=r"config\.loss\.arcface_margin was 0\.15 and is 0\.3"):
         check_same_training(saved, other, "runs/x")
+
+
+def test_every_key_can_be_overridden():
+    def check(values):
+        for name, value in values.items():
+            assert not hasattr(dict, name), f"{name} hides behind the method of ConfigDict"
+            if isinstance(value, dict):
+                check(value)
+
+    check(dataclasses.asdict(ExperimentConfig()))

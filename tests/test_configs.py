@@ -75,7 +75,7 @@ def test_training_configs_train(name, shrink, tmp_path):
 
 def test_regions_train_and_are_evaluated(shrink, tmp_path):
     config = shrink(load("df2_finetune"))
-    view = ViewConfig("region", items=2)
+    view = ViewConfig("region", regions_per_image=2)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, view=view))
     experiment = Experiment(config, tmp_path)
     experiment.train()

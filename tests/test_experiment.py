@@ -209,7 +209,7 @@ def test_evaluating_nothing_is_refused(config, tmp_path):
     [
         ({"mesh": MeshConfig(fsdp=3)}, "fsdp=3 does not match 8 devices"),
         ({"batch_size": 12}, r"batch_size=12 does not divide over 8 devices"),
-        ({"loss": LossConfig(matching_group=3)}, "matching_group=3 does not divide the 2 examples"),
+        ({"loss": LossConfig(matching_group=3)}, "matching_group=3 does not divide the 2 items"),
         ({"batch_size": 32}, "needs 16 identities"),
         ({"data": DataConfig(prepared_dir="/proc/nowhere")}, "prepared_dir='/proc/nowhere' cannot"),
     ],

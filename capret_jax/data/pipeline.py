@@ -35,20 +35,21 @@ class ViewConfig:
         kind: "crop", its box with a margin; "image", the whole photograph, so that all items in it
             look the same; or "region", the whole photograph with position 0 pooled over the box, so
             that one pass of the vision encoder serves them all.
-        items: M, with "region": most items of a photograph that train together; the others than
-            the one drawn come along without a pass of their own.
+        regions_per_image: M, with "region": most items of a photograph that train together; the
+            others than the one drawn come along without a pass of their own.
     """
 
     kind: str = "crop"
-    items: int = 1
+    regions_per_image: int = 1
 
     def __post_init__(self):
         if self.kind not in VIEWS:
             raise InputError(f"data.view.kind={self.kind!r} is none of {', '.join(VIEWS)}.")
-        if self.items < 1 or (self.items > 1 and not self.regions):
+        most = self.regions_per_image
+        if most < 1 or (most > 1 and not self.regions):
             raise InputError(
-                f"data.view.items={self.items} needs data.view.kind='region'; other views show one "
-                "item each."
+                f"data.view.regions_per_image={most} needs data.view.kind='region'; other views "
+                "show one item each."
             )
 
     @property
@@ -163,7 +164,7 @@ class _Examples:
         rows = self._rows(draw.row, rng)
         captions = [self._captioner(row, rng) for row in rows]
         view = self._look(rows, not any(map(tells_sides, captions)), rng)
-        empty = self._view.items - len(rows)
+        empty = self._view.regions_per_image - len(rows)
         tokens = [self._encoder(caption) for caption in (*captions, *[""] * empty)]
         masked = [self._masker(each, rng) for each in tokens] if self._masker else None
         ids = [zlib.crc32(caption.encode()) & 0x7FFFFFFF for caption in captions]
@@ -174,16 +175,16 @@ class _Examples:
             identity=np.array([*self._identities[rows], *[NO_IDENTITY] * empty], np.int32),
             caption_id=np.array([*ids, *[0] * empty], np.int32),
             box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
-            valid=np.arange(self._view.items) < len(rows),
+            valid=np.arange(self._view.regions_per_image) < len(rows),
             **({} if masked is None else _stack_masked(masked)),
         )
 
     def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
         """The item drawn, and those of its photograph that come along."""
-        if self._view.items == 1:
+        if self._view.regions_per_image == 1:
             return np.array([row])
         others = self._split.items.rows_beside(row)
-        return np.array([row, *rng.permutation(others)[: self._view.items - 1]])
+        return np.array([row, *rng.permutation(others)[: self._view.regions_per_image - 1]])
 
     def _look(self, rows: np.ndarray, may_flip: bool, rng: np.random.Generator) -> View:
         photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]

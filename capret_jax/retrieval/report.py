@@ -85,7 +85,8 @@ def _protocols(metrics):
             official = part["official"]
             rows[name] = {"mAP": part["mAP"], **official}
             rows[f"{name}, floor {QUERY_IOU_FLOOR}"] = official[FLOOR_KEY]
-            rows[f"{name}, more than 5 answers"] = part["more_than_5_answers"]
+            if part["more_than_5_answers"]["queries"]:
+                rows[f"{name}, more than 5 answers"] = part["more_than_5_answers"]
     return rows
 
 

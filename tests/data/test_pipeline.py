@@ -103,7 +103,7 @@ def test_whole_views_take_the_photograph_and_its_box(iterate, splits):
 
 def test_regions_bring_the_other_items_of_their_photograph_along(iterate, splits):
     items, seen = splits["train"].items, set()
-    for batch in iterate(view=ViewConfig("region", items=3), masked=True):
+    for batch in iterate(view=ViewConfig("region", regions_per_image=3), masked=True):
         assert batch.image.shape == (B, SIZE, SIZE, 3) and batch.valid.shape == (3 * B,)
         valid = batch.valid.reshape(B, 3)
         assert valid[:, 0].all()
@@ -128,8 +128,8 @@ def test_captions_that_tell_sides_are_never_mirrored(iterate, monkeypatch):
 def test_views_that_do_not_exist_are_refused():
     with pytest.raises(InputError, match="data.view.kind='zoom' is none of"):
         ViewConfig("zoom")
-    with pytest.raises(InputError, match="data.view.items=2 needs"):
-        ViewConfig("crop", items=2)
+    with pytest.raises(InputError, match="data.view.regions_per_image=2 needs"):
+        ViewConfig("crop", regions_per_image=2)
 
 
 def test_an_empty_split_is_refused(prepared_dir):

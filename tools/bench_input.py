@@ -1,0 +1,226 @@
+"""The input path: photographs of 300 to 1000 px in ArrayRecord -> training batches.
+
+    python tools/bench_input.py [--size=384] [--threads=0,1,2] [--view=crop] [--json=OUT]
+
+Against a plain Pillow loop (open, decode, resize, stack) over the same files in the same run, by
+images a second of the clock and of CPU time, which is what a core can do. Then one thread's time by
+stage. The photographs are noise with the spectrum of natural images, about as many bytes a pixel as
+DeepFashion2's.
+"""
+
+import io
+import json
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from absl import flags
+from PIL import Image
+from tqdm import tqdm
+
+from capret_jax.command_line import run
+from capret_jax.data.captions import CaptionConfig, Captioner
+from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
+from capret_jax.data.masking import Masker
+from capret_jax.data.photographs import Photograph
+from capret_jax.data.pipeline import VIEWS, ReadConfig, ViewConfig, training_iterator
+from capret_jax.data.sampler import IdentitySampler
+from capret_jax.data.schema import CATEGORIES, LEVELS
+from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.data.transforms import AugmentConfig, training_crop_view
+
+_SIZE = flags.DEFINE_integer("size", 384, "Pixels of the model's input.")
+_PHOTOGRAPHS = flags.DEFINE_integer("photographs", 256, "A multiple of 4.", lower_bound=8)
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Images a batch.")
+_IMAGES = flags.DEFINE_integer("images", 1024, "Images to time, of each variant.")
+_THREADS = flags.DEFINE_list("threads", ["0", "1", "2"], "Of the pipeline, one variant each.")
+_VIEW = flags.DEFINE_enum("view", "crop", VIEWS, "As config.data.view.kind.")
+_JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
+
+_SIDES = (300, 1000)
+_QUALITY = 88
+
+
+def main(argv: list[str]) -> None:
+    """Prints, and writes, images a second and milliseconds by stage."""
+    del argv
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        size = _write_raw(root / "raw", _PHOTOGRAPHS.value)
+        config = DataConfig("deepfashion2", source_dir=str(root / "raw"), prepared_dir=folder)
+        dataset = open_dataset(config)
+        files = sorted((root / "raw" / "train" / "image").glob("*.jpg"))
+        print(f"{len(files)} photographs, {size / 1e3:.0f} kB on average, to {_SIZE.value} px")
+        make = _Pipeline(dataset, root)
+        rates = {"Pillow loop": _rate(_pillow(files), "Pillow loop")}
+        for threads in map(int, _THREADS.value):
+            name = f"pipeline, {threads} threads"
+            rates[name] = _rate(make.batches(threads), name)
+        stages = make.stages()
+    _report(rates, stages)
+
+
+class _Pipeline:
+    """The training pipeline of a dataset."""
+
+    def __init__(self, dataset: Dataset, folder: pathlib.Path):
+        self._split = dataset.train
+        self._captioner = Captioner(CaptionConfig(), self._split.items)
+        build_vocabulary(self._captioner, folder / "vocab.txt", 2000)
+        self._encoder = CaptionEncoder(load_tokenizer(str(folder / "vocab.txt")), 40)
+        self._masker = Masker(self._encoder.tokenizer)
+
+    def batches(self, threads: int) -> Callable[[], object]:
+        """Gives one batch after the other."""
+        iterator = training_iterator(
+            self._split,
+            IdentitySampler(self._split.items, _BATCH.value, 2, 10**6, 0),
+            _BATCH.value,
+            _SIZE.value,
+            ViewConfig(_VIEW.value),
+            AugmentConfig(),
+            self._captioner,
+            self._encoder,
+            self._masker,
+            ReadConfig(threads, prefetch=2),
+        )
+        return lambda: next(iterator)
+
+    def stages(self) -> dict[str, float]:
+        """Milliseconds an image, on one thread."""
+        items, size, rng = self._split.items, _SIZE.value, np.random.default_rng(0)
+        rows = rng.permutation(len(items))[:256].tolist()
+        plain = AugmentConfig(brightness=0, colour=0, erase=0, flip=0)
+        jpegs = [self._split.records.image(int(items.record[row])) for row in rows]
+
+        def view(i, augment):
+            seeded = np.random.default_rng(i)
+            training_crop_view(Photograph(jpegs[i], ""), items.box[rows[i]], size, augment, seeded)
+
+        def text(row):
+            self._masker(self._encoder(self._captioner(row, rng)), rng)
+
+        places = range(len(rows))
+        picture = np.zeros((size, size, 3), np.uint8)
+        times = {
+            "read the record": _each(self._split.records.image, items.record[rows].tolist()),
+            "decode": _each(lambda i: Photograph(jpegs[i], "").pixels(), places),
+            "crop and resize": _each(lambda i: view(i, plain), places),
+            "augment": _each(lambda i: view(i, AugmentConfig()), places),
+            "caption, tokens, masks": _each(text, rows),
+            "stack": _each(np.stack, [[picture] * _BATCH.value] * 8) / _BATCH.value,
+        }
+        # The views were timed from the bytes on: take off what was timed before.
+        times["augment"] -= times["crop and resize"]
+        times["crop and resize"] -= times["decode"]
+        return times
+
+
+def _pillow(files: list[pathlib.Path]) -> Callable[[], object]:
+    """What one writes without thinking of it."""
+    place = iter(range(10**9))
+
+    def batch():
+        chosen = [files[next(place) % len(files)] for _ in range(_BATCH.value)]
+        sides = _SIZE.value, _SIZE.value
+        return np.stack([np.asarray(Image.open(f).convert("RGB").resize(sides)) for f in chosen])
+
+    return batch
+
+
+def _rate(batch: Callable[[], object], name: str) -> dict[str, float]:
+    """Images a second, by the clock and by CPU time; the first batches do not count."""
+    for _ in range(3):
+        batch()
+    wall, cpu = time.perf_counter(), time.process_time()
+    count = -(-_IMAGES.value // _BATCH.value)
+    for _ in tqdm(range(count), name, unit="batch", leave=False):
+        batch()
+    images = count * _BATCH.value
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"images_per_second": images / wall, "images_per_core_second": images / cpu}
+
+
+def _each(function: Callable, arguments) -> float:
+    start = time.perf_counter()
+    for argument in arguments:
+        function(argument)
+    return (time.perf_counter() - start) / len(arguments) * 1e3
+
+
+def _report(rates: dict, stages: dict) -> None:
+    plain = rates["Pillow loop"]["images_per_core_second"]
+    print(f"{'':24}{'images/s':>10}{'per core':>10}")
+    for name, rate in rates.items():
+        ratio = rate["images_per_core_second"] / plain
+        print(
+            f"{name:24}{rate['images_per_second']:10.0f}{rate['images_per_core_second']:10.0f}"
+            f"{ratio:9.2f}x"
+        )
+    total = sum(stages.values())
+    print("one thread, by stage:")
+    for name, milliseconds in stages.items():
+        print(f"    {name:24}{milliseconds:7.2f} ms{milliseconds / total:7.0%}")
+    if _JSON.value:
+        content = {"rates": rates, "stages_ms": stages}
+        pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_raw(root: pathlib.Path, count: int) -> float:
+    """A raw DeepFashion2 folder with an item a photograph; returns bytes a photograph."""
+    rng, total = np.random.default_rng(0), 0
+    for split, numbers in (("train", range(count)), ("validation", range(8))):
+        for folder in ("image", "annos"):
+            (root / split / folder).mkdir(parents=True)
+        for number in tqdm(numbers, f"drawing {split}", leave=False):
+            width, height = rng.integers(*_SIDES, 2, endpoint=True)
+            jpeg = _photograph(width, height, rng)
+            total += len(jpeg) if split == "train" else 0
+            name = f"{number + 1:06}"
+            (root / split / "image" / f"{name}.jpg").write_bytes(jpeg)
+            annotation = _annotation(number, width, height, rng)
+            (root / split / "annos" / f"{name}.json").write_text(json.dumps(annotation))
+    return total / count
+
+
+def _photograph(width: int, height: int, rng: np.random.Generator) -> bytes:
+    """Noise at every scale, stronger at the coarse ones; mostly of light, less of colour."""
+    pixels = np.full((height, width, 3), 128, np.float32)
+    cell = 2
+    while cell <= max(width, height):
+        shape = (height // cell + 1, width // cell + 1)
+        light, colour = rng.normal(size=(*shape, 1)), rng.normal(size=(*shape, 3))
+        noise = (light + 0.4 * colour).astype(np.float32)
+        pixels += 3 * cell**0.45 * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        cell *= 2
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _annotation(number: int, width: int, height: int, rng: np.random.Generator) -> dict:
+    """Every four photographs are an identity, two of them the shop's."""
+    sides = rng.uniform(0.35, 0.95, 2) * (width, height)
+    corner = rng.uniform(0, 1, 2) * ((width, height) - sides)
+    category = int(rng.integers(len(CATEGORIES)))
+    return {
+        "source": "shop" if number % 2 else "user",
+        "pair_id": number // 4,
+        "item1": {
+            "category_name": CATEGORIES[category],
+            "category_id": category + 1,
+            "style": 1,
+            "bounding_box": [*corner.tolist(), *(corner + sides).tolist()],
+            "landmarks": [],
+            "segmentation": [],
+            **{name: int(rng.integers(1, 4)) for name in LEVELS},
+        },
+    }
+
+
+if __name__ == "__main__":
+    run(main)
