@@ -22,7 +22,7 @@ from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.errors import InputError
 from capret_jax.loading import load_card, load_weights
-from capret_jax.mesh import first_process_first, make_mesh, place
+from capret_jax.mesh import batch_parts, first_process_first, make_mesh, place
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol, read_truth
@@ -295,23 +295,23 @@ class Experiment:
             )
 
     def _check_divisible(self) -> None:
-        config, devices = self.config, self.mesh.size
+        config, parts = self.config, batch_parts(self.mesh)
         sizes = {
             "batch_size": config.batch_size,
             "evaluation.batch_size": config.evaluation.batch_size,
         }
         for name, size in sizes.items():
-            if size % devices:
+            if size % parts:
                 raise InputError(
-                    f"config.{name}={size} does not divide over {devices} devices; make it a "
-                    f"multiple of {devices}."
+                    f"config.{name}={size} does not divide over mesh.data x mesh.fsdp = {parts} "
+                    f"parts; make it a multiple of {parts}."
                 )
         group = config.loss.matching_group
-        examples = config.batch_size // devices * config.data.view.regions_per_image
+        examples = config.batch_size // parts * config.data.view.regions_per_image
         if config.loss.itm and examples % group:
             raise InputError(
                 f"config.loss.matching_group={group} does not divide the "
-                f"{examples} items of each of {devices} devices."
+                f"{examples} items of each of {parts} parts of the batch."
             )
 
 

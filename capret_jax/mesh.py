@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,39 +14,69 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from capret_jax.errors import InputError
 
 T = TypeVar("T")
-DATA, FSDP = "data", "fsdp"
-# A batch is split over every device; parameters over `fsdp` alone.
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+AXES = (DATA, FSDP, TENSOR)
+# A batch is split over these; devices along `tensor` work on the same examples.
 BATCH_AXES = (DATA, FSDP)
+
+# Path -> axis of the mesh for each axis of the parameter; the first pattern found in a path
+# decides. Matrices that a layer begins with are split by column over `tensor`, those that it ends
+# with by row, so that one sum joins the halves (Megatron-LM, arXiv 1909.08053).
+_RULES: tuple[tuple[str, tuple], ...] = (
+    (r"arcface$", (AXES, None, None)),
+    (r"(qkv|query|key|value|up)/kernel$", (FSDP, TENSOR)),
+    (r"(attention|cross_attention)/out/kernel$|down/kernel$", (TENSOR, FSDP)),
+    (r"embeddings/word/embedding$", (TENSOR, FSDP)),
+)
 # Smaller parameters stay whole on every device: gathering them costs more than they weigh.
 _MIN_SHARDED_SIZE = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; `data=-1` takes all that `fsdp` leaves."""
+    """Devices along each axis; `data=-1` takes all that the others leave.
+
+    Attributes:
+        data: copies of the parameters, each with its own examples.
+        fsdp: devices that share parameters and optimiser state, each with its own examples.
+        tensor: devices that share the matrices of every layer and its examples.
+    """
 
     data: int = -1
     fsdp: int = 1
+    tensor: int = 1
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh over all devices of all processes.
+
+    Args:
+        config: its shape.
+        devices: others than the machine's own, such as those of a topology to plan for.
 
     Raises:
         InputError: the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    data = devices // config.fsdp if config.data == -1 else config.data
-    if config.fsdp < 1 or data * config.fsdp != devices:
+    count = len(devices) if devices else jax.device_count()
+    shared = config.fsdp * config.tensor
+    data = count // shared if config.data == -1 and shared > 0 else config.data
+    if min(config.fsdp, config.tensor) < 1 or data * shared != count:
         raise InputError(
-            f"mesh.data={config.data} x mesh.fsdp={config.fsdp} does not match {devices} devices; "
-            f"set --config.mesh.data=-1 and an fsdp that divides {devices}."
+            f"mesh.data={config.data} x mesh.fsdp={config.fsdp} x mesh.tensor={config.tensor} does "
+            f"not match {count} devices; set --config.mesh.data=-1 and an fsdp x tensor that "
+            f"divides {count}."
         )
-    return jax.make_mesh((data, config.fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    shape, types = (data, config.fsdp, config.tensor), (AxisType.Auto,) * 3
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of every array of a batch is split over all devices."""
+    """The first axis of every array of a batch is split over `BATCH_AXES`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -57,16 +88,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def param_shardings(mesh: Mesh, params):
     """A tree of shardings for parameters, or for anything shaped like them.
 
-    Large arrays are split over `fsdp` along their longest axis that divides evenly; the rest is
-    replicated.
+    What `_RULES` name is split as they say, as far as its sizes divide; other large arrays over
+    `fsdp` along their longest axis that divides; the rest is replicated.
 
     Args:
         mesh: from `make_mesh`.
-        params: a tree of arrays or `jax.ShapeDtypeStruct`.
+        params: a tree of arrays or `jax.ShapeDtypeStruct`, an optimiser state for instance.
     """
-    return jax.tree.map(
-        lambda x: NamedSharding(mesh, _param_spec(x.shape, mesh.shape[FSDP])), params
+    return jax.tree.map_with_path(
+        lambda path, x: NamedSharding(mesh, _param_spec(path_name(path), x.shape, mesh)), params
     )
+
+
+def path_name(path) -> str:
+    """A JAX key path as "model/vision/blocks/0/gamma_1"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def place(mesh: Mesh, abstract):
@@ -78,12 +114,25 @@ def place(mesh: Mesh, abstract):
     )
 
 
-def _param_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or math.prod(shape) < _MIN_SHARDED_SIZE or not divisible:
+def _param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    if math.prod(shape) < _MIN_SHARDED_SIZE:
         return PartitionSpec()
-    longest = max(divisible, key=lambda axis: shape[axis])
-    return PartitionSpec(*(FSDP if axis == longest else None for axis in range(len(shape))))
+    for pattern, axes in _RULES:
+        if re.search(pattern, path):
+            return _fitting(axes[: len(shape)], shape, mesh)
+    divisible = [axis for axis, size in enumerate(shape) if size % mesh.shape[FSDP] == 0]
+    longest = max(divisible, key=lambda axis: shape[axis], default=None)
+    return _fitting([FSDP if i == longest else None for i in range(len(shape))], shape, mesh)
+
+
+def _fitting(axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The axes that split something, and split it evenly."""
+
+    def fit(axis, size):
+        parts = math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) if axis else 1
+        return axis if parts > 1 and size % parts == 0 else None
+
+    return PartitionSpec(*(fit(axis, size) for axis, size in zip(axes, shape, strict=True)))
 
 
 def first_process_first(work: Callable[[], T]) -> T:

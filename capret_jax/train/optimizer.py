@@ -7,6 +7,7 @@ import jax
 import optax
 
 from capret_jax.errors import InputError
+from capret_jax.mesh import path_name
 
 _DECAYED = re.compile(r".*/(kernel|embedding)|arcface")
 
@@ -93,8 +94,3 @@ def scale_by_group(updates, rate_multipliers: tuple[tuple[str, float], ...]):
         return update * next(factors, 1.0)
 
     return jax.tree.map_with_path(scaled, updates)
-
-
-def path_name(path) -> str:
-    """A JAX key path as "model/vision/blocks/0/gamma_1"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

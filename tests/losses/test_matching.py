@@ -69,15 +69,11 @@ def mined():
     trees = (states, None), (states + 100, mask)
 
     def mine(devices):
-        mesh = make_mesh(MeshConfig(data=1, fsdp=8)) if devices == 8 else _one_device_mesh()
+        mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
         run = jax.jit(lambda *args: mine_hard_negatives(mesh, 4, jax.random.key(3), *args))
         return jax.tree.map(np.asarray, run(*arrays, *trees))
 
     return mine(1), mine(8)
-
-
-def _one_device_mesh():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
 
 
 def test_mining_does_not_depend_on_the_number_of_devices(mined):

@@ -8,7 +8,7 @@ import pytest
 
 from capret_jax.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.losses.total import LossConfig
-from capret_jax.mesh import BATCH_AXES
+from capret_jax.mesh import MeshConfig, make_mesh
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.state import make_params
@@ -22,7 +22,7 @@ LOSS = LossConfig(mlm=1.0, itm=0.0)
 
 @pytest.fixture(scope="module")
 def metrics_of():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), BATCH_AXES)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graphdef, _ = abstract_model(SMALL_MODEL)
     params = jax.jit(make_params, static_argnums=(0, 1))(SMALL_MODEL, CLASSES, jax.random.key(0))
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from capret_jax.errors import InputError
+from capret_jax.mesh import path_name
 from capret_jax.models.config import SIZES
 from capret_jax.train.optimizer import (
     OptimizerConfig,
     decay_mask,
     make_optimizer,
     make_schedule,
-    path_name,
     scale_by_group,
 )
 from capret_jax.train.state import make_params

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from capret_jax.batch import IGNORED_LABEL, Batch
 from capret_jax.losses.total import LossConfig
-from capret_jax.mesh import BATCH_AXES, to_global
+from capret_jax.mesh import MeshConfig, make_mesh, to_global
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -39,10 +39,9 @@ def make_batch(seed: int) -> Batch:
     )
 
 
-def run(data: int, fsdp: int):
-    """A few steps on the first data x fsdp devices: the curve, and the final parameters."""
-    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
-    mesh = jax.sharding.Mesh(devices, BATCH_AXES)
+def run(data: int, fsdp: int, tensor: int):
+    """A few steps on the first data x fsdp x tensor devices: the curve, and the final parameters."""
+    mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
     graphdef, _ = abstract_model(SMALL_MODEL)
     abstract = abstract_state(SMALL_MODEL, CLASSES, optimizer, mesh)
@@ -58,7 +57,7 @@ def run(data: int, fsdp: int):
 
 @pytest.fixture(scope="module")
 def one_device():
-    return run(1, 1)
+    return run(1, 1, 1)
 
 
 def test_every_term_is_in_the_curve_and_the_loss_falls(one_device):
@@ -70,7 +69,7 @@ def test_every_term_is_in_the_curve_and_the_loss_falls(one_device):
 
 def test_eight_devices_train_like_one(one_device):
     curve, params = one_device
-    other_curve, other_params = run(4, 2)
+    other_curve, other_params = run(2, 2, 2)
     for here, there in zip(curve, other_curve, strict=True):
         assert here == pytest.approx(there, rel=2e-3, abs=2e-4)
     here, there = flatten_dict(params, sep="/"), flatten_dict(other_params, sep="/")
