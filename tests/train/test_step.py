@@ -40,7 +40,7 @@ def make_batch(seed: int) -> Batch:
 
 
 def run(data: int, fsdp: int, tensor: int):
-    """A few steps on the first data x fsdp x tensor devices: the curve, and the final parameters."""
+    """A few steps on as many devices: the curve, and the final parameters."""
     mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
     graphdef, _ = abstract_model(SMALL_MODEL)
