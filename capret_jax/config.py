@@ -14,7 +14,7 @@ from capret_jax.data.dataset import DataConfig
 from capret_jax.errors import InputError
 from capret_jax.losses.total import LossConfig
 from capret_jax.mesh import MeshConfig
-from capret_jax.models.config import SIZES, ModelConfig
+from capret_jax.models.config import SIZES, ComputeConfig, ModelConfig
 from capret_jax.train.loop import LoopConfig
 from capret_jax.train.optimizer import OptimizerConfig
 
@@ -24,6 +24,7 @@ MODES = ("train_and_evaluate", "train", "evaluate")
 _FREE_KEYS = (
     "mode",
     "mesh",
+    "compute",
     "evaluation",
     "data.prepared_dir",
     "data.prepare",
@@ -61,7 +62,7 @@ class ExperimentConfig:
         batch_size: B, global.
         init_from: folder of a converted checkpoint, or of a finished run, whose model a new run
             starts from; empty starts from scratch. A run's own checkpoint comes before it.
-        model, data, loss, optimizer, loop, mesh, evaluation: see their classes.
+        model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
     """
 
     mode: str = "train_and_evaluate"
@@ -69,6 +70,7 @@ class ExperimentConfig:
     batch_size: int = 64
     init_from: str = ""
     model: ModelConfig = SIZES["base"]
+    compute: ComputeConfig = ComputeConfig()
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -90,7 +90,8 @@ class Experiment:
             config.seed,
             Shard(jax.process_index(), jax.process_count()),
         )
-        self._graphdef, _ = abstract_model(config.model)
+        self._compute = config.compute.on(self.mesh.devices.flat[0].platform)
+        self._graphdef, _ = abstract_model(config.model, self._compute)
         self._abstract = abstract_state(
             config.model, self._sampler.classes, self._optimizer, self.mesh
         )
@@ -175,6 +176,7 @@ class Experiment:
             self._graphdef,
             self.config.loss,
             self.config.data.view.regions,
+            self._compute.dtype,
             self._optimizer,
             self.mesh,
             self._abstract,
@@ -242,6 +244,7 @@ class Experiment:
             self._graphdef,
             self._abstract.params["model"],
             self.config.data.view.regions,
+            self._compute.dtype,
             self.mesh,
         )
 

@@ -70,6 +70,41 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
+def per_device(
+    function: Callable[..., jax.Array], inputs: list[tuple], output: tuple
+) -> Callable[..., jax.Array]:
+    """`function` on each device's part of its arguments, for kernels that XLA cannot split.
+
+    Args:
+        function: arrays -> array.
+        inputs: for each argument the names of its axes, "batch", "heads" or None for whole ones.
+        output: the same of the result.
+
+    Returns:
+        The function itself outside of `jax.sharding.use_abstract_mesh`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return function
+    names = {"batch": BATCH_AXES, "heads": TENSOR, None: None}
+
+    def spec(axes):
+        return PartitionSpec(*(names[axis] for axis in axes))
+
+    specs = tuple(map(spec, inputs))
+    # Whether a kernel's results vary over the mesh cannot be checked.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=spec(output), check_vma=False
+    )
+
+
+def heads_per_device(heads: int) -> int:
+    """Attention heads that one device computes under the current mesh; 0 if they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape[TENSOR]
+    return 0 if heads % parts else heads // parts
+
+
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -2,9 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from capret_jax.mesh import heads_per_device, per_device
+from capret_jax.models import tpu_attention
 
 # The reference adds this to the logits of padded keys; its exponential is 0 in float32.
 MASKED_LOGIT = -10000.0
+# By which rematerialisation knows the output: a kernel is no matrix product to XLA.
+OUTPUT_NAME = "attention"
 
 
 def attention(
@@ -23,12 +29,30 @@ def attention(
         bias: (H, T, S), added to the scaled logits.
         mask: (B, S), or (B, T, S) where queries differ, with 1 for the keys that may be attended
             to and 0 for the others.
-        implementation: a key of `IMPLEMENTATIONS`.
+        implementation: "xla", or "tpu" for a fused kernel where there is one for these arguments.
 
     Returns:
         (B, T, H, D/H), in the dtype of `value`. Logits and softmax are float32.
     """
-    return IMPLEMENTATIONS[implementation](query, key, value, bias, mask)
+    if implementation == "tpu" and _fits_kernel(query, key, bias, mask):
+        rows = ("batch", None, "heads", None)
+        kernel = per_device(
+            tpu_attention.biased_attention, [rows, rows, rows, ("heads", None, None)], rows
+        )
+        output = kernel(query, key, value, bias)
+    else:
+        output = _xla(query, key, value, bias, mask)
+    return checkpoint_name(output, OUTPUT_NAME)
+
+
+def _fits_kernel(query, key, bias, mask):
+    heads = heads_per_device(query.shape[2])
+    return (
+        bias is not None
+        and mask is None
+        and query.shape == key.shape
+        and tpu_attention.fits(heads, query.shape[3])
+    )
 
 
 def _xla(query, key, value, bias, mask):
@@ -41,6 +65,3 @@ def _xla(query, key, value, bias, mask):
         logits = logits + jnp.where(per_query[:, None] > 0, 0.0, MASKED_LOGIT)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, value)
-
-
-IMPLEMENTATIONS = {"xla": _xla}

@@ -59,6 +59,46 @@ class ModelConfig:
         return self.image_size // PATCH_SIZE
 
 
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
+ATTENTION = ("auto", "xla", "tpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a model is computed; the result is the same but for rounding.
+
+    Attributes:
+        dtype: of activations and of the parameters' copies that matrix products read. The
+            parameters themselves, softmax, norms' statistics and losses are float32.
+        remat: what the backward pass finds of a layer's forward pass: "none" recomputes nothing,
+            "dots" everything but matrix products and attention, "full" the whole layer.
+        scan: layers as one scanned body, which is compiled once, instead of one after the other.
+        attention: "xla", "tpu" (a fused kernel, for encoders with position bias), or "auto": the
+            one for the machine.
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    scan: bool = False
+    attention: str = "auto"
+
+    def __post_init__(self):
+        for name, known in (("dtype", DTYPES), ("remat", REMAT), ("attention", ATTENTION)):
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"compute.{name}={value!r} is none of {', '.join(known)}.")
+
+    def on(self, platform: str) -> "ComputeConfig":
+        """With "auto" decided for a platform, as `jax.Device.platform` names it."""
+        if self.attention != "auto":
+            return self
+        return dataclasses.replace(self, attention="tpu" if platform == "tpu" else "xla")
+
+
+# Anywhere, in float32.
+PLAIN = ComputeConfig(attention="xla")
+
 _BERT_VOCAB = 30522
 
 SIZES = {

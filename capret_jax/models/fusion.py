@@ -3,15 +3,16 @@
 import jax
 from flax import nnx
 
-from capret_jax.models.config import ModelConfig
-from capret_jax.models.layers import split_key
+from capret_jax.models.config import ComputeConfig, ModelConfig
+from capret_jax.models.layers import run_layers, split_key
 from capret_jax.models.text import BertLayer
 
 
 class FusionEncoder(nnx.Module):
     """Text states attend to vision states; position 0 then speaks for the pair."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        self.compute = compute
         self.layers = nnx.List(
             [
                 BertLayer(config, context_width=config.vision_width)
@@ -28,6 +29,6 @@ class FusionEncoder(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """text (B, T, D), image (B, 1+N, D'), masks 0/1 -> (B, T, D); `key` turns dropout on."""
-        for layer, layer_key in zip(self.layers, split_key(key, len(self.layers)), strict=True):
-            text = layer(text, token_mask, image, image_mask, layer_key)
-        return text
+        context = (token_mask, image, image_mask)
+        each = [{"key": layer_key} for layer_key in split_key(key, len(self.layers))]
+        return run_layers(self.layers, text, context, each, self.compute)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from capret_jax.models.attention import OUTPUT_NAME
+from capret_jax.models.config import ComputeConfig
+
 # Matrices start at zero here and get their values in `x2vlm.init_params`, all in one draw: XLA
 # compiles every draw on its own, which for 40 matrices took 10 s on a CPU.
 _DRAWN_LATER = nnx.initializers.zeros
@@ -55,23 +58,70 @@ class Mlp(nnx.Module):
         return self.down(gelu(self.up(x)))
 
 
+def run_layers(
+    layers: nnx.List,
+    x: jax.Array,
+    context: tuple,
+    each: list[dict[str, Any]],
+    compute: ComputeConfig,
+) -> jax.Array:
+    """x through one layer after the other, as `compute` says.
+
+    Args:
+        layers: modules of the same structure, called as `layer(x, *context, **each[i])`.
+        x: what they change.
+        context: arrays, or None, that all of them see.
+        each: keyword arguments of each layer: arrays, numbers or None.
+        compute: remat and scan.
+    """
+    graphdef, _ = nnx.split(layers[0])
+
+    def call(x, state, kwargs, context):
+        return nnx.merge(graphdef, state)(x, *context, **kwargs)
+
+    if compute.remat != "none":
+        call = jax.checkpoint(call, policy=_REMAT_POLICIES[compute.remat])
+    states = [nnx.state(layer) for layer in layers]
+    if not compute.scan:
+        for state, kwargs in zip(states, each, strict=True):
+            x = call(x, state, kwargs, context)
+        return x
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(states, each, strict=True))
+
+    def body(x, layer):
+        state, kwargs = layer
+        return call(x, state, kwargs, context), None
+
+    return jax.lax.scan(body, x, stacked)[0]
+
+
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME),
+    ),
+}
+
+
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """`count` independent keys, or `count` times None, which means evaluation."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
     """Zeroes a share `rate` of the elements and scales up the rest; identity without a key."""
     return _drop(x, rate, key, x.shape)
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
     """Stochastic depth (arXiv 1603.09382): drops the whole branch for some examples (axis 0)."""
     return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def _drop(x, rate, key, mask_shape):
-    if key is None or rate == 0.0:
+    # A rate is an array where layers are scanned.
+    if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, mask_shape)
-    return jnp.where(kept, x / (1.0 - rate), 0.0)
+    return jnp.where(kept, x / (1.0 - rate), 0.0).astype(x.dtype)

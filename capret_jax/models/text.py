@@ -6,7 +6,7 @@ from flax import nnx
 
 from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
-from capret_jax.models.config import ModelConfig
+from capret_jax.models.config import ComputeConfig, ModelConfig
 from capret_jax.models.layers import (
     Mlp,
     dense,
@@ -14,6 +14,7 @@ from capret_jax.models.layers import (
     embedding,
     layer_norm,
     merge_heads,
+    run_layers,
     split_heads,
     split_key,
 )
@@ -168,7 +169,8 @@ def causal_mask(token_mask: jax.Array) -> jax.Array:
 class TextEncoder(nnx.Module):
     """Token ids to contextual embeddings; the text's feature is position 0, [CLS]."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        self.compute = compute
         self.embeddings = TextEmbeddings(config)
         self.layers = nnx.List([BertLayer(config) for _ in range(config.text_layers)])
 
@@ -178,6 +180,5 @@ class TextEncoder(nnx.Module):
         """(B, T) int ids, (B, [T,] T) 0/1 mask -> (B, T, D); `key` turns dropout on."""
         first, *rest = split_key(key, 1 + len(self.layers))
         x = self.embeddings(token_ids, first)
-        for layer, layer_key in zip(self.layers, rest, strict=True):
-            x = layer(x, token_mask, key=layer_key)
-        return x
+        each = [{"key": layer_key} for layer_key in rest]
+        return run_layers(self.layers, x, (token_mask,), each, self.compute)

@@ -9,13 +9,14 @@ from flax import nnx
 
 from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
-from capret_jax.models.config import PATCH_SIZE, ModelConfig
+from capret_jax.models.config import PATCH_SIZE, ComputeConfig, ModelConfig
 from capret_jax.models.layers import (
     Mlp,
     dense,
     drop_path,
     layer_norm,
     merge_heads,
+    run_layers,
     split_heads,
     split_key,
 )
@@ -53,8 +54,9 @@ def relative_position_rows(grid: int) -> int:
 class VisionAttention(nnx.Module):
     """Self-attention with relative position bias; queries and values have a bias, keys none."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
         width = config.vision_width
+        self.implementation = compute.attention
         self.heads = config.vision_heads
         self.grid = config.grid
         self.qkv = dense(width, 3 * width, use_bias=False)
@@ -74,40 +76,48 @@ class VisionAttention(nnx.Module):
         )
         index = relative_position_index(self.grid)
         position_bias = jnp.moveaxis(self.relative_position_bias[...][index], -1, 0)
-        return self.out(merge_heads(attention(query, key, value, bias=position_bias)))
+        attended = attention(
+            query, key, value, bias=position_bias, implementation=self.implementation
+        )
+        return self.out(merge_heads(attended))
 
 
 class VisionBlock(nnx.Module):
     """Pre-norm transformer block with layer scale and stochastic depth."""
 
-    def __init__(self, config: ModelConfig, drop_path_rate: float):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
         width = config.vision_width
-        self.drop_path_rate = drop_path_rate
         self.norm1 = layer_norm(width, _EPSILON)
-        self.attention = VisionAttention(config)
+        self.attention = VisionAttention(config, compute)
         self.gamma_1 = nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32))
         self.norm2 = layer_norm(width, _EPSILON)
         self.mlp = Mlp(width, _MLP_RATIO * width)
         self.gamma_2 = nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32))
 
-    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array | None = None,
+        drop_path_rate: float | jax.Array = 0.0,
+    ) -> jax.Array:
         attention_key, mlp_key = split_key(key, 2)
         branch = self.gamma_1[...] * self.attention(self.norm1(x))
-        x = x + drop_path(branch, self.drop_path_rate, attention_key)
+        x = x + drop_path(branch, drop_path_rate, attention_key)
         branch = self.gamma_2[...] * self.mlp(self.norm2(x))
-        return x + drop_path(branch, self.drop_path_rate, mlp_key)
+        return x + drop_path(branch, drop_path_rate, mlp_key)
 
 
 class VisionEncoder(nnx.Module):
     """Pixels to one embedding per patch, and their mean at position 0."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
         width = config.vision_width
+        self.compute = compute
         self.image_size = config.image_size
         self.patch_embed = dense(PATCH_SIZE * PATCH_SIZE * 3, width)
         self.cls_token = nnx.Param(jnp.zeros((width,)))
-        rates = np.linspace(0.0, config.drop_path, config.vision_depth)
-        self.blocks = nnx.List([VisionBlock(config, float(rate)) for rate in rates])
+        self.drop_path_rates = np.linspace(0.0, config.drop_path, config.vision_depth).tolist()
+        self.blocks = nnx.List([VisionBlock(config, compute) for _ in self.drop_path_rates])
         self.norm = layer_norm(width, _EPSILON)
 
     def embed_patches(self, pixels: jax.Array) -> jax.Array:
@@ -117,15 +127,19 @@ class VisionEncoder(nnx.Module):
                 f"images of shape {pixels.shape} do not fit this model: it takes "
                 f"(B, {self.image_size}, {self.image_size}, 3)."
             )
-        patches = self.patch_embed(_patchify(pixels))
+        patches = self.patch_embed(_patchify(pixels).astype(self.patch_embed.kernel.dtype))
         cls = jnp.broadcast_to(self.cls_token[...], (patches.shape[0], 1, patches.shape[2]))
         return jnp.concatenate([cls.astype(patches.dtype), patches], axis=1)
 
     def __call__(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(B, H, W, 3) normalised float -> (B, 1+N, D); `key` turns stochastic depth on."""
         x = self.embed_patches(pixels)
-        for block, block_key in zip(self.blocks, split_key(key, len(self.blocks)), strict=True):
-            x = block(x, block_key)
+        keys = split_key(key, len(self.blocks))
+        each = [
+            {"key": key, "drop_path_rate": rate}
+            for key, rate in zip(keys, self.drop_path_rates, strict=True)
+        ]
+        x = run_layers(self.blocks, x, (), each, self.compute)
         # The CLS output itself is thrown away: BEiT-v2 classifies from the mean of the patches.
         patches = self.norm(x[:, 1:])
         return jnp.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from capret_jax.models.config import ModelConfig
+from capret_jax.models.config import PLAIN, ComputeConfig, ModelConfig
 from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.fusion import FusionEncoder
 from capret_jax.models.heads import MaskedLmHead, MlpHead, normalize
@@ -38,10 +38,10 @@ def normalize_pixels(image: jax.Array) -> jax.Array:
 class X2VLM(nnx.Module):
     """All encoders and heads. Methods are pure; a `key` turns dropout and stochastic depth on."""
 
-    def __init__(self, config: ModelConfig):
-        self.vision = VisionEncoder(config)
-        self.text = TextEncoder(config)
-        self.fusion = FusionEncoder(config)
+    def __init__(self, config: ModelConfig, compute: ComputeConfig = PLAIN):
+        self.vision = VisionEncoder(config, compute)
+        self.text = TextEncoder(config, compute)
+        self.fusion = FusionEncoder(config, compute)
         self.vision_proj = dense(config.vision_width, config.embed_dim)
         self.text_proj = dense(config.text_width, config.embed_dim)
         self.temperature = nnx.Param(jnp.array(INITIAL_TEMPERATURE, jnp.float32))
@@ -77,24 +77,24 @@ class X2VLM(nnx.Module):
         return self.fusion(text, token_mask, image, image_mask, key)
 
     def image_features(self, image: jax.Array) -> jax.Array:
-        """(B, 1+N, D) -> (B, E), L2-normalised."""
-        return normalize(self.vision_proj(image[:, 0]))
+        """(B, 1+N, D) -> (B, E) float32, L2-normalised."""
+        return normalize(_float32(self.vision_proj(image[:, 0])))
 
     def text_features(self, text: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, E), L2-normalised."""
-        return normalize(self.text_proj(text[:, 0]))
+        """(B, T, D) -> (B, E) float32, L2-normalised."""
+        return normalize(_float32(self.text_proj(text[:, 0])))
 
     def match_logits(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, 2); class 1 means that text and image match."""
-        return self.itm_head(fused[:, 0])
+        """(B, T, D) -> (B, 2) float32; class 1 means that text and image match."""
+        return _float32(self.itm_head(fused[:, 0]))
 
     def predict_boxes(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, 4) cx, cy, w, h as fractions of the image."""
-        return jax.nn.sigmoid(self.bbox_head(fused[:, 0]))
+        """(B, T, D) -> (B, 4) float32 cx, cy, w, h as fractions of the image."""
+        return jax.nn.sigmoid(_float32(self.bbox_head(fused[:, 0])))
 
     def masked_lm_logits(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, T, vocab)."""
-        return self.mlm_head(fused, self.text.embeddings.word.embedding[...])
+        """(B, T, D) -> (B, T, vocab) float32."""
+        return _float32(self.mlm_head(fused, self.text.embeddings.word.embedding[...]))
 
     def answer_logits(
         self,
@@ -107,9 +107,15 @@ class X2VLM(nnx.Module):
         return self.decoder(answer_ids, answer_mask, question, question_mask)
 
 
-def abstract_model(config: ModelConfig) -> tuple[nnx.GraphDef, dict]:
+def _float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
+
+
+def abstract_model(
+    config: ModelConfig, compute: ComputeConfig = PLAIN
+) -> tuple[nnx.GraphDef, dict]:
     """The model's structure, and its parameters as a dict of `jax.ShapeDtypeStruct`."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config, compute)))
     return graphdef, _string_keys(nnx.to_pure_dict(state))
 
 
@@ -149,9 +155,16 @@ def _initial_std(name: str, leaf: jax.Array) -> float | None:
     return EMBEDDING_STD if name == "embedding" else None
 
 
-def bind(graphdef: nnx.GraphDef, params: dict) -> X2VLM:
-    """The module with these parameters in it."""
-    return nnx.merge(graphdef, _integer_keys(params))
+def bind(graphdef: nnx.GraphDef, params: dict, dtype: str = "float32") -> X2VLM:
+    """The module with these parameters in it.
+
+    Args:
+        graphdef: from `abstract_model`.
+        params: float32.
+        dtype: to compute in, `ComputeConfig.dtype`; the temperature stays float32.
+    """
+    cast = jax.tree.map(lambda x: x.astype(dtype), params)
+    return nnx.merge(graphdef, _integer_keys(cast | {"temperature": params["temperature"]}))
 
 
 def _string_keys(tree):

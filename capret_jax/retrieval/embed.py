@@ -100,28 +100,41 @@ def _rows_of_photographs(record: np.ndarray) -> np.ndarray:
 
 
 class Embedder:
-    """Image embeddings of a model; compiled once for a batch size."""
+    """Image embeddings of a model; compiled once for a batch size.
 
-    def __init__(self, graphdef: nnx.GraphDef, abstract_params: dict, regions: bool, mesh: Mesh):
+    Attributes:
+        features: the jitted (params, `Pictures`) -> (b, M, E) float32.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        abstract_params: dict,
+        regions: bool,
+        dtype: str,
+        mesh: Mesh,
+    ):
         """
         Args:
             graphdef: the model's structure.
             abstract_params: its parameters' shapes.
             regions: whether items are regions of their pictures.
+            dtype: to compute in, see `ComputeConfig`.
             mesh: devices to use.
         """
 
         def features(params, pictures):
-            model = bind(graphdef, params)
-            states = model.encode_image(normalize_pixels(pictures.image))
             images, items, _ = pictures.boxes.shape
-            if regions:
-                states, _ = box_regions(states, pictures.boxes.reshape(-1, 4))
-                return model.image_features(states).reshape(images, items, -1)
-            return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                model = bind(graphdef, params, dtype)
+                states = model.encode_image(normalize_pixels(pictures.image))
+                if regions:
+                    states, _ = box_regions(states, pictures.boxes.reshape(-1, 4))
+                    return model.image_features(states).reshape(images, items, -1)
+                return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
 
         self._mesh = mesh
-        self._features = jax.jit(
+        self.features = jax.jit(
             features,
             in_shardings=(param_shardings(mesh, abstract_params), batch_sharding(mesh)),
             out_shardings=replicated(mesh),
@@ -141,4 +154,4 @@ class Embedder:
 
     def embed(self, params: dict, pictures: Pictures) -> np.ndarray:
         """(b, M, E) of one batch, that of all processes."""
-        return np.asarray(self._features(params, to_global(self._mesh, pictures)))
+        return np.asarray(self.features(params, to_global(self._mesh, pictures)))

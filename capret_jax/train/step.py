@@ -22,13 +22,16 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_loss(graphdef: nnx.GraphDef, config: LossConfig, regions: bool, mesh: Mesh):
+def make_loss(
+    graphdef: nnx.GraphDef, config: LossConfig, regions: bool, mesh: Mesh, dtype: str = "float32"
+):
     """`loss(params, batch, key) -> (() float32, metrics)`, differentiable in `params`."""
 
     def loss(params, batch, key):
-        model = bind(graphdef, params["model"])
-        outputs = forward(model, params["arcface"], batch, config, regions, mesh, key)
-        return total_loss(outputs, batch, config)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            model = bind(graphdef, params["model"], dtype)
+            outputs = forward(model, params["arcface"], batch, config, regions, mesh, key)
+            return total_loss(outputs, batch, config)
 
     return loss
 
@@ -37,6 +40,7 @@ def make_step(
     graphdef: nnx.GraphDef,
     config: LossConfig,
     regions: bool,
+    dtype: str,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     abstract: TrainState,
@@ -48,12 +52,13 @@ def make_step(
         graphdef: the model's structure.
         config: the loss.
         regions: whether items are regions of their pictures.
+        dtype: to compute in, see `ComputeConfig`.
         optimizer: from `make_optimizer`.
         mesh: what state and batch are sharded over.
         abstract: from `abstract_state`.
         seed: of dropout and of the draws of negatives; combined with the step's number.
     """
-    loss = make_loss(graphdef, config, regions, mesh)
+    loss = make_loss(graphdef, config, regions, mesh, dtype)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -64,7 +64,9 @@ class TestEmbeddings:
         params = init_params(SMALL_MODEL, jax.random.key(0))
 
         def run(view):
-            embedder = Embedder(graphdef, abstract, view.regions, make_mesh(MeshConfig()))
+            embedder = Embedder(
+                graphdef, abstract, view.regions, "float32", make_mesh(MeshConfig())
+            )
             return embedder(params, views(split, view))
 
         return run, bind(graphdef, params)

@@ -45,7 +45,7 @@ def run(data: int, fsdp: int, tensor: int):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
     graphdef, _ = abstract_model(SMALL_MODEL)
     abstract = abstract_state(SMALL_MODEL, CLASSES, optimizer, mesh)
-    step = make_step(graphdef, LOSS, False, optimizer, mesh, abstract, seed=0)
+    step = make_step(graphdef, LOSS, False, "float32", optimizer, mesh, abstract, seed=0)
     state = init_state(SMALL_MODEL, CLASSES, optimizer, 0, mesh)
     curve = []
     for i in range(STEPS):

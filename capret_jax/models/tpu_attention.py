@@ -1,0 +1,158 @@
+"""Attention with position bias as one TPU kernel: the probabilities never leave the chip.
+
+At 577 tokens they are what costs: (H, N, N) for each image and block, written and read several
+times in each direction. One step of the grid is an image and a pair of heads, whose whole rows fit
+in the chip's vector memory: no blocks of keys and no running maximum, as flash attention
+(arXiv 2205.14135) needs for longer sequences. The backward pass recomputes the probabilities.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+# Lanes of a vector register: columns are read in multiples of it, which is two heads of 64.
+_LANES = 128
+
+
+def fits(heads: int, head_width: int) -> bool:
+    """Whether the kernel takes these sizes."""
+    return heads > 0 and _LANES % head_width == 0 and heads % (_LANES // head_width) == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def biased_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """softmax(query key^T / sqrt(d) + bias) value for every head.
+
+    Args:
+        query, key, value: (B, N, H, d); N any, H a multiple of 128 / d.
+        bias: (H, N, N).
+        interpret: run without a TPU, slowly.
+
+    Returns:
+        (B, N, H, d) in the dtype of `value`.
+    """
+    return _forward(query, key, value, bias, interpret)[0]
+
+
+def _forward(query, key, value, bias, interpret):
+    output = _call_forward(query, key, value, bias, interpret)
+    return output, (query, key, value, bias, output)
+
+
+def _backward(interpret, saved, gradient):
+    return _call_backward(*saved, gradient, interpret)
+
+
+biased_attention.defvjp(_forward, _backward)
+
+
+class _Sizes:
+    """Of one call, and the blocks it is cut into."""
+
+    def __init__(self, query: jax.Array):
+        self.batch, self.tokens, self.heads, self.width = query.shape
+        self.together = _LANES // self.width
+        self.grid = (self.heads // self.together, self.batch)
+        # Heads outside, images inside: the bias stays, and its gradient adds up in place.
+        self.rows = pl.BlockSpec((None, self.tokens, _LANES), lambda h, b: (b, 0, h))
+        self.bias = pl.BlockSpec((self.together, self.tokens, self.tokens), lambda h, b: (h, 0, 0))
+        self.scale = self.width**-0.5
+
+    def flat(self, x: jax.Array) -> jax.Array:
+        """(B, N, H, d) -> (B, N, H*d)."""
+        return x.reshape(self.batch, self.tokens, -1)
+
+    def cost(self, products: int, arrays: int, bias: jax.Array, dtype) -> pl.CostEstimate:
+        """Of matrix products (N, d) x (d, N), and of reading or writing (B, N, H*d) arrays."""
+        pairs = self.batch * self.heads * self.tokens**2
+        size = self.batch * self.tokens * self.heads * self.width * jnp.dtype(dtype).itemsize
+        return pl.CostEstimate(
+            flops=2 * products * pairs * self.width,
+            transcendentals=pairs,
+            bytes_accessed=arrays * size + bias.size * bias.dtype.itemsize,
+        )
+
+
+def _call_forward(query, key, value, bias, interpret):
+    sizes = _Sizes(query)
+    output = pl.pallas_call(
+        functools.partial(_forward_kernel, width=sizes.width, scale=sizes.scale),
+        grid=sizes.grid,
+        in_specs=[sizes.rows] * 3 + [sizes.bias],
+        out_specs=sizes.rows,
+        out_shape=jax.ShapeDtypeStruct(sizes.flat(value).shape, value.dtype),
+        cost_estimate=sizes.cost(2, 4, bias, value.dtype),
+        interpret=interpret,
+        name="biased_attention",
+    )(sizes.flat(query), sizes.flat(key), sizes.flat(value), bias)
+    return output.reshape(value.shape)
+
+
+def _call_backward(query, key, value, bias, output, gradient, interpret):
+    sizes = _Sizes(query)
+    shape = jax.ShapeDtypeStruct(sizes.flat(value).shape, value.dtype)
+    *gradients, bias_gradient = pl.pallas_call(
+        functools.partial(_backward_kernel, width=sizes.width, scale=sizes.scale),
+        grid=sizes.grid,
+        in_specs=[sizes.rows] * 3 + [sizes.bias] + [sizes.rows] * 2,
+        out_specs=[sizes.rows] * 3 + [sizes.bias],
+        out_shape=[shape] * 3 + [jax.ShapeDtypeStruct(bias.shape, jnp.float32)],
+        cost_estimate=sizes.cost(5, 8, bias, value.dtype),
+        interpret=interpret,
+        name="biased_attention_backward",
+    )(*map(sizes.flat, (query, key, value)), bias, sizes.flat(output), sizes.flat(gradient))
+    gradients = [x.reshape(value.shape) for x in gradients]
+    return (*gradients, bias_gradient.astype(bias.dtype))
+
+
+def _dot(a, b, contract):
+    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+
+
+_ROW_BY_ROW = ((1,), (1,))  # a b^T
+_PLAIN = ((1,), (0,))  # a b
+_COLUMN_BY_COLUMN = ((0,), (0,))  # a^T b
+
+
+def _probabilities(query, key, bias, scale):
+    logits = _dot(query, key, _ROW_BY_ROW) * scale + bias.astype(jnp.float32)
+    weights = jnp.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _heads(width):
+    """Columns of each head in a block, with its number."""
+    return [(i, slice(i * width, (i + 1) * width)) for i in range(_LANES // width)]
+
+
+def _forward_kernel(query, key, value, bias, output, *, width, scale):
+    for i, columns in _heads(width):
+        weights = _probabilities(query[:, columns], key[:, columns], bias[i], scale)
+        v = value[:, columns]
+        output[:, columns] = _dot(weights.astype(v.dtype), v, _PLAIN).astype(output.dtype)
+
+
+def _backward_kernel(
+    query, key, value, bias, output, gradient, d_query, d_key, d_value, d_bias, *, width, scale
+):
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        d_bias[...] = jnp.zeros_like(d_bias)
+
+    for i, columns in _heads(width):
+        q, k, v, g = (ref[:, columns] for ref in (query, key, value, gradient))
+        weights = _probabilities(q, k, bias[i], scale)
+        # Softmax's Jacobian takes off each row's weighted mean, which is gradient . output.
+        mean = (g.astype(jnp.float32) * output[:, columns].astype(jnp.float32)).sum(
+            axis=1, keepdims=True
+        )
+        d_logits = weights * (_dot(g, v, _ROW_BY_ROW) - mean)
+        d_bias[i] += d_logits
+        weights, d_scaled = weights.astype(v.dtype), (d_logits * scale).astype(v.dtype)
+        d_value[:, columns] = _dot(weights, g, _COLUMN_BY_COLUMN).astype(d_value.dtype)
+        d_query[:, columns] = _dot(d_scaled, k, _PLAIN).astype(d_query.dtype)
+        d_key[:, columns] = _dot(d_scaled, q, _COLUMN_BY_COLUMN).astype(d_key.dtype)

@@ -1,0 +1,139 @@
+"""Ways of computing: recomputed, scanned, in bfloat16 or by a kernel, the result is the same."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capret_jax.errors import InputError
+from capret_jax.mesh import MeshConfig, make_mesh, replicated
+from capret_jax.models import tpu_attention
+from capret_jax.models.attention import attention
+from capret_jax.models.config import SIZES, ComputeConfig
+from capret_jax.models.x2vlm import abstract_model, bind, init_params
+
+MODEL = dataclasses.replace(
+    SIZES["tiny"], image_size=32, vision_depth=2, text_layers=2, fusion_layers=2
+)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    ids = rng.integers(5, 100, (2, 6))
+    mask = np.array([[1] * 6, [1] * 4 + [0] * 2])
+    return image, ids, mask
+
+
+@pytest.fixture(scope="module")
+def run(inputs):
+    """Loss and gradients in training mode, dropout and stochastic depth included."""
+    params = init_params(MODEL, jax.random.key(0))
+    image, ids, mask = inputs
+
+    def compute(config: ComputeConfig):
+        graphdef, _ = abstract_model(MODEL, config)
+
+        def objective(params):
+            model = bind(graphdef, params, config.dtype)
+            keys = jax.random.split(jax.random.key(1), 3)
+            states = model.encode_image(image, keys[0])
+            texts = model.encode_text(ids, mask, keys[1])
+            fused = model.fuse(texts, mask, states, key=keys[2])
+            outputs = (model.match_logits(fused), model.predict_boxes(fused))
+            features = model.image_features(states) * model.text_features(texts)
+            assert {x.dtype for x in (*outputs, features)} == {jnp.dtype("float32")}
+            return sum(jnp.sin(3 * x).sum() for x in outputs) + features.sum()
+
+        return jax.jit(jax.value_and_grad(objective))(params)
+
+    return compute
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+    return run(ComputeConfig(attention="xla"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ComputeConfig(attention="xla", remat="full"),
+        ComputeConfig(attention="xla", remat="dots", scan=True),
+    ],
+    ids=str,
+)
+def test_remat_and_scan_change_nothing(config, run, plain):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(config), plain
+    )
+
+
+def test_bfloat16_is_close_and_keeps_float32_gradients(run, plain):
+    value, gradients = run(ComputeConfig("bfloat16", attention="xla"))
+    assert float(value) == pytest.approx(float(plain[0]), abs=0.05)
+    assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+    ours, theirs = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+        for tree in (gradients, plain[1])
+    )
+    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+
+
+class TestKernel:
+    @pytest.mark.parametrize("width", [64, 32])
+    def test_equals_xla_in_values_and_gradients(self, width):
+        rng = np.random.default_rng(0)
+        heads = 2 * 128 // width
+        shape = (3, 19, heads, width)
+        arrays = [rng.normal(size=shape).astype(np.float32) for _ in range(3)]
+        bias = rng.normal(size=(heads, 19, 19)).astype(np.float32)
+        weight = rng.normal(size=shape).astype(np.float32)
+
+        def both(function):
+            def objective(q, k, v, bias):
+                return (function(q, k, v, bias) * weight).sum()
+
+            return jax.value_and_grad(objective, argnums=(0, 1, 2, 3))(*arrays, bias)
+
+        ours = both(lambda *x: tpu_attention.biased_attention(*x, True))
+        theirs = both(attention)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), ours, theirs)
+
+    def test_takes_only_heads_that_fill_a_register(self):
+        assert tpu_attention.fits(12, 64) and tpu_attention.fits(4, 32)
+        assert not tpu_attention.fits(11, 64) and not tpu_attention.fits(12, 48)
+        assert not tpu_attention.fits(0, 64)
+
+    def test_under_a_mesh_each_device_has_its_images_and_heads(self, monkeypatch):
+        original, seen = tpu_attention.biased_attention, []
+
+        def kernel(*arrays):
+            seen.append([x.shape for x in arrays])
+            return original(*arrays, True)
+
+        monkeypatch.setattr(tpu_attention, "biased_attention", kernel)
+        mesh = make_mesh(MeshConfig(2, 2, 2))
+        rng = np.random.default_rng(0)
+        q, k, v = (rng.normal(size=(4, 5, 4, 64)).astype(np.float32) for _ in range(3))
+        bias = rng.normal(size=(4, 5, 5)).astype(np.float32)
+
+        @functools.partial(jax.jit, in_shardings=replicated(mesh))
+        def sharded(bias):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return jnp.sin(attention(q, k, v, bias, implementation="tpu")).sum()
+
+        ours = jax.value_and_grad(sharded)(bias)
+        assert seen[0] == [(1, 5, 2, 64)] * 3 + [(2, 5, 5)]
+        theirs = jax.value_and_grad(lambda bias: jnp.sin(attention(q, k, v, bias)).sum())(bias)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("key", ["dtype", "remat", "attention"])
+def test_unknown_ways_are_refused(key):
+    with pytest.raises(InputError, match=f"compute.{key}='fast' is none of"):
+        ComputeConfig(**{key: "fast"})
