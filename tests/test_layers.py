@@ -1,4 +1,4 @@
-"""Imports go one way: four floors, no arrow up, and closed rooms on the second floor."""
+"""Imports go one way, no arrow up, and closed rooms on the second floor."""
 
 import ast
 import pathlib
@@ -11,18 +11,19 @@ FLOORS = {
     "errors": 0,
     "batch": 1,
     "mesh": 1,
-    "models": 1,
-    "data": 2,
-    "losses": 2,
-    "convert": 2,
-    "captioning": 2,
-    "train": 3,
-    "retrieval": 3,
-    "command_line": 4,
-    "config": 4,
-    "loading": 4,
-    "experiment": 5,
-    "main": 6,
+    "models": 2,  # asks the mesh for each device's part of a kernel
+    "data": 3,
+    "losses": 3,
+    "convert": 3,
+    "captioning": 3,
+    "train": 4,
+    "retrieval": 4,
+    "planning": 4,
+    "command_line": 5,
+    "config": 5,
+    "loading": 5,
+    "experiment": 6,
+    "main": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -44,7 +44,8 @@ class TextEmbeddings(nnx.Module):
         if positions > limit:
             raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
         position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
-        x = self.word(token_ids) + position
+        # `self.word(...)` would look up in float32, whatever the table's type.
+        x = self.word.embedding[...][token_ids] + position
         x = x + self.token_type.embedding[0]
         return dropout(self.norm(x), self.dropout_rate, key)
 

@@ -121,16 +121,13 @@ def _fuse_with_negatives(
     )
 
     # Stacked behind the batch axis and then folded into it: each device keeps its own examples.
-    def stack(*parts):
-        return jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), *parts)
-
-    fused = model.fuse(
-        *stack(texts, texts, negative_texts),
-        *stack(images, negative_images, images),
-        key=fusion_key,
-    )
-    valid = jnp.stack([batch.valid, image_valid, text_valid], axis=1)
-    return fused.reshape(*valid.shape, *fused.shape[1:]), valid
+    # Both texts of an image share its keys and values.
+    pairs = jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), texts, negative_texts)
+    own_key, other_key = jax.random.split(fusion_key)
+    own = model.fuse(*pairs, *images, key=own_key).reshape(-1, 2, *texts.states.shape[1:])
+    other = model.fuse(*texts, *negative_images, key=other_key)
+    fused = jnp.stack([own[:, 0], other, own[:, 1]], axis=1)
+    return fused, jnp.stack([batch.valid, image_valid, text_valid], axis=1)
 
 
 def _match_logits(model, fused):

@@ -44,6 +44,7 @@ def run(inputs):
             states = model.encode_image(image, keys[0])
             texts = model.encode_text(ids, mask, keys[1])
             fused = model.fuse(texts, mask, states, key=keys[2])
+            assert {x.dtype for x in (states, texts, fused)} == {jnp.dtype(config.dtype)}
             outputs = (model.match_logits(fused), model.predict_boxes(fused))
             features = model.image_features(states) * model.text_features(texts)
             assert {x.dtype for x in (*outputs, features)} == {jnp.dtype("float32")}

@@ -1,0 +1,193 @@
+"""What a compiled TPU program moves: bytes to and from HBM, and between chips.
+
+XLA's own cost analysis counts the body of a loop once, and what lies in vector memory (memory
+space 1 in a layout, `S(1)`) like what lies in HBM. This walks the program's text instead.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16}
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# Names of memory, not work.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
+_COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: without the percent sign.
+        shape: its type, as text.
+        operation: such as "fusion".
+        operands: names.
+        line: the whole of it.
+    """
+
+    name: str
+    shape: str
+    operation: str
+    operands: tuple[str, ...]
+    line: str
+
+    def called(self, key: str) -> str:
+        """The computation named by `key=`."""
+        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.line)
+        return found.group(1) if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Of one chip and one run of the program.
+
+    Attributes:
+        hbm_bytes: read and written.
+        collective_bytes: by kind, what this chip's operands amount to.
+    """
+
+    hbm_bytes: float
+    collective_bytes: dict[str, float]
+
+
+def measure_traffic(text: str) -> Traffic:
+    """Walks the entry computation, loops as often as they run.
+
+    Args:
+        text: `compiled.as_text()` of a program scheduled for a TPU.
+    """
+    return _Program(text).traffic()
+
+
+def array_bytes(shape: str, hbm_only: bool = True) -> int:
+    """Bytes of an array or tuple type; what is not in HBM counts 0 unless told otherwise."""
+    total = 0
+    for kind, dimensions, layout in _ARRAY.findall(shape):
+        if hbm_only and re.search(r"S\([1-9]", layout or ""):
+            continue
+        bits = _BITS.get(kind) or int(re.sub(r"\D", "", kind) or 0)
+        count = math.prod(int(size) for size in dimensions.split(",") if size)
+        total += count * bits // 8
+    return total
+
+
+class _Program:
+    def __init__(self, text: str):
+        self._computations: dict[str, dict[str, Instruction]] = {}
+        self._entry, current = "", None
+        for line in text.splitlines():
+            header = _COMPUTATION.match(line)
+            if header:
+                current = self._computations.setdefault(header.group(2), {})
+                self._entry = header.group(2) if header.group(1) else self._entry
+            elif current is not None and (found := _INSTRUCTION.match(line)):
+                name, shape, operation, rest = found.groups()
+                operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
+                current[name] = Instruction(name, shape, operation, operands, line)
+
+    def traffic(self) -> Traffic:
+        hbm, collectives = self._of(self._entry)
+        return Traffic(hbm, dict(collectives))
+
+    @functools.cache  # noqa: B019 - a program lives as long as its measurement
+    def _of(self, computation: str) -> tuple[float, collections.Counter]:
+        hbm, collectives = 0.0, collections.Counter[str]()
+        table = self._computations[computation]
+        for instruction in table.values():
+            operation = instruction.operation
+            if operation == "while":
+                times = self._trips(instruction)
+                inside, moved = self._of(instruction.called("body"))
+                hbm += times * inside
+                collectives.update({kind: times * size for kind, size in moved.items()})
+            elif operation in ("call", "conditional"):
+                inside, moved = self._of(instruction.called("to_apply"))
+                hbm += inside
+                collectives.update(moved)
+            elif operation not in _FREE and not operation.endswith("-done"):
+                hbm += self._moved(instruction, table)
+                kind = operation.removesuffix("-start")
+                if kind in _COLLECTIVES:
+                    collectives[kind] += self._operand_bytes(instruction, table, hbm_only=False)
+        return hbm, collectives
+
+    def _trips(self, loop: Instruction) -> int:
+        """How often a loop runs: XLA says it, or its condition compares a counter with it."""
+        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.line)
+        if known:
+            return int(known.group(1))
+        condition = self._computations[loop.called("condition")]
+        limits = [
+            int(found.group(1))
+            for line in condition.values()
+            if (found := re.search(r" constant\((\d+)\)", line.line))
+        ]
+        # A loop that ends on data, not on a count, is counted once.
+        return max(limits, default=1)
+
+    def _moved(self, instruction: Instruction, table: dict[str, Instruction]) -> float:
+        if instruction.operation in ("copy-start", "slice-start"):
+            # (operand, result, context): a part of the operand is read, the result is written.
+            _, result, *_ = _ARRAY.finditer(instruction.shape)
+            source = table.get(instruction.operands[0])
+            from_hbm = source is not None and array_bytes(source.shape) > 0
+            size = array_bytes(result.group(0), hbm_only=False)
+            return size * from_hbm + array_bytes(result.group(0))
+        if instruction.operation == "fusion":
+            return self._fusion_bytes(instruction, table)
+        if instruction.operation in ("dynamic-slice", "slice", "gather"):
+            return 2 * array_bytes(instruction.shape)
+        if instruction.operation == "dynamic-update-slice":
+            return 2 * self._shape_bytes(instruction.operands[1], table)
+        return array_bytes(instruction.shape) + self._operand_bytes(instruction, table)
+
+    def _fusion_bytes(self, fusion: Instruction, table: dict[str, Instruction]) -> float:
+        """Operands and results; of those that are only sliced or updated in place, the slice."""
+        body = self._computations.get(fusion.called("calls"), {})
+        parameters = {
+            int(found.group(1)): line.name
+            for line in body.values()
+            if (found := re.search(r" parameter\((\d+)\)", line.line))
+        }
+        total, in_place = 0, 0
+        for i, operand in enumerate(fusion.operands):
+            size = self._shape_bytes(operand, table)
+            users = [x for x in body.values() if parameters.get(i) in x.operands]
+            slices = [
+                array_bytes(x.shape, hbm_only=False)
+                for x in users
+                if x.operation in ("dynamic-slice", "slice", "gather")
+                and x.operands[0] == parameters.get(i)
+            ]
+            updates = [
+                x
+                for x in users
+                if x.operation == "dynamic-update-slice" and x.operands[0] == parameters.get(i)
+            ]
+            if size and users and len(slices) == len(users):
+                size = min(size, sum(slices))
+            elif size and updates and len(updates) == len(users):
+                in_place += size
+                size = sum(array_bytes(body[x.operands[1]].shape, hbm_only=False) for x in updates)
+                in_place -= size
+            total += size
+        return total + max(array_bytes(fusion.shape) - in_place, 0)
+
+    def _operand_bytes(self, instruction, table, hbm_only: bool = True) -> int:
+        return sum(self._shape_bytes(name, table, hbm_only) for name in instruction.operands)
+
+    @staticmethod
+    def _shape_bytes(name: str, table, hbm_only: bool = True) -> int:
+        return array_bytes(table[name].shape, hbm_only) if name in table else 0
