@@ -60,6 +60,8 @@ class ExperimentConfig:
         mode: one of `MODES`.
         seed: of the parameters, the order of the data and all draws.
         batch_size: B, global.
+        accumulation: parts of a batch that are computed one after the other, with the whole batch's
+            loss and gradients, at the price of a second forward pass.
         init_from: folder of a converted checkpoint, or of a finished run, whose model a new run
             starts from; empty starts from scratch. A run's own checkpoint comes before it.
         model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
@@ -68,6 +70,7 @@ class ExperimentConfig:
     mode: str = "train_and_evaluate"
     seed: int = 0
     batch_size: int = 64
+    accumulation: int = 1
     init_from: str = ""
     model: ModelConfig = SIZES["base"]
     compute: ComputeConfig = ComputeConfig()
@@ -81,8 +84,11 @@ class ExperimentConfig:
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"config.mode={self.mode!r} is none of {', '.join(MODES)}.")
-        if self.batch_size < 1 or self.evaluation.batch_size < 1:
-            raise InputError("config.batch_size and config.evaluation.batch_size must be positive.")
+        if min(self.batch_size, self.evaluation.batch_size, self.accumulation) < 1:
+            raise InputError(
+                "config.batch_size, config.evaluation.batch_size and config.accumulation must be "
+                "positive."
+            )
         if self.data.max_tokens > self.model.max_positions:
             raise InputError(
                 f"config.data.max_tokens={self.data.max_tokens} is more than "

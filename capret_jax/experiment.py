@@ -181,6 +181,7 @@ class Experiment:
             self.mesh,
             self._abstract,
             self.config.seed,
+            self.config.accumulation,
         )
 
     def initial_state(self) -> TrainState:
@@ -300,7 +301,7 @@ class Experiment:
     def _check_divisible(self) -> None:
         config, parts = self.config, batch_parts(self.mesh)
         sizes = {
-            "batch_size": config.batch_size,
+            "batch_size / config.accumulation": config.batch_size / config.accumulation,
             "evaluation.batch_size": config.evaluation.batch_size,
         }
         for name, size in sizes.items():
@@ -310,7 +311,8 @@ class Experiment:
                     f"parts; make it a multiple of {parts}."
                 )
         group = config.loss.matching_group
-        examples = config.batch_size // parts * config.data.view.regions_per_image
+        examples = config.batch_size // config.accumulation // parts
+        examples *= config.data.view.regions_per_image
         if config.loss.itm and examples % group:
             raise InputError(
                 f"config.loss.matching_group={group} does not divide the "

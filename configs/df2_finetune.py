@@ -25,7 +25,7 @@ def get_config():
             batch_size=1024,
             init_from="checkpoints/base",
             model=dataclasses.replace(SIZES["base"], image_size=384),
-            compute=ComputeConfig(dtype="bfloat16", remat="full", scan=True),
+            compute=ComputeConfig(dtype="bfloat16", remat="vision", scan=True),
             data=DataConfig(
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",

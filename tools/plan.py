@@ -129,7 +129,17 @@ def _training(config: ExperimentConfig, mesh: Mesh):
     graphdef, _ = abstract_model(config.model, config.compute)
     state = abstract_state(config.model, _CLASSES.value, optimizer, mesh)
     regions, dtype = config.data.view.regions, config.compute.dtype
-    step = make_step(graphdef, config.loss, regions, dtype, optimizer, mesh, state, config.seed)
+    step = make_step(
+        graphdef,
+        config.loss,
+        regions,
+        dtype,
+        optimizer,
+        mesh,
+        state,
+        config.seed,
+        config.accumulation,
+    )
     items = config.batch_size * config.data.view.regions_per_image
     ideal = ideal_step_flops(
         config.model,

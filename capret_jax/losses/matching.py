@@ -49,6 +49,8 @@ def mine_hard_negatives(
     valid: jax.Array,
     images: Tree,
     texts: Tree,
+    part: jax.Array | int = 0,
+    parts: int = 1,
 ) -> tuple[tuple[Tree, jax.Array], tuple[Tree, jax.Array]]:
     """For each text a hard-negative image and for each image a hard-negative text.
 
@@ -66,6 +68,7 @@ def mine_hard_negatives(
         valid: (B,) bool; other examples get no negative and are nobody's.
         images: what makes an image, a tree of (B, ...): its states, and their mask.
         texts: what makes a text, likewise.
+        part, parts: which one of how many of the global batch this is, when it is accumulated.
 
     Returns:
         For each example a negative image and whether it is one, (B,) bool; then a negative text
@@ -75,7 +78,8 @@ def mine_hard_negatives(
     def in_group(group, image_features, text_features, identity, caption_id, valid, images, texts):
         image_key, text_key = jax.random.split(jax.random.fold_in(key, group))
         similarity = jax.lax.stop_gradient(image_features @ text_features.T / temperature)
-        excluded = positive_pairs(identity, caption_id) | ~valid
+        own = jnp.eye(len(identity), dtype=bool)
+        excluded = positive_pairs(identity, caption_id) | own | ~valid
         image, image_valid = draw_negatives(similarity.T, excluded, image_key)
         text, text_valid = draw_negatives(similarity, excluded, text_key)
         return (
@@ -83,16 +87,18 @@ def mine_hard_negatives(
             (jax.tree.map(lambda x: x[text], texts), text_valid & valid),
         )
 
-    def on_device(*arrays):
+    def on_device(part, *arrays):
         groups = len(arrays[0]) // group_size
-        first = jax.lax.axis_index(BATCH_AXES) * groups
+        first = (jax.lax.axis_index(BATCH_AXES) * parts + part) * groups
         grouped = jax.tree.map(lambda x: x.reshape(groups, group_size, *x.shape[1:]), arrays)
         mined = jax.vmap(in_group)(first + jnp.arange(groups), *grouped)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mined)
 
     arrays = (image_features, text_features, identity, caption_id, valid, images, texts)
     spec = PartitionSpec(BATCH_AXES)
-    return jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)(*arrays)
+    in_specs = (PartitionSpec(), *[spec] * len(arrays))
+    mine = jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=spec)
+    return mine(jnp.asarray(part), *arrays)
 
 
 def matching_loss(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> Loss:

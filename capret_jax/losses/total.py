@@ -4,13 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from capret_jax.batch import Batch, Outputs
 from capret_jax.errors import InputError
 from capret_jax.losses import Loss, Metrics
 from capret_jax.losses.arcface import arcface_loss
 from capret_jax.losses.box import box_losses
-from capret_jax.losses.contrastive import contrastive_loss, positive_pairs
+from capret_jax.losses.contrastive import contrastive_loss
 from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
 
@@ -24,6 +25,7 @@ class LossConfig:
 
     Attributes:
         itc, itm, mlm, box_l1, box_giou, arcface: the weights.
+        itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         arcface_margin: radians.
         arcface_scale: range of the ArcFace logits.
         matching_group: hard negatives are drawn among this many neighbours in the batch.
@@ -35,6 +37,7 @@ class LossConfig:
     box_l1: float = 1.0
     box_giou: float = 1.0
     arcface: float = 1.0
+    itc_kind: str = "softmax"
     arcface_margin: float = 0.15
     arcface_scale: float = 30.0
     matching_group: int = 8
@@ -43,6 +46,8 @@ class LossConfig:
         for name in TERMS:
             if getattr(self, name) < 0:
                 raise InputError(f"loss.{name}={getattr(self, name)} is negative.")
+        if self.itc_kind not in ("softmax", "sigmoid"):
+            raise InputError(f"loss.itc_kind={self.itc_kind!r} is neither 'softmax' nor 'sigmoid'.")
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
 
@@ -60,18 +65,21 @@ class LossConfig:
 TERMS = ("itc", "itm", "mlm", "box_l1", "box_giou", "arcface")
 
 
-def total_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> tuple[jax.Array, Metrics]:
+def total_loss(
+    outputs: Outputs, batch: Batch, config: LossConfig, mesh: Mesh
+) -> tuple[jax.Array, Metrics]:
     """The weighted sum of the terms, and metrics "loss", "loss/<term>" and "<term>/<metric>".
 
     Args:
         outputs: of the model for `batch`.
         batch: the global batch.
         config: the weights.
+        mesh: the batch's mesh.
 
     Returns:
         () float32 and the metrics as (sum, count) pairs.
     """
-    terms = _terms(outputs, batch, config)
+    terms = _terms(outputs, batch, config, mesh)
     total = sum(getattr(config, name) * loss.value for name, loss in terms.items())
     one = jnp.float32(1.0)
     metrics: Metrics = {"loss": (total, one)}
@@ -81,15 +89,18 @@ def total_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> tuple[jax.
     return total, metrics
 
 
-def _terms(outputs: Outputs, batch: Batch, config: LossConfig) -> dict[str, Loss]:
+def _terms(outputs: Outputs, batch: Batch, config: LossConfig, mesh: Mesh) -> dict[str, Loss]:
     terms = {}
     if config.itc:
         terms["itc"] = contrastive_loss(
+            mesh,
             outputs.image_features,
             outputs.text_features,
             outputs.temperature,
-            positive_pairs(batch.identity, batch.caption_id),
+            batch.identity,
+            batch.caption_id,
             batch.valid,
+            config.itc_kind,
         )
     if config.itm:
         labels = jnp.broadcast_to(jnp.array(MATCH_LABELS), outputs.match_valid.shape)

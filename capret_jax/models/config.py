@@ -60,7 +60,7 @@ class ModelConfig:
 
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full", "vision")
 ATTENTION = ("auto", "xla", "tpu")
 
 
@@ -72,7 +72,8 @@ class ComputeConfig:
         dtype: of activations and of the parameters' copies that matrix products read. The
             parameters themselves, softmax, norms' statistics and losses are float32.
         remat: what the backward pass finds of a layer's forward pass: "none" recomputes nothing,
-            "dots" everything but matrix products and attention, "full" the whole layer.
+            "dots" everything but matrix products and attention, "full" the whole layer, "vision"
+            the whole layer in the vision encoder, whose sequences are long, and "dots" elsewhere.
         scan: layers as one scanned body, which is compiled once, instead of one after the other.
         attention: "xla", "tpu" (a fused kernel, for encoders with position bias), or "auto": the
             one for the machine.

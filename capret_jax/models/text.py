@@ -45,7 +45,7 @@ class TextEmbeddings(nnx.Module):
             raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
         position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
         # `self.word(...)` would look up in float32, whatever the table's type.
-        x = self.word.embedding[...][token_ids] + position
+        x = jnp.take(self.word.embedding[...], token_ids, axis=0) + position
         x = x + self.token_type.embedding[0]
         return dropout(self.norm(x), self.dropout_rate, key)
 

@@ -7,6 +7,7 @@
 `params` is a plain nested dict. `bind` costs nothing at run time when called inside `jax.jit`.
 """
 
+import dataclasses
 from collections.abc import Collection
 
 import jax
@@ -39,9 +40,12 @@ class X2VLM(nnx.Module):
     """All encoders and heads. Methods are pure; a `key` turns dropout and stochastic depth on."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig = PLAIN):
-        self.vision = VisionEncoder(config, compute)
-        self.text = TextEncoder(config, compute)
-        self.fusion = FusionEncoder(config, compute)
+        long = short = compute
+        if compute.remat == "vision":
+            long, short = (dataclasses.replace(compute, remat=name) for name in ("full", "dots"))
+        self.vision = VisionEncoder(config, long)
+        self.text = TextEncoder(config, short)
+        self.fusion = FusionEncoder(config, short)
         self.vision_proj = dense(config.vision_width, config.embed_dim)
         self.text_proj = dense(config.text_width, config.embed_dim)
         self.temperature = nnx.Param(jnp.array(INITIAL_TEMPERATURE, jnp.float32))

@@ -40,6 +40,8 @@ def forward(
     regions: bool,
     mesh: Mesh,
     key: jax.Array,
+    part: jax.Array | int = 0,
+    parts: int = 1,
 ) -> Outputs:
     """Training-mode outputs for a batch.
 
@@ -51,8 +53,13 @@ def forward(
         regions: items are regions of their pictures: position 0 is pooled over the box.
         mesh: the batch's mesh, for mining hard negatives on each device.
         key: the step's key, for dropout, stochastic depth and the draws of negatives.
+        part, parts: which one of how many of the global batch this is, when it is accumulated.
     """
-    vision_key, text_key, fusion_key, mining_key, mlm_key = jax.random.split(key, 5)
+    # Negatives are those of the whole batch; what is dropped differs between the parts.
+    mining_key, noise_key = jax.random.split(key)
+    vision_key, text_key, fusion_key, mlm_key = jax.random.split(
+        jax.random.fold_in(noise_key, part), 4
+    )
     pictures = model.encode_image(normalize_pixels(batch.image), vision_key)
     images = Images(*box_regions(pictures, batch.box)) if regions else Images(pictures, None)
     outputs = {
@@ -70,7 +77,7 @@ def forward(
     if config.itm:
         group = config.matching_group
         fused, valid = _fuse_with_negatives(
-            model, batch, outputs, images, texts, group, mesh, fusion_key, mining_key
+            model, batch, outputs, images, texts, group, mesh, fusion_key, mining_key, part, parts
         )
         outputs |= {"match_logits": _match_logits(model, fused), "match_valid": valid}
         pair = fused[:, 0]
@@ -103,7 +110,7 @@ def trained_parts(config: LossConfig) -> set[str]:
 
 
 def _fuse_with_negatives(
-    model, batch, outputs, images, texts, group_size, mesh, fusion_key, mining_key
+    model, batch, outputs, images, texts, group_size, mesh, fusion_key, mining_key, part, parts
 ):
     """Each pair, its text with a negative image, its image with a negative text: (B, 3, T, D)."""
     (negative_images, image_valid), (negative_texts, text_valid) = mine_hard_negatives(
@@ -118,6 +125,8 @@ def _fuse_with_negatives(
         batch.valid,
         images,
         texts,
+        part,
+        parts,
     )
 
     # Stacked behind the batch axis and then folded into it: each device keeps its own examples.

@@ -1,17 +1,18 @@
 """One training step, compiled once for the mesh."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from capret_jax.batch import Batch
+from capret_jax.batch import Batch, Outputs
 from capret_jax.losses import Metrics
 from capret_jax.losses.total import LossConfig, total_loss
-from capret_jax.mesh import batch_sharding, replicated
+from capret_jax.mesh import BATCH_AXES, batch_parts, batch_sharding, replicated
 from capret_jax.models.x2vlm import bind
 from capret_jax.train.forward import forward
 from capret_jax.train.state import TrainState
@@ -23,17 +24,66 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_loss(
-    graphdef: nnx.GraphDef, config: LossConfig, regions: bool, mesh: Mesh, dtype: str = "float32"
+    graphdef: nnx.GraphDef,
+    config: LossConfig,
+    regions: bool,
+    mesh: Mesh,
+    dtype: str = "float32",
+    parts: int = 1,
 ):
-    """`loss(params, batch, key) -> (() float32, metrics)`, differentiable in `params`."""
+    """`loss(params, batch, key) -> (() float32, metrics)`, differentiable in `params`.
+
+    With several parts, the model sees the batch a part at a time and keeps nothing of it but the
+    outputs, which the losses see whole; the backward pass computes each part again. So the loss is
+    that of the whole batch, contrastive terms included (GradCache, arXiv 2101.06983).
+    """
+
+    def run(params, batch, key, part):
+        model = bind(graphdef, params["model"], dtype)
+        weights = params["arcface"]
+        return forward(model, weights, batch, config, regions, mesh, key, part, parts)
 
     def loss(params, batch, key):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            model = bind(graphdef, params["model"], dtype)
-            outputs = forward(model, params["arcface"], batch, config, regions, mesh, key)
-            return total_loss(outputs, batch, config)
+            if parts == 1:
+                outputs = run(params, batch, key, 0)
+            else:
+                outputs = _in_parts(run, params, batch, key, mesh, parts)
+            return total_loss(outputs, batch, config, mesh)
 
     return loss
+
+
+def _in_parts(run, params: dict, batch: Batch, key: jax.Array, mesh: Mesh, parts: int) -> Outputs:
+    """The outputs for the whole batch, computed a part at a time."""
+
+    @jax.checkpoint
+    def one(part_batch, part):
+        outputs = run(params, part_batch, key, part)
+        # These are the model's, not the batch's.
+        return dataclasses.replace(outputs, temperature=None, class_weights=None)
+
+    split = jax.tree.map(lambda x: _split(x, mesh, parts), batch)
+    stacked = jax.lax.map(lambda xs: one(*xs), (split, jnp.arange(parts)))
+    return dataclasses.replace(
+        jax.tree.map(lambda x: _join(x, mesh), stacked),
+        temperature=params["model"]["temperature"] if stacked.text_features is not None else None,
+        class_weights=params["arcface"],
+    )
+
+
+def _split(x: jax.Array, mesh: Mesh, parts: int) -> jax.Array:
+    """(B, ...) -> (parts, B / parts, ...), each device's examples staying where they are."""
+    devices = batch_parts(mesh)
+    x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x.reshape(parts, -1, *x.shape[3:]), sharding)
+
+
+def _join(x: jax.Array, mesh: Mesh) -> jax.Array:
+    """What `_split` did, undone."""
+    x = x.reshape(x.shape[0], batch_parts(mesh), -1, *x.shape[2:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x.reshape(-1, *x.shape[3:]), batch_sharding(mesh))
 
 
 def make_step(
@@ -45,6 +95,7 @@ def make_step(
     mesh: Mesh,
     abstract: TrainState,
     seed: int,
+    parts: int = 1,
 ) -> StepFunction:
     """Compiles lazily; the old state's memory is reused for the new one.
 
@@ -56,9 +107,10 @@ def make_step(
         optimizer: from `make_optimizer`.
         mesh: what state and batch are sharded over.
         abstract: from `abstract_state`.
+        parts: that a batch is computed in, one after the other, see `make_loss`.
         seed: of dropout and of the draws of negatives; combined with the step's number.
     """
-    loss = make_loss(graphdef, config, regions, mesh, dtype)
+    loss = make_loss(graphdef, config, regions, mesh, dtype, parts)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

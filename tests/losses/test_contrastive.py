@@ -1,33 +1,36 @@
-"""ITC against the reference, closed forms and symmetry."""
+"""ITC against the reference, closed forms and a dense version; in tiles, on any devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.losses.contrastive import contrastive_loss, positive_pairs
+from capret_jax.losses.contrastive import SIGMOID_BIAS, contrastive_loss, positive_pairs
+from capret_jax.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 
+ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
 EVERY = np.ones(9, bool)
 
 
 @pytest.mark.parametrize("name, ids", [("loss_itc", False), ("loss_itc_idx", True)])
 def test_equals_the_reference(golden, golden_state, name, ids):
-    rows = jnp.arange(3)
     identity = jnp.array(golden["itc_idx"]) if ids else jnp.full(3, -1)
     loss = contrastive_loss(
+        ONE_DEVICE,
         golden["image_feat"],
         golden["text_feat"],
         golden_state["temp"],
-        positive_pairs(identity, rows),
+        identity,
+        jnp.arange(3),
         EVERY[:3],
     )
     assert float(loss.value) == pytest.approx(float(golden[name]), rel=1e-4)
 
 
 def test_identical_features_give_the_logarithm_of_the_batch():
-    features = jnp.tile(jnp.array([[1.0, 0.0]]), (5, 1))
+    features, rows = jnp.tile(jnp.array([[1.0, 0.0]]), (5, 1)), jnp.arange(5)
     loss = contrastive_loss(
-        features, features, jnp.float32(0.07), jnp.eye(5, dtype=bool), EVERY[:5]
+        ONE_DEVICE, features, features, jnp.float32(0.07), jnp.full(5, -1), rows, EVERY[:5]
     )
     assert float(loss.value) == pytest.approx(np.log(5), rel=1e-6)
     assert float(loss.count) == 5
@@ -41,47 +44,104 @@ def test_positives_are_identities_and_captions_but_not_the_missing_identity():
     np.testing.assert_array_equal(pairs, expected)
 
 
-def test_a_permuted_batch_has_the_same_loss():
-    rng = np.random.default_rng(0)
-    image, text = (rng.normal(size=(6, 4)).astype(np.float32) for _ in range(2))
-    identity, order = np.array([0, 0, 1, 2, 2, -1]), rng.permutation(6)
-
-    def value(rows):
-        pairs = positive_pairs(identity[rows], np.arange(6)[rows])
-        loss = contrastive_loss(image[rows], text[rows], jnp.float32(0.1), pairs, EVERY[:6])
-        return float(loss.value)
-
-    assert value(order) == pytest.approx(value(np.arange(6)), rel=1e-6)
-
-
 def test_a_positive_of_the_same_caption_is_not_pushed_away():
-    features = jnp.eye(2)
-    gradient = jax.grad(
-        lambda text: (
-            contrastive_loss(
-                features,
-                text,
-                jnp.float32(1.0),
-                positive_pairs(jnp.array([-1, -1]), jnp.array([3, 3])),
-                EVERY[:2],
-            ).value
+    def value(text):
+        return contrastive_loss(
+            ONE_DEVICE,
+            jnp.eye(2),
+            text,
+            jnp.float32(1.0),
+            jnp.array([-1, -1]),
+            jnp.array([3, 3]),
+            EVERY[:2],
+        ).value
+
+    np.testing.assert_allclose(jax.grad(value)(jnp.ones((2, 2)) / np.sqrt(2)), 0, atol=1e-7)
+
+
+B, E = 24, 5
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Features, a temperature, and labels with repeated identities, captions and invalid rows."""
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, B, E)).astype(np.float32)
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
+    identity = rng.integers(-1, 8, B)
+    caption = rng.integers(0, 30, B)
+    return (image, text, np.float32(0.2)), (identity, caption, rng.random(B) < 0.8)
+
+
+def dense(image, text, temperature, identity, caption, valid, kind):
+    """The definition, on (B, B) matrices, without the invalid rows."""
+    kept = np.flatnonzero(valid)
+    image, text, identity, caption = (x[kept] for x in (image, text, identity, caption))
+    same = (identity[:, None] == identity) & (identity[:, None] != -1)
+    positives = same | (caption[:, None] == caption) | np.eye(len(kept), dtype=bool)
+    logits = image @ text.T / temperature
+    if kind == "sigmoid":
+        sign = np.where(positives, 1.0, -1.0)
+        return jnp.log1p(jnp.exp(-sign * (logits + SIGMOID_BIAS))).sum() / len(kept)
+    targets = positives / positives.sum(axis=1, keepdims=True)
+    rows = (targets * jax.nn.log_softmax(logits, axis=1)).sum()
+    return -(rows + (targets.T * jax.nn.log_softmax(logits, axis=0)).sum()) / len(kept) / 2
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    "mesh, chunk", [((1, 1, 1), 7), ((1, 1, 1), 100), ((2, 2, 2), 7), ((8, 1, 1), 24)]
+)
+def test_tiles_equal_the_dense_loss_and_its_gradients(batch, mesh, chunk, kind):
+    mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
+    differentiable, labels = batch
+
+    def tiled(*features):
+        return contrastive_loss(mesh, *features, *labels, kind, chunk).value
+
+    every = (0, 1, 2)
+    ours = jax.jit(jax.value_and_grad(tiled, every), in_shardings=replicated(mesh))(*differentiable)
+    theirs = jax.value_and_grad(lambda *x: dense(*x, *labels, kind), every)(*differentiable)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+
+
+def test_accuracy_is_the_share_of_images_whose_best_text_is_a_positive(batch):
+    (image, text, temperature), (identity, caption, valid) = batch
+    kept = np.flatnonzero(valid)
+    best = kept[(image[kept] @ text[kept].T).argmax(axis=1)]
+    right = (identity[kept] == identity[best]) & (identity[kept] != -1)
+    right |= (caption[kept] == caption[best]) | (kept == best)
+    for chunk in (5, 100):
+        loss = contrastive_loss(
+            ONE_DEVICE, image, text, temperature, identity, caption, valid, chunk=chunk
         )
-    )(jnp.ones((2, 2)) / np.sqrt(2))
-    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+        assert float(loss.metrics["accuracy"][0]) == right.sum() > 0
+        assert float(loss.count) == len(kept)
 
 
-def test_invalid_rows_change_nothing():
-    rng = np.random.default_rng(1)
-    image, text = (rng.normal(size=(6, 4)).astype(np.float32) for _ in range(2))
-    valid = np.array([True, False, True, True, False, True])
-    # The invalid rows share their identity with a valid one.
-    identity, captions = np.array([0, 0, 1, 1, 2, 2]), np.arange(6)
+def test_memory_per_device_does_not_grow_with_the_devices():
+    rows, width, chunk = 256, 8, 512
 
-    def loss(rows, valid):
-        pairs = positive_pairs(identity[rows], captions[rows])
-        return contrastive_loss(image[rows], text[rows], jnp.float32(0.1), pairs, valid)
+    def scratch(devices):
+        mesh = make_mesh(MeshConfig(devices), jax.devices()[:devices])
 
-    padded, without = loss(np.arange(6), valid), loss(np.flatnonzero(valid), EVERY[:4])
-    assert float(padded.value) == pytest.approx(float(without.value), rel=1e-6)
-    assert float(padded.count) == 4
-    assert float(padded.metrics["accuracy"][0]) == float(without.metrics["accuracy"][0])
+        def array(*shape, dtype=jnp.float32):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+
+        count = rows * devices
+        arrays = (array(count, width), array(count, width))
+        labels = (array(count, dtype=jnp.int32), array(count, dtype=jnp.int32))
+
+        def value(image, text, identity, caption, valid):
+            temperature = jnp.float32(0.1)
+            return contrastive_loss(
+                mesh, image, text, temperature, identity, caption, valid, chunk=chunk
+            ).value
+
+        function = jax.jit(jax.grad(value, argnums=(0, 1)))
+        compiled = function.lower(*arrays, *labels, array(count, dtype=bool)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    two, eight = scratch(2), scratch(8)
+    # A dense (rows, columns) matrix alone would grow by 256 x 1536 x 4 bytes.
+    assert eight - two < 256 * 1536 * 4 / 2

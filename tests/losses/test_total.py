@@ -11,10 +11,12 @@ from capret_jax.batch import Batch, Outputs
 from capret_jax.convert.names import reference_names
 from capret_jax.errors import InputError
 from capret_jax.losses.total import LossConfig, total_loss
+from capret_jax.mesh import MeshConfig, make_mesh
 from capret_jax.models.config import SIZES
 from capret_jax.models.x2vlm import bind
 from tests.conftest import DATA
 
+ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
 WEIGHTS = LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=0)
 
 
@@ -54,7 +56,7 @@ def total_and_gradients(golden, golden_params, graphdef):
             boxes=model.predict_boxes(fused[0]),
             masked_lm_logits=model.masked_lm_logits(masked),
         )
-        return total_loss(outputs, batch, WEIGHTS)[0]
+        return total_loss(outputs, batch, WEIGHTS, ONE_DEVICE)[0]
 
     return jax.jit(jax.value_and_grad(objective))(golden_params)
 
@@ -86,7 +88,7 @@ def test_a_term_of_weight_zero_is_not_traced():
     outputs = Outputs(image_features=jnp.eye(2), class_weights=jnp.eye(2))
     batch = Batch(*[np.zeros(2, np.int32)] * 7)
     config = LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=2.0)
-    value, metrics = total_loss(outputs, batch, config)
+    value, metrics = total_loss(outputs, batch, config, ONE_DEVICE)
     assert {name for name in metrics if "/" in name} == {"loss/arcface", "arcface/accuracy"}
     assert float(value) == pytest.approx(2 * float(metrics["loss/arcface"][0]))
 
@@ -95,6 +97,7 @@ def test_a_term_of_weight_zero_is_not_traced():
     "values, key",
     [
         ({"itm": -1.0}, "loss.itm"),
+        ({"itc_kind": "hinge"}, "loss.itc_kind='hinge'"),
         (
             dict.fromkeys(("itc", "itm", "mlm", "box_l1", "box_giou", "arcface"), 0.0),
             "every loss weight",

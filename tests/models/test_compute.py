@@ -64,14 +64,17 @@ def plain(run):
     "config",
     [
         ComputeConfig(attention="xla", remat="full"),
-        ComputeConfig(attention="xla", remat="dots", scan=True),
+        ComputeConfig(attention="xla", remat="vision", scan=True),
     ],
     ids=str,
 )
 def test_remat_and_scan_change_nothing(config, run, plain):
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(config), plain
-    )
+
+    def check(ours, theirs):
+        tolerance = 1e-5 * np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance + 1e-6)
+
+    jax.tree.map(check, run(config), plain)
 
 
 def test_bfloat16_is_close_and_keeps_float32_gradients(run, plain):

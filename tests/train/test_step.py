@@ -12,8 +12,8 @@ from capret_jax.mesh import MeshConfig, make_mesh, to_global
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
-from capret_jax.train.state import abstract_state, init_state
-from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_step
+from capret_jax.train.state import abstract_state, init_state, make_params
+from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_loss, make_step
 from tests.conftest import SMALL_MODEL
 
 STEPS, CLASSES = 6, 5
@@ -84,3 +84,23 @@ def test_the_temperature_stays_in_its_range():
     for value, expected in ((9.0, TEMPERATURE_RANGE[1]), (-1.0, TEMPERATURE_RANGE[0])):
         params = {"model": {"temperature": jnp.float32(value)}}
         assert float(_clamp_temperature(params)["model"]["temperature"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2)])
+def test_a_batch_in_parts_has_the_whole_batchs_loss_and_gradients(shape):
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    graphdef, _ = abstract_model(SMALL_MODEL)
+    params = make_params(SMALL_MODEL, CLASSES, jax.random.key(0))
+    batch, key = to_global(mesh, make_batch(0)), jax.random.key(1)
+
+    def compute(parts):
+        loss = make_loss(graphdef, LOSS, False, mesh, parts=parts)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, key)
+
+    whole, parted = compute(1), compute(4)
+
+    def check(ours, theirs):
+        tolerance = 1e-5 * np.abs(theirs).max() + 1e-6
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance)
+
+    jax.tree.map(check, parted, whole)
