@@ -32,6 +32,7 @@ from capret_jax.retrieval.evaluate import Conditions, evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
 from capret_jax.train.checkpoint import Checkpoints
 from capret_jax.train.forward import trained_parts
+from capret_jax.train.interruption import RESUME, Interruption
 from capret_jax.train.loop import train
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.optimizer import make_optimizer
@@ -96,8 +97,11 @@ class Experiment:
             config.model, self._sampler.classes, self._optimizer, self.mesh
         )
 
-    def train(self) -> None:
+    def train(self) -> bool:
         """Trains to the last step, from the newest checkpoint if there is one.
+
+        Returns:
+            False when SIGTERM came first: everything is saved, and the next call goes on.
 
         Raises:
             InputError: an image does not decode.
@@ -106,16 +110,30 @@ class Experiment:
         done, last = self._checkpoints.latest_step() or 0, self.config.loop.steps
         if done >= last:
             print(f"{self._workdir} is trained to step {done} already.")
-            return
+            return True
         iterator = self.training_iterator()
         if done:
-            print(f"resuming from step {done} of {last}")
             state = self._checkpoints.restore(self._abstract, iterator)
+            done = int(state.step)
+            print(f"resuming from step {done} of {last}")
         else:
             state = self.initial_state()
         writer = MetricsWriter(self._workdir, start=done)
         try:
-            train(
+            state = self._train(state, iterator, writer)
+        finally:
+            self._checkpoints.close()
+            writer.close()
+        done = int(state.step)
+        if done < last:
+            print(f"stopped by SIGTERM at step {done} of {last}, saved: {RESUME}")
+        return done == last
+
+    def _train(
+        self, state: TrainState, iterator: grain.DatasetIterator, writer: MetricsWriter
+    ) -> TrainState:
+        with Interruption() as interruption:
+            return train(
                 state,
                 self.make_step(),
                 iterator,
@@ -124,11 +142,9 @@ class Experiment:
                 {"config": dataclasses.asdict(self.config), "untrained": self._untrained()},
                 self.mesh,
                 writer,
+                interruption,
                 self._retrieval_metrics if self.config.loop.evaluate_every else None,
             )
-        finally:
-            self._checkpoints.close()
-            writer.close()
 
     def evaluate(self) -> None:
         """Evaluates the newest checkpoint beside its baselines; leaves `evaluation/`.
@@ -300,15 +316,15 @@ class Experiment:
 
     def _check_divisible(self) -> None:
         config, parts = self.config, batch_parts(self.mesh)
-        sizes = {
-            "batch_size / config.accumulation": config.batch_size / config.accumulation,
-            "evaluation.batch_size": config.evaluation.batch_size,
-        }
-        for name, size in sizes.items():
-            if size % parts:
+        for name, size, over in (
+            ("batch_size", config.batch_size, parts * config.accumulation),
+            ("evaluation.batch_size", config.evaluation.batch_size, parts),
+        ):
+            if size % over:
                 raise InputError(
                     f"config.{name}={size} does not divide over mesh.data x mesh.fsdp = {parts} "
-                    f"parts; make it a multiple of {parts}."
+                    f"parts and config.accumulation={config.accumulation}; make it a multiple of "
+                    f"{over}."
                 )
         group = config.loss.matching_group
         examples = config.batch_size // config.accumulation // parts

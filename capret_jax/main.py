@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import signal
+import sys
+from types import FrameType
 
 # Read by libraries when they are first imported: no advice on installing torch, no XLA banners.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -15,6 +18,7 @@ from capret_jax.command_line import run
 from capret_jax.config import from_config_dict
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
+from capret_jax.train.interruption import RESUME
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves and results.")
@@ -30,14 +34,22 @@ def main(argv: list[str]) -> None:
     """Runs the experiment that the flags name."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
+    signal.signal(signal.SIGTERM, _stop)
     config = from_config_dict(_load_config())
     if _COORDINATOR.value:
         jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     experiment = Experiment(config, _make_workdir(str(_WORKDIR.value)))
-    if config.mode != "evaluate":
-        experiment.train()
+    if config.mode != "evaluate" and not experiment.train():
+        return
     if config.mode != "train":
         experiment.evaluate()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Outside of training there is nothing to save."""
+    del number, frame
+    print(f"stopped by SIGTERM: {RESUME}", flush=True)
+    sys.exit(0)
 
 
 def _load_config():

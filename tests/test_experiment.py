@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -123,6 +125,66 @@ def test_a_resumed_run_ends_with_the_same_bits(config, workdir, tmp_path):
     )
 
 
+def test_an_unreadable_checkpoint_gives_way_to_the_one_before(config, workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(workdir / "vocab.txt", tmp_path)
+    for path in (tmp_path / "checkpoints" / "6").rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    longer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=6))
+    with pytest.warns(UserWarning, match="6 cannot be read .* going on from the checkpoint before"):
+        restored = Experiment(longer, tmp_path)._checkpoints.restore(
+            Experiment(longer, tmp_path)._abstract
+        )
+    assert int(restored.step) == 3
+    assert (tmp_path / "checkpoints" / "unreadable_6").is_dir()
+    assert Experiment(longer, tmp_path).train()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path),
+        final_params(config, workdir),
+    )
+
+
+def test_without_any_readable_checkpoint_there_is_an_error(config, workdir, tmp_path):
+    shutil.copytree(workdir / "checkpoints" / "6", tmp_path / "checkpoints" / "6")
+    shutil.copy(workdir / "vocab.txt", tmp_path)
+    for path in (tmp_path / "checkpoints" / "6").rglob("*"):
+        if path.is_file() and path.stat().st_size > 10_000:
+            path.write_bytes(b"")
+    experiment = Experiment(config, tmp_path)
+    with pytest.raises(InputError, match="6 cannot be read, and no checkpoint before it"):
+        experiment._checkpoints.restore(experiment._abstract)
+
+
+def test_sigterm_saves_and_the_next_call_ends_with_the_same_bits(
+    config, workdir, tmp_path, monkeypatch, capsys
+):
+    original = Experiment.make_step
+
+    def make_step(self):
+        step = original(self)
+
+        def interrupted(state, batch):
+            if int(state.step) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, batch)
+
+        return interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "make_step", make_step)
+        assert Experiment(config, tmp_path).train() is False
+    assert "stopped by SIGTERM at step 2 of 6" in capsys.readouterr().out
+    assert Experiment(config, tmp_path).train() is True
+    assert "resuming from step 2 of 6" in capsys.readouterr().out
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_params(config, tmp_path),
+        final_params(config, workdir),
+    )
+
+
 def test_a_checkpoint_of_another_config_is_refused(config, workdir):
     other = dataclasses.replace(config, seed=1)
     with pytest.raises(InputError, match=r"config\.seed was 0 and is 1"):
@@ -210,6 +272,10 @@ def test_evaluating_nothing_is_refused(config, tmp_path):
         ({"mesh": MeshConfig(fsdp=3)}, "fsdp=3 .* does not match 8 devices"),
         ({"batch_size": 12}, r"batch_size=12 does not divide over .* 8 parts"),
         ({"loss": LossConfig(matching_group=3)}, "matching_group=3 does not divide the 2 items"),
+        (
+            {"accumulation": 3},
+            r"batch_size=16 does not .*accumulation=3; make it a multiple of 24",
+        ),
         ({"batch_size": 32}, "needs 16 identities"),
         ({"data": DataConfig(prepared_dir="/proc/nowhere")}, "prepared_dir='/proc/nowhere' cannot"),
     ],

@@ -1,13 +1,18 @@
 """Checkpoints: train state, data position and config, saved and restored as one thing."""
 
 import pathlib
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
 
 import grain
 import orbax.checkpoint.experimental.v1 as ocp
 
 from capret_jax.errors import InputError
+from capret_jax.mesh import first_process_first
 from capret_jax.train.state import TrainState
 
+T = TypeVar("T")
 _FOLDER = "checkpoints"
 _KEEP = 2
 
@@ -21,7 +26,8 @@ class Checkpoints:
     """The checkpoints of one run, in `<workdir>/checkpoints`.
 
     A checkpoint appears under its name only when complete, so a killed process never leaves half
-    of one in the way.
+    of one in the way. One that cannot be read all the same, after a disk failed for instance, is
+    set aside with a warning, and the one before it counts.
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False):
@@ -31,6 +37,7 @@ class Checkpoints:
             read_only: leave half-written checkpoints alone: another process may be writing them.
         """
         policy = ocp.training.preservation_policies.LatestN(_KEEP)
+        self._read_only = read_only
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / _FOLDER).absolute(),
             preservation_policy=policy,
@@ -43,8 +50,12 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def metadata(self) -> dict:
-        """What was saved beside the newest checkpoint, see `save`."""
-        return self._checkpointer.metadata().custom_metadata
+        """What was saved beside the newest checkpoint, see `save`.
+
+        Raises:
+            InputError: no checkpoint can be read.
+        """
+        return self._newest(lambda step: self._checkpointer.metadata(step).custom_metadata)
 
     def save(
         self, step: int, state: TrainState, iterator: grain.DatasetIterator, metadata: dict
@@ -73,11 +84,42 @@ class Checkpoints:
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with the shardings wanted.
             iterator: the training iterator; it is moved to the checkpoint's position.
+
+        Raises:
+            InputError: no checkpoint can be read.
         """
         wanted = {"state": abstract_state}
         if iterator is not None:
             wanted["data"] = iterator
-        return self._checkpointer.load_checkpointables(None, wanted)["state"]
+        return self._newest(lambda step: self._checkpointer.load_checkpointables(step, wanted))[
+            "state"
+        ]
+
+    def _newest(self, read: Callable[[int], T]) -> T:
+        """What `read` makes of the newest checkpoint that it can read."""
+        while True:
+            step = self._checkpointer.checkpoints[-1].step
+            try:
+                return read(step)
+            except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
+                if self._read_only or len(self._checkpointer.checkpoints) < 2:
+                    raise InputError(
+                        f"{self._checkpointer.directory / str(step)} cannot be read, and no "
+                        f"checkpoint before it is left: {error}"
+                    ) from error
+                self._set_aside(step, error)
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        folder = self._checkpointer.directory / str(step)
+        aside = folder.with_name(f"unreadable_{step}")
+        reason = str(error).splitlines()[0]
+        warnings.warn(
+            f"{folder} cannot be read ({reason}): set aside as {aside.name}, going on from the "
+            "checkpoint before it",
+            stacklevel=2,
+        )
+        first_process_first(lambda: folder.rename(aside) if folder.exists() else None)
+        self._checkpointer.reload()
 
     def restore_model(self, abstract: dict) -> dict:
         """The newest checkpoint's model parameters alone, as `abstract` asks.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from capret_jax.errors import InputError
 from capret_jax.mesh import to_global
 from capret_jax.train.checkpoint import Checkpoints
+from capret_jax.train.interruption import Interruption
 from capret_jax.train.metrics import MetricsWriter, check_finite, merge
 from capret_jax.train.state import TrainState
 from capret_jax.train.step import StepFunction
@@ -48,9 +49,10 @@ def train(
     metadata: dict,
     mesh: Mesh,
     writer: MetricsWriter,
+    interruption: Interruption,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
 ) -> TrainState:
-    """Trains from `state.step` to `config.steps`.
+    """Trains from `state.step` to `config.steps`, or until it is interrupted.
 
     Args:
         state: where to start; its buffers are donated to the first step.
@@ -61,10 +63,11 @@ def train(
         metadata: stored with each checkpoint, see `Checkpoints.save`.
         mesh: of the state.
         writer: of the training curve.
+        interruption: open; asked after every step, by several processes at points of the curve.
         evaluate: called every `config.evaluate_every` steps; what it returns is logged.
 
     Returns:
-        The state after the last step, saved.
+        The state after the last step done, saved.
 
     Raises:
         FloatingPointError: a loss is not finite; nothing is saved after it.
@@ -80,8 +83,10 @@ def train(
             state, metrics = step_function(state, batch)
             pending.append(metrics)
             progress.update()
-            saving = step % config.checkpoint_every == 0 or step == config.steps
-            if saving or step % config.log_every == 0 or step == start + 1:
+            logging = step % config.log_every == 0 or step == start + 1
+            stopping = interruption.agreed(logging)
+            saving = stopping or step % config.checkpoint_every == 0 or step == config.steps
+            if saving or logging:
                 merged = merge(pending)
                 check_finite(merged, step)
                 now = time.perf_counter()
@@ -89,6 +94,9 @@ def train(
                 progress.set_postfix_str(_postfix(merged))
                 writer.write(step, merged)
                 pending, clock = [], now
+            if stopping:
+                checkpoints.save(step, state, iterator, metadata)
+                break
             if evaluate and config.evaluate_every and step % config.evaluate_every == 0:
                 writer.write(step, evaluate(state))
                 clock = time.perf_counter()
