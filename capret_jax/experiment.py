@@ -92,7 +92,11 @@ class Experiment:
         )
         self._graphdef, _ = abstract_model(config.model)
         self._abstract = abstract_state(
-            config.model, self._sampler.classes, self._optimizer, self.mesh
+            config.model,
+            self._sampler.classes,
+            self._optimizer,
+            self.mesh,
+            config.loss.arcface_subcentres,
         )
 
     def train(self) -> None:
@@ -179,6 +183,7 @@ class Experiment:
             self.mesh,
             self._abstract,
             self.config.seed,
+            self._sampler.class_sizes,
         )
 
     def initial_state(self) -> TrainState:
@@ -208,7 +213,12 @@ class Experiment:
         """The state of a model that has seen nothing."""
         config = self.config
         return init_state(
-            config.model, self._sampler.classes, self._optimizer, config.seed, self.mesh
+            config.model,
+            self._sampler.classes,
+            self._optimizer,
+            config.seed,
+            self.mesh,
+            config.loss.arcface_subcentres,
         )
 
     def training_iterator(self) -> grain.DatasetIterator:

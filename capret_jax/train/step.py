@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -22,13 +23,15 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_loss(graphdef: nnx.GraphDef, config: LossConfig, regions: bool, mesh: Mesh):
+def make_loss(
+    graphdef: nnx.GraphDef, config: LossConfig, regions: bool, mesh: Mesh, class_sizes: np.ndarray
+):
     """`loss(params, batch, key) -> (() float32, metrics)`, differentiable in `params`."""
 
     def loss(params, batch, key):
         model = bind(graphdef, params["model"])
         outputs = forward(model, params["arcface"], batch, config, regions, mesh, key)
-        return total_loss(outputs, batch, config)
+        return total_loss(outputs, batch, config, mesh, key, class_sizes)
 
     return loss
 
@@ -41,6 +44,7 @@ def make_step(
     mesh: Mesh,
     abstract: TrainState,
     seed: int,
+    class_sizes: np.ndarray,
 ) -> StepFunction:
     """Compiles lazily; the old state's memory is reused for the new one.
 
@@ -52,8 +56,9 @@ def make_step(
         mesh: what state and batch are sharded over.
         abstract: from `abstract_state`.
         seed: of dropout and of the draws of negatives; combined with the step's number.
+        class_sizes: (C,) int, training examples per class.
     """
-    loss = make_loss(graphdef, config, regions, mesh)
+    loss = make_loss(graphdef, config, regions, mesh, class_sizes)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
