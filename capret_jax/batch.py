@@ -51,7 +51,8 @@ class Outputs:
     Attributes:
         image_features, text_features: (B, E) float32, L2-normalised.
         temperature: () float32, by which contrastive logits are divided.
-        class_weights: (C, E) float32, one direction per training identity, any length.
+        class_weights: (R, K, E) float32, K directions of any length for each of the C training
+            identities; the R - C rows behind them are padding.
         match_logits: (B, 3, 2) float32 for the pair itself, its text with a hard-negative image,
             and its image with a hard-negative text; class 1 means that they match.
         match_valid: (B, 3) bool, False where no negative could be drawn.

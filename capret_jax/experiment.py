@@ -94,7 +94,11 @@ class Experiment:
         self._compute = config.compute.on(self.mesh.devices.flat[0].platform)
         self._graphdef, _ = abstract_model(config.model, self._compute)
         self._abstract = abstract_state(
-            config.model, self._sampler.classes, self._optimizer, self.mesh
+            config.model,
+            self._sampler.classes,
+            self._optimizer,
+            self.mesh,
+            config.loss.arcface_subcentres,
         )
 
     def train(self) -> bool:
@@ -197,6 +201,7 @@ class Experiment:
             self.mesh,
             self._abstract,
             self.config.seed,
+            self._sampler.class_sizes,
             self.config.accumulation,
         )
 
@@ -227,7 +232,12 @@ class Experiment:
         """The state of a model that has seen nothing."""
         config = self.config
         return init_state(
-            config.model, self._sampler.classes, self._optimizer, config.seed, self.mesh
+            config.model,
+            self._sampler.classes,
+            self._optimizer,
+            config.seed,
+            self.mesh,
+            config.loss.arcface_subcentres,
         )
 
     def training_iterator(self) -> grain.DatasetIterator:

@@ -44,6 +44,14 @@ def test_the_optimiser_lies_as_its_parameters_do(mesh):
         assert [s for p, s in moments.items() if p.endswith(f"/{path}")] == [spec, spec]
 
 
+def test_the_arcface_head_is_padded_and_split_over_all_devices(mesh):
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    head = abstract_state(SIZES["base"], 1_000_000, optimizer, mesh, 2).params["arcface"]
+    width = SIZES["base"].embed_dim
+    assert head.shape == (1_000_192, 2, width)  # the next multiple of 256
+    assert head.sharding.shard_shape(head.shape) == (1_000_192 // 8, 2, width)
+
+
 def test_what_does_not_divide_stays_whole():
     mesh = make_mesh(MeshConfig(1, 2, 4))
     shapes = {"up": {"kernel": jax.ShapeDtypeStruct((1024, 1026), "float32")}}

@@ -26,6 +26,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
@@ -127,7 +128,9 @@ def _training(config: ExperimentConfig, mesh: Mesh):
     """The jitted step, its abstract arguments, and its ideal FLOPs."""
     optimizer = make_optimizer(config.optimizer, config.loop.steps)
     graphdef, _ = abstract_model(config.model, config.compute)
-    state = abstract_state(config.model, _CLASSES.value, optimizer, mesh)
+    state = abstract_state(
+        config.model, _CLASSES.value, optimizer, mesh, config.loss.arcface_subcentres
+    )
     regions, dtype = config.data.view.regions, config.compute.dtype
     step = make_step(
         graphdef,
@@ -138,6 +141,7 @@ def _training(config: ExperimentConfig, mesh: Mesh):
         mesh,
         state,
         config.seed,
+        np.ones(_CLASSES.value, int),
         config.accumulation,
     )
     items = config.batch_size * config.data.view.regions_per_image

@@ -40,6 +40,10 @@ class IdentitySampler:
     groups in which hard negatives are drawn hold many identities. Even views are shop pictures,
     odd ones are consumers' photographs. All processes agree on the order, and process i takes
     the i-th block of each batch.
+
+    Attributes:
+        classes: C, identities seen by both sources.
+        class_sizes: (C,) int64, items of each.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class IdentitySampler:
                 f"{classes}."
             )
         self.classes = classes
+        self.class_sizes = np.bincount(labels[labels != NO_IDENTITY], minlength=classes)
         self._batch_size = batch_size
         self._steps = steps
         self._seed = seed

@@ -1,9 +1,11 @@
 """The training objective: which terms, with which weights. Nothing else knows a weight."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from capret_jax.batch import Batch, Outputs
@@ -12,6 +14,7 @@ from capret_jax.losses import Loss, Metrics
 from capret_jax.losses.arcface import arcface_loss
 from capret_jax.losses.box import box_losses
 from capret_jax.losses.contrastive import contrastive_loss
+from capret_jax.losses.margin import GRADIENTS
 from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
 
@@ -28,6 +31,10 @@ class LossConfig:
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         arcface_margin: radians.
         arcface_scale: range of the ArcFace logits.
+        arcface_gradient: of the margin, "textbook" or "straight_through", see `losses.margin`.
+        arcface_subcentres: K directions per class, of which the nearest counts.
+        arcface_size_margin: radians that the rarest class has on top, see `class_margins`.
+        arcface_sampled: share of the classes that each step compares with (PartialFC).
         matching_group: hard negatives are drawn among this many neighbours in the batch.
     """
 
@@ -40,6 +47,10 @@ class LossConfig:
     itc_kind: str = "softmax"
     arcface_margin: float = 0.15
     arcface_scale: float = 30.0
+    arcface_gradient: str = "textbook"
+    arcface_subcentres: int = 1
+    arcface_size_margin: float = 0.0
+    arcface_sampled: float = 1.0
     matching_group: int = 8
 
     def __post_init__(self):
@@ -50,6 +61,28 @@ class LossConfig:
             raise InputError(f"loss.itc_kind={self.itc_kind!r} is neither 'softmax' nor 'sigmoid'.")
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
+        self._check_arcface()
+
+    def _check_arcface(self):
+        if self.arcface_gradient not in GRADIENTS:
+            raise InputError(
+                f"loss.arcface_gradient={self.arcface_gradient!r} is none of "
+                f"{', '.join(GRADIENTS)}."
+            )
+        if self.arcface_subcentres < 1:
+            raise InputError(f"loss.arcface_subcentres={self.arcface_subcentres} is less than 1.")
+        if self.arcface_scale <= 0:
+            raise InputError(f"loss.arcface_scale={self.arcface_scale} is not positive.")
+        if not 0 < self.arcface_sampled <= 1:
+            raise InputError(
+                f"loss.arcface_sampled={self.arcface_sampled} is not a share in (0, 1]."
+            )
+        margins = self.arcface_margin, self.arcface_size_margin
+        if min(margins) < 0 or sum(margins) > math.pi:
+            raise InputError(
+                f"loss.arcface_margin={margins[0]} and loss.arcface_size_margin={margins[1]} must "
+                "not be negative, nor more than pi together."
+            )
 
     @property
     def box(self) -> bool:
@@ -66,7 +99,12 @@ TERMS = ("itc", "itm", "mlm", "box_l1", "box_giou", "arcface")
 
 
 def total_loss(
-    outputs: Outputs, batch: Batch, config: LossConfig, mesh: Mesh
+    outputs: Outputs,
+    batch: Batch,
+    config: LossConfig,
+    mesh: Mesh,
+    key: jax.Array,
+    class_sizes: np.ndarray,
 ) -> tuple[jax.Array, Metrics]:
     """The weighted sum of the terms, and metrics "loss", "loss/<term>" and "<term>/<metric>".
 
@@ -75,11 +113,13 @@ def total_loss(
         batch: the global batch.
         config: the weights.
         mesh: the batch's mesh.
+        key: the step's key.
+        class_sizes: (C,) int, training examples per class.
 
     Returns:
         () float32 and the metrics as (sum, count) pairs.
     """
-    terms = _terms(outputs, batch, config, mesh)
+    terms = _terms(outputs, batch, config, mesh, key, class_sizes)
     total = sum(getattr(config, name) * loss.value for name, loss in terms.items())
     one = jnp.float32(1.0)
     metrics: Metrics = {"loss": (total, one)}
@@ -89,7 +129,7 @@ def total_loss(
     return total, metrics
 
 
-def _terms(outputs: Outputs, batch: Batch, config: LossConfig, mesh: Mesh) -> dict[str, Loss]:
+def _terms(outputs, batch, config, mesh, key, class_sizes) -> dict[str, Loss]:
     terms = {}
     if config.itc:
         terms["itc"] = contrastive_loss(
@@ -114,7 +154,13 @@ def _terms(outputs: Outputs, batch: Batch, config: LossConfig, mesh: Mesh) -> di
             outputs.image_features,
             outputs.class_weights,
             batch.identity,
-            config.arcface_margin,
-            config.arcface_scale,
+            class_sizes,
+            mesh,
+            key,
+            margin=config.arcface_margin,
+            scale=config.arcface_scale,
+            gradient=config.arcface_gradient,
+            size_margin=config.arcface_size_margin,
+            sampled=config.arcface_sampled,
         )
     return terms

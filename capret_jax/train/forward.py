@@ -47,7 +47,7 @@ def forward(
 
     Args:
         model: with parameters bound.
-        class_weights: (C, E) of the ArcFace head.
+        class_weights: (R, K, E) of the ArcFace head.
         batch: the global batch.
         config: which terms are weighted.
         regions: items are regions of their pictures: position 0 is pooled over the box.

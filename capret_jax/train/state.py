@@ -12,6 +12,9 @@ from capret_jax.models.config import ModelConfig
 from capret_jax.models.x2vlm import init_params
 
 _HEAD_STD = 0.02
+# The head's rows are a multiple of this, so that they divide over any usual number of devices and
+# a state does not depend on it.
+_HEAD_ROWS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +24,8 @@ class TrainState:
 
     Attributes:
         step: () int32, steps done.
-        params: {"model": X2-VLM's parameters, "arcface": (C, E) class weights}.
+        params: {"model": X2-VLM's parameters, "arcface": (R, K, E) class weights, with R - C rows
+            of padding behind those of the C classes}.
         opt_state: Optax's.
     """
 
@@ -30,21 +34,34 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def make_params(config: ModelConfig, classes: int, key: jax.Array) -> dict:
-    """Fresh parameters of the model, and of an ArcFace head with `classes` identities."""
+def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: int = 1) -> dict:
+    """Fresh parameters of the model, and of an ArcFace head with `classes` identities.
+
+    Args:
+        config: the model.
+        classes: C; the head's rows are its next multiple of 256.
+        key: a PRNG key.
+        subcentres: K, directions per class.
+    """
     model_key, head_key = jax.random.split(key)
+    head = (classes + -classes % _HEAD_ROWS, subcentres, config.embed_dim)
     return {
         "model": init_params(config, model_key),
         # Small, so that Adam's first steps can turn the class directions.
-        "arcface": _HEAD_STD * jax.random.normal(head_key, (classes, config.embed_dim)),
+        "arcface": _HEAD_STD * jax.random.normal(head_key, head),
     }
 
 
 def abstract_state(
-    config: ModelConfig, classes: int, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ModelConfig,
+    classes: int,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    subcentres: int = 1,
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, without allocating anything."""
-    shapes = jax.eval_shape(_creator(config, classes, optimizer), jax.random.key(0))
+    create = _creator(config, classes, optimizer, subcentres)
+    shapes = jax.eval_shape(create, jax.random.key(0))
     return place(mesh, shapes)
 
 
@@ -54,6 +71,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh,
+    subcentres: int = 1,
 ) -> TrainState:
     """A fresh state, born sharded.
 
@@ -63,15 +81,16 @@ def init_state(
         optimizer: from `make_optimizer`.
         seed: of the parameters.
         mesh: where it lives.
+        subcentres: K, directions per training identity.
     """
-    create = _creator(config, classes, optimizer)
+    create = _creator(config, classes, optimizer, subcentres)
     shardings = param_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
     return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
 
 
-def _creator(config, classes, optimizer):
+def _creator(config, classes, optimizer, subcentres):
     def create(key):
-        params = make_params(config, classes, key)
+        params = make_params(config, classes, key, subcentres)
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
     return create

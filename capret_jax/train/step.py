@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -28,6 +29,7 @@ def make_loss(
     config: LossConfig,
     regions: bool,
     mesh: Mesh,
+    class_sizes: np.ndarray,
     dtype: str = "float32",
     parts: int = 1,
 ):
@@ -49,7 +51,7 @@ def make_loss(
                 outputs = run(params, batch, key, 0)
             else:
                 outputs = _in_parts(run, params, batch, key, mesh, parts)
-            return total_loss(outputs, batch, config, mesh)
+            return total_loss(outputs, batch, config, mesh, key, class_sizes)
 
     return loss
 
@@ -95,6 +97,7 @@ def make_step(
     mesh: Mesh,
     abstract: TrainState,
     seed: int,
+    class_sizes: np.ndarray,
     parts: int = 1,
 ) -> StepFunction:
     """Compiles lazily; the old state's memory is reused for the new one.
@@ -107,10 +110,11 @@ def make_step(
         optimizer: from `make_optimizer`.
         mesh: what state and batch are sharded over.
         abstract: from `abstract_state`.
-        parts: that a batch is computed in, one after the other, see `make_loss`.
         seed: of dropout and of the draws of negatives; combined with the step's number.
+        class_sizes: (C,) int, training examples per class.
+        parts: that a batch is computed in, one after the other, see `make_loss`.
     """
-    loss = make_loss(graphdef, config, regions, mesh, dtype, parts)
+    loss = make_loss(graphdef, config, regions, mesh, class_sizes, dtype, parts)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -42,6 +42,13 @@ def test_an_epoch_visits_every_identity_once(items):
     np.testing.assert_array_equal(counts, K)
 
 
+def test_class_sizes_count_the_items_of_each_identity(items):
+    labels = items.training_identities()
+    sampler = IdentitySampler(items, B, K, 1, 0)
+    expected = [(labels == c).sum() for c in range(sampler.classes)]
+    np.testing.assert_array_equal(sampler.class_sizes, expected)
+
+
 def test_epochs_differ_and_the_seed_decides(items):
     first, again, other = draws(items), draws(items), draws(items, seed=1)
     assert first == again

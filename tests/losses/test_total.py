@@ -16,7 +16,8 @@ from capret_jax.models.config import SIZES
 from capret_jax.models.x2vlm import bind
 from tests.conftest import DATA
 
-ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
+KEY = jax.random.key(0)
 WEIGHTS = LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=0)
 
 
@@ -56,7 +57,7 @@ def total_and_gradients(golden, golden_params, graphdef):
             boxes=model.predict_boxes(fused[0]),
             masked_lm_logits=model.masked_lm_logits(masked),
         )
-        return total_loss(outputs, batch, WEIGHTS, ONE_DEVICE)[0]
+        return total_loss(outputs, batch, WEIGHTS, MESH, KEY, np.ones(1, int))[0]
 
     return jax.jit(jax.value_and_grad(objective))(golden_params)
 
@@ -85,12 +86,44 @@ def test_gradient_norm_equals_the_reference(path, total_and_gradients):
 
 
 def test_a_term_of_weight_zero_is_not_traced():
-    outputs = Outputs(image_features=jnp.eye(2), class_weights=jnp.eye(2))
+    outputs = Outputs(image_features=jnp.eye(2), class_weights=jnp.eye(2)[:, None])
     batch = Batch(*[np.zeros(2, np.int32)] * 7)
     config = LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=2.0)
-    value, metrics = total_loss(outputs, batch, config, ONE_DEVICE)
+    value, metrics = total_loss(outputs, batch, config, MESH, KEY, np.ones(2, int))
     assert {name for name in metrics if "/" in name} == {"loss/arcface", "arcface/accuracy"}
     assert float(value) == pytest.approx(2 * float(metrics["loss/arcface"][0]))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"arcface_margin": 0.3},
+        {"arcface_scale": 20.0},
+        {"arcface_gradient": "straight_through"},
+        {"arcface_size_margin": 0.2},
+        {"arcface_sampled": 0.3},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_every_arcface_setting_reaches_the_loss(setting):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(16, 1, 4)).astype(np.float32)
+    batch = Batch(*[np.arange(2, dtype=np.int32)] * 7)
+
+    def gradient(**settings):
+        config = LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, **settings)
+        return jax.grad(
+            lambda features: total_loss(
+                Outputs(image_features=features, class_weights=weights),
+                batch,
+                config,
+                MESH,
+                KEY,
+                np.arange(1, 17),
+            )[0]
+        )(jnp.eye(2, 4))
+
+    assert np.abs(gradient(**setting) - gradient()).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -98,12 +131,20 @@ def test_a_term_of_weight_zero_is_not_traced():
     [
         ({"itm": -1.0}, "loss.itm"),
         ({"itc_kind": "hinge"}, "loss.itc_kind='hinge'"),
+        ({"arcface_gradient": "none"}, "loss.arcface_gradient='none' is none of textbook, straigh"),
+        ({"arcface_subcentres": 0}, "loss.arcface_subcentres=0"),
+        ({"arcface_scale": 0.0}, "loss.arcface_scale=0.0"),
+        ({"arcface_sampled": 0.0}, "loss.arcface_sampled=0.0"),
+        ({"arcface_sampled": 1.1}, "loss.arcface_sampled=1.1"),
+        ({"arcface_margin": -0.1}, "loss.arcface_margin=-0.1"),
+        ({"arcface_size_margin": -0.1}, "loss.arcface_size_margin=-0.1"),
+        ({"arcface_margin": 3.0, "arcface_size_margin": 0.2}, "more than pi together"),
         (
             dict.fromkeys(("itc", "itm", "mlm", "box_l1", "box_giou", "arcface"), 0.0),
             "every loss weight",
         ),
     ],
 )
-def test_impossible_weights_are_refused(values, key):
+def test_impossible_values_are_refused(values, key):
     with pytest.raises(InputError, match=key):
         LossConfig(**values)

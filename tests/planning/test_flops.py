@@ -98,7 +98,7 @@ def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graphdef, _ = abstract_model(MODEL)
     params = make_params(MODEL, CLASSES, jax.random.key(0))
-    function = make_loss(graphdef, loss, False, mesh)
+    function = make_loss(graphdef, loss, False, mesh, np.ones(CLASSES, int))
     traced = flops(function, params, batch, jax.random.key(0))
     ideal = ideal_step_flops(MODEL, loss, B, B, T, CLASSES) / 3
     # The two-layer heads and mining are left out of the closed form; and with ITM the negative

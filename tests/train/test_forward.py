@@ -14,7 +14,7 @@ from capret_jax.train.metrics import merge
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
 from tests.conftest import SMALL_MODEL
-from tests.train.test_step import CLASSES, make_batch
+from tests.train.test_step import CLASS_SIZES, CLASSES, make_batch
 
 # Hard negatives depend on a batch's places, all other terms on what is in them alone.
 LOSS = LossConfig(mlm=1.0, itm=0.0)
@@ -27,7 +27,7 @@ def metrics_of():
     params = jax.jit(make_params, static_argnums=(0, 1))(SMALL_MODEL, CLASSES, jax.random.key(0))
 
     def run(batch, regions):
-        loss = jax.jit(make_loss(graphdef, LOSS, regions, mesh))
+        loss = jax.jit(make_loss(graphdef, LOSS, regions, mesh, CLASS_SIZES))
         return merge([loss(params, batch, jax.random.key(1))[1]])
 
     return run

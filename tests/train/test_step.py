@@ -17,6 +17,7 @@ from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_lo
 from tests.conftest import SMALL_MODEL
 
 STEPS, CLASSES = 6, 5
+CLASS_SIZES = np.arange(1, CLASSES + 1)
 LOSS = LossConfig(mlm=1.0, matching_group=2)
 
 
@@ -45,7 +46,7 @@ def run(data: int, fsdp: int, tensor: int):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
     graphdef, _ = abstract_model(SMALL_MODEL)
     abstract = abstract_state(SMALL_MODEL, CLASSES, optimizer, mesh)
-    step = make_step(graphdef, LOSS, False, "float32", optimizer, mesh, abstract, seed=0)
+    step = make_step(graphdef, LOSS, False, "float32", optimizer, mesh, abstract, 0, CLASS_SIZES)
     state = init_state(SMALL_MODEL, CLASSES, optimizer, 0, mesh)
     curve = []
     for i in range(STEPS):
@@ -94,7 +95,7 @@ def test_a_batch_in_parts_has_the_whole_batchs_loss_and_gradients(shape):
     batch, key = to_global(mesh, make_batch(0)), jax.random.key(1)
 
     def compute(parts):
-        loss = make_loss(graphdef, LOSS, False, mesh, parts=parts)
+        loss = make_loss(graphdef, LOSS, False, mesh, CLASS_SIZES, parts=parts)
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, key)
 
     whole, parted = compute(1), compute(4)
