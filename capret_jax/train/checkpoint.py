@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import grain
+import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from capret_jax.errors import InputError
@@ -72,7 +73,7 @@ class Checkpoints:
         self._checkpointer.save_checkpointables_async(
             step,
             {"state": state, "data": iterator},
-            custom_metadata=metadata,
+            custom_metadata=metadata | {"processes": jax.process_count()},
             force=True,
         )
 
@@ -83,17 +84,28 @@ class Checkpoints:
 
         Args:
             abstract_state: `jax.ShapeDtypeStruct`s with the shardings wanted.
-            iterator: the training iterator; it is moved to the checkpoint's position.
+            iterator: the training iterator; it is moved to the checkpoint's position, whatever the
+                number of processes that saved it.
 
         Raises:
             InputError: no checkpoint can be read.
         """
+        return self._newest(lambda step: self._load(step, abstract_state, iterator))
+
+    def _load(
+        self, step: int, abstract_state: TrainState, iterator: grain.DatasetIterator | None
+    ) -> TrainState:
         wanted = {"state": abstract_state}
-        if iterator is not None:
+        saved_by = self._checkpointer.metadata(step).custom_metadata.get("processes")
+        as_saved = saved_by in (None, jax.process_count())
+        if iterator is not None and as_saved:
             wanted["data"] = iterator
-        return self._newest(lambda step: self._checkpointer.load_checkpointables(step, wanted))[
-            "state"
-        ]
+        state = self._checkpointer.load_checkpointables(step, wanted)["state"]
+        if iterator is not None and not as_saved:
+            # Positions are saved by process, but batches are global and numbered by step: process
+            # i of any number goes on with its part of the next one.
+            grain.experimental.set_next_index(iterator, step)
+        return state
 
     def _newest(self, read: Callable[[int], T]) -> T:
         """What `read` makes of the newest checkpoint that it can read."""

@@ -1,8 +1,9 @@
-"""Two processes of two devices each train like one process of four."""
+"""Two processes of two devices each train like one process of four, and go on where it stopped."""
 
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -24,14 +25,33 @@ SHRUNK = (
     "--config.optimizer.learning_rate=1e-5",
     "--config.loop.steps=3",
     "--config.loop.log_every=1",
+    "--config.loop.checkpoint_every=1",
 )
+ONE = ["-m", "capret_jax.main"], 4
+TWO = ["launch/local_processes.py", "2"], 2
 
 
-def train(launcher: list[str], devices: int, prepared_dir, workdir) -> list[dict]:
-    flags = [*SHRUNK, f"--config.data.prepared_dir={prepared_dir}", f"--workdir={workdir}"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
+@pytest.fixture(scope="module")
+def train(prepared_dir, tmp_path_factory):
+    """Runs a launcher with so many devices a process, in a workdir; returns the curve."""
+    # A run that goes on compiles what the first one did.
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def run(launcher: list[str], devices: int, workdir: pathlib.Path) -> list[dict]:
+        flags = [*SHRUNK, f"--config.data.prepared_dir={prepared_dir}", f"--workdir={workdir}"]
+        environment = {
+            **os.environ,
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+        }
+        return _curve([sys.executable, *launcher, *flags], environment, workdir)
+
+    return run
+
+
+def _curve(command: list[str], environment: dict, workdir: pathlib.Path) -> list[dict]:
     done = subprocess.run(
-        [sys.executable, *launcher, *flags],
+        command,
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -39,18 +59,46 @@ def train(launcher: list[str], devices: int, prepared_dir, workdir) -> list[dict
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    curve = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for point in curve:
+        point.pop("images_per_second")
+    return curve
 
 
-def test_two_processes_train_like_one(prepared_dir, tmp_path):
-    one = train(["-m", "capret_jax.main"], 4, prepared_dir, tmp_path / "one")
-    two = train(["launch/local_processes.py", "2"], 2, prepared_dir, tmp_path / "two")
-    assert len(one) == len(two) == 3
-    for here, there in zip(one, two, strict=True):
-        here.pop("images_per_second"), there.pop("images_per_second")
-        assert here == pytest.approx(there, rel=2e-3, abs=2e-4)
-    checkpoint = tmp_path / "two" / "checkpoints" / "3"
+@pytest.fixture(scope="module")
+def one(train, tmp_path_factory):
+    """Workdir and curve of one process of four devices."""
+    workdir = tmp_path_factory.mktemp("one")
+    return workdir, train(*ONE, workdir)
+
+
+@pytest.fixture(scope="module")
+def two(train, tmp_path_factory):
+    """Workdir and curve of two processes of two devices each."""
+    workdir = tmp_path_factory.mktemp("two")
+    return workdir, train(*TWO, workdir)
+
+
+def same(here: dict, there: dict) -> bool:
+    return here == pytest.approx(there, rel=2e-3, abs=2e-4)
+
+
+def test_two_processes_train_like_one(one, two):
+    workdir, curve = two
+    assert len(curve) == 3
+    for here, there in zip(one[1], curve, strict=True):
+        assert same(here, there)
+    checkpoint = workdir / "checkpoints" / "3"
     assert len(list((checkpoint / "data").glob("process_*.json"))) == 2
+
+
+@pytest.mark.parametrize("before, after", [("one", TWO), ("two", ONE)], ids=["more", "fewer"])
+def test_another_number_of_processes_goes_on(before, after, train, request, tmp_path):
+    workdir, curve = request.getfixturevalue(before)
+    shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
+    (last,) = train(*after, tmp_path)
+    assert last["step"] == 3
+    assert same(last, curve[-1])
 
 
 def test_a_failing_process_ends_the_others(tmp_path):
