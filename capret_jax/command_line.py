@@ -1,11 +1,13 @@
 """What every program here does around its `main`."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
 from capret_jax.errors import InputError
+from capret_jax.processes import label, leave
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -14,8 +16,12 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         app.run(main, flags_parser=_parse_flags)
     except (InputError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error{label()}: {' '.join(str(error).split())}", file=sys.stderr)
+        leave(2)
+    except Exception:
+        traceback.print_exc()
+        print(f"failed{label()}", file=sys.stderr)
+        leave(1)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

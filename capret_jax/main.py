@@ -18,6 +18,7 @@ from capret_jax.command_line import run
 from capret_jax.config import from_config_dict
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
+from capret_jax.processes import join
 from capret_jax.train.interruption import RESUME
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
@@ -25,8 +26,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves a
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, when there are several processes."
 )
-_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes there are.")
-_PROCESS = flags.DEFINE_integer("process_id", 0, "Which of them this is.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "Join the processes that Slurm, Open MPI or a TPU pod started."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -36,8 +40,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
     signal.signal(signal.SIGTERM, _stop)
     config = from_config_dict(_load_config())
-    if _COORDINATOR.value:
-        jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
     experiment = Experiment(config, _make_workdir(str(_WORKDIR.value)))
     if config.mode != "evaluate" and not experiment.train():
         return
@@ -63,7 +66,7 @@ def _make_workdir(path: str) -> pathlib.Path:
     workdir = pathlib.Path(path).absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable{_PROCESS.value}"
+        probe = workdir / f".writable{jax.process_index()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

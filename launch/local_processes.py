@@ -2,11 +2,13 @@
 
     python launch/local_processes.py 2 --config=configs/demo.py --workdir=runs/two
 
-The first process prints; the others are silent unless they fail. The exit code is 0, or that of the
-first process that failed, whose companions are then stopped: they would wait for it forever.
+The first process prints; the others are silent unless they fail. SIGTERM goes on to all of them:
+they save and end. The exit code is 0, or that of the first process that failed, whose companions
+are then stopped: they would wait for it forever.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +23,7 @@ def main() -> int:
     count = int(sys.argv[1])
     coordinator = f"localhost:{_free_port()}"
     processes = [_start(index, count, coordinator) for index in range(count)]
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
     try:
         return _wait(processes)
     finally:
@@ -34,8 +37,7 @@ def _start(index: int, count: int, coordinator: str) -> subprocess.Popen:
         f"--num_processes={count}",
         f"--process_id={index}",
     ]
-    command = [sys.executable, "-m", "capret_jax.main", *sys.argv[2:], *flags]
-    return subprocess.Popen(command, stdout=None if index == 0 else subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "capret_jax.main", *sys.argv[2:], *flags])
 
 
 def _wait(processes: list[subprocess.Popen]) -> int:

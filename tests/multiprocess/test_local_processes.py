@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -37,28 +39,41 @@ def train(prepared_dir, tmp_path_factory):
     # A run that goes on compiles what the first one did.
     cache = tmp_path_factory.mktemp("compiled")
 
-    def run(launcher: list[str], devices: int, workdir: pathlib.Path) -> list[dict]:
+    def run(
+        launcher: list[str],
+        devices: int,
+        workdir: pathlib.Path,
+        *overrides: str,
+        stop_after: int | None = None,
+    ) -> list[dict]:
         flags = [*SHRUNK, f"--config.data.prepared_dir={prepared_dir}", f"--workdir={workdir}"]
         environment = {
             **os.environ,
             "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_COMPILATION_CACHE_DIR": str(cache),
         }
-        return _curve([sys.executable, *launcher, *flags], environment, workdir)
+        command = [sys.executable, *launcher, *flags, *overrides]
+        return _curve(command, environment, workdir, stop_after)
 
     return run
 
 
-def _curve(command: list[str], environment: dict, workdir: pathlib.Path) -> list[dict]:
-    done = subprocess.run(
+def _curve(command, environment, workdir: pathlib.Path, stop_after: int | None) -> list[dict]:
+    process = subprocess.Popen(
         command,
         cwd=ROOT,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
     )
-    assert done.returncode == 0, done.stderr
+    if stop_after:
+        while process.poll() is None and not (workdir / "checkpoints" / str(stop_after)).is_dir():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert ("stopped by SIGTERM" in printed) is bool(stop_after)
     curve = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for point in curve:
         point.pop("images_per_second")
@@ -99,6 +114,12 @@ def test_another_number_of_processes_goes_on(before, after, train, request, tmp_
     (last,) = train(*after, tmp_path)
     assert last["step"] == 3
     assert same(last, curve[-1])
+
+
+def test_sigterm_reaches_all_processes_and_they_save(train, tmp_path):
+    curve = train(*TWO, tmp_path, "--config.loop.steps=1000", stop_after=1)
+    assert (tmp_path / "checkpoints" / str(curve[-1]["step"])).is_dir()
+    assert 1 <= curve[-1]["step"] < 1000
 
 
 def test_a_failing_process_ends_the_others(tmp_path):
