@@ -11,6 +11,7 @@ FLOORS = {
     "errors": 0,
     "batch": 1,
     "mesh": 1,
+    "processes": 1,
     "models": 2,  # asks the mesh for each device's part of a kernel
     "data": 3,
     "losses": 3,

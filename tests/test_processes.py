@@ -16,13 +16,29 @@ from capret_jax.processes import join, label
         (("localhost:1", 2, None, False), "belong together"),
         ((None, 2, 0, False), "belong together"),
         (("localhost:1", 2, 0, True), "or --distributed"),
-        (("localhost:1", 2, 2, False), "process_id < num_processes"),
-        ((None, None, None, True), "start it with srun, mpirun or on a TPU pod"),
     ],
 )
-def test_processes_that_cannot_be_joined_are_refused(arguments, message):
+def test_flags_that_contradict_each_other_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         join(*arguments)
+
+
+def test_processes_that_cannot_be_joined_are_refused():
+    # Only a process that has not touched a device yet gets that far.
+    program = """
+from capret_jax.errors import InputError
+from capret_jax.processes import join
+
+for arguments in (("localhost:1", 2, 2, False), (None, None, None, True)):
+    try:
+        join(*arguments)
+    except InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    index, cluster = done.stdout.splitlines()
+    assert "process_id < num_processes" in index
+    assert cluster.endswith("start it with srun, mpirun or on a TPU pod")
 
 
 def test_a_process_on_its_own_has_no_label():
