@@ -6,6 +6,7 @@ import pathlib
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -99,6 +100,7 @@ class Experiment:
             self._optimizer,
             self.mesh,
             config.loss.arcface_subcentres,
+            config.optimizer.ema_decay > 0,
         )
 
     def train(self) -> bool:
@@ -203,6 +205,7 @@ class Experiment:
             self.config.seed,
             self._sampler.class_sizes,
             self.config.accumulation,
+            self.config.optimizer.ema_decay,
         )
 
     def initial_state(self) -> TrainState:
@@ -226,6 +229,9 @@ class Experiment:
         print(f"starting from {source}, a {card.kind} checkpoint{fresh}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self._abstract.params["model"])
         params = jax.device_put(unflatten_dict(model, sep="/"), shardings)
+        if state.average is not None:
+            # A copy, since the training step reuses the memory of each.
+            state = dataclasses.replace(state, average=jax.tree.map(jnp.copy, params))
         return dataclasses.replace(state, params=state.params | {"model": params})
 
     def fresh_state(self) -> TrainState:
@@ -238,6 +244,7 @@ class Experiment:
             config.seed,
             self.mesh,
             config.loss.arcface_subcentres,
+            config.optimizer.ema_decay > 0,
         )
 
     def training_iterator(self) -> grain.DatasetIterator:
@@ -292,7 +299,7 @@ class Experiment:
         split = self._validation_split
         if items is not None:
             split = Split(split.records, items)
-        return self.embedder(state.params["model"], self._views(split))
+        return self.embedder(state.model, self._views(split))
 
     def _histograms(self) -> np.ndarray:
         """Of the ground-truth crops, the whole split on every process."""

@@ -13,6 +13,8 @@ from capret_jax.convert.checkpoint import save_converted
 from capret_jax.convert.reference import Converted, Report
 from capret_jax.data.pipeline import ViewConfig
 from capret_jax.experiment import Experiment
+from capret_jax.losses.total import LossConfig
+from capret_jax.models.config import ComputeConfig
 from capret_jax.models.x2vlm import init_params
 from tests.conftest import SMALL_MODEL
 from tests.data.raw_deepfashion2 import write_raw
@@ -76,7 +78,13 @@ def test_training_configs_train(name, shrink, tmp_path):
 def test_regions_train_and_are_evaluated(shrink, tmp_path):
     config = shrink(load("df2_finetune"))
     view = ViewConfig("region", regions_per_image=2)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, view=view))
+    config = dataclasses.replace(
+        config,
+        compute=ComputeConfig(),
+        data=dataclasses.replace(config.data, view=view),
+        # What compiles fast: tests/train/test_forward.py has the other terms with regions.
+        loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
+    )
     experiment = Experiment(config, tmp_path)
     experiment.train()
     experiment.evaluate()

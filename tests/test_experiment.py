@@ -41,7 +41,7 @@ def config(prepared_dir) -> ExperimentConfig:
             read=ReadConfig(threads=2, prefetch=2),
         ),
         loss=LossConfig(matching_group=2),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9),
         loop=LoopConfig(steps=6, log_every=2, checkpoint_every=3, evaluate_every=6),
         mesh=MeshConfig(),
     )
@@ -57,9 +57,9 @@ def workdir(config, tmp_path_factory) -> pathlib.Path:
     return path
 
 
-def final_params(config, workdir):
+def final_state(config, workdir):
     experiment = Experiment(config, workdir)
-    return jax.device_get(experiment._checkpoints.restore(experiment._abstract).params)
+    return jax.device_get(experiment._checkpoints.restore(experiment._abstract))
 
 
 def test_the_curve_has_losses_speed_and_retrieval(workdir):
@@ -114,35 +114,20 @@ def test_a_finished_run_is_not_trained_again(config, workdir, capsys):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_a_resumed_run_ends_with_the_same_bits(config, workdir, tmp_path):
-    shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
-    shutil.copy(workdir / "vocab.txt", tmp_path)
-    Experiment(config, tmp_path).train()
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        final_params(config, tmp_path),
-        final_params(config, workdir),
-    )
-
-
-def test_an_unreadable_checkpoint_gives_way_to_the_one_before(config, workdir, tmp_path):
+def test_a_run_with_an_unreadable_checkpoint_resumes_from_the_one_before(config, workdir, tmp_path):
     shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
     shutil.copy(workdir / "vocab.txt", tmp_path)
     for path in (tmp_path / "checkpoints" / "6").rglob("*"):
         if path.is_file() and path.stat().st_size > 10_000:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    longer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=6))
     with pytest.warns(UserWarning, match="6 cannot be read .* going on from the checkpoint before"):
-        restored = Experiment(longer, tmp_path)._checkpoints.restore(
-            Experiment(longer, tmp_path)._abstract
-        )
-    assert int(restored.step) == 3
+        assert int(final_state(config, tmp_path).step) == 3
     assert (tmp_path / "checkpoints" / "unreadable_6").is_dir()
-    assert Experiment(longer, tmp_path).train()
+    assert Experiment(config, tmp_path).train()
     jax.tree.map(
         np.testing.assert_array_equal,
-        final_params(config, tmp_path),
-        final_params(config, workdir),
+        final_state(config, tmp_path),
+        final_state(config, workdir),
     )
 
 
@@ -180,8 +165,8 @@ def test_sigterm_saves_and_the_next_call_ends_with_the_same_bits(
     assert "resuming from step 2 of 6" in capsys.readouterr().out
     jax.tree.map(
         np.testing.assert_array_equal,
-        final_params(config, tmp_path),
-        final_params(config, workdir),
+        final_state(config, tmp_path),
+        final_state(config, workdir),
     )
 
 
@@ -195,12 +180,14 @@ def test_a_run_starts_from_another_runs_model(config, workdir, tmp_path, capsys)
     start = dataclasses.replace(config, init_from=str(workdir))
     state = Experiment(start, tmp_path).initial_state()
     assert f"starting from {workdir}, a pretrain checkpoint" in capsys.readouterr().out
-    trained, ours = final_params(config, workdir), dict(state.params["model"])
+    saved = final_state(config, workdir)
+    trained, ours = dict(saved.average), dict(state.params["model"])
     # No loss trained the MLM head: this run draws its own.
-    heads = [model.pop("mlm_head")["dense"]["kernel"] for model in (ours, trained["model"])]
+    heads = [model.pop("mlm_head")["dense"]["kernel"] for model in (ours, trained)]
     assert not np.array_equal(*heads)
-    jax.tree.map(np.testing.assert_array_equal, ours, trained["model"])
-    assert not np.array_equal(state.params["arcface"], trained["arcface"])
+    jax.tree.map(np.testing.assert_array_equal, ours, trained)
+    jax.tree.map(np.testing.assert_array_equal, state.average, state.params["model"])
+    assert not np.array_equal(state.params["arcface"], saved.params["arcface"])
     assert int(state.step) == 0
 
 
@@ -227,9 +214,14 @@ def test_a_run_starts_from_a_converted_model_at_its_own_image_size(config, tmp_p
     assert jax.tree.structure(ours) == jax.tree.structure(fresh)
 
 
-def test_parts_that_no_loss_trained_are_named(config, workdir):
+def test_the_average_is_loaded_and_parts_that_no_loss_trained_are_named(config, workdir):
     with pytest.warns(UserWarning, match="never trained mlm_head: random"):
         model = load_model(workdir)
+    state = final_state(config, workdir)
+    jax.tree.map(np.testing.assert_array_equal, model.params, state.average)
+    assert not np.array_equal(
+        state.average["vision_proj"]["kernel"], state.params["model"]["vision_proj"]["kernel"]
+    )
     assert model.encode_image(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 5, 64)
 
 

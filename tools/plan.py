@@ -129,7 +129,12 @@ def _training(config: ExperimentConfig, mesh: Mesh):
     optimizer = make_optimizer(config.optimizer, config.loop.steps)
     graphdef, _ = abstract_model(config.model, config.compute)
     state = abstract_state(
-        config.model, _CLASSES.value, optimizer, mesh, config.loss.arcface_subcentres
+        config.model,
+        _CLASSES.value,
+        optimizer,
+        mesh,
+        config.loss.arcface_subcentres,
+        config.optimizer.ema_decay > 0,
     )
     regions, dtype = config.data.view.regions, config.compute.dtype
     step = make_step(
@@ -143,6 +148,7 @@ def _training(config: ExperimentConfig, mesh: Mesh):
         config.seed,
         np.ones(_CLASSES.value, int),
         config.accumulation,
+        config.optimizer.ema_decay,
     )
     items = config.batch_size * config.data.view.regions_per_image
     ideal = ideal_step_flops(

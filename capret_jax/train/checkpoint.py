@@ -134,20 +134,23 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def restore_model(self, abstract: dict) -> dict:
-        """The newest checkpoint's model parameters alone, as `abstract` asks.
+        """The newest checkpoint's model parameters alone, averaged ones if it has them.
 
         Raises:
             InputError: the checkpoint cannot be read.
         """
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        wanted = {"state": {"params": {"model": abstract}}}
+        # A run saves the config that it had.
+        averaged = self.metadata()["config"]["optimizer"].get("ema_decay", 0)
+        wanted = {"average": abstract} if averaged else {"params": {"model": abstract}}
         try:
             with context:
-                loaded = self._checkpointer.load_checkpointables(None, wanted)
+                loaded = self._checkpointer.load_checkpointables(None, {"state": wanted})
         except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
             raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
-        return loaded["state"]["params"]["model"]
+        state = loaded["state"]
+        return state["average"] if averaged else state["params"]["model"]
 
     def close(self) -> None:
         """Waits until everything is written."""

@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from capret_jax.errors import InputError
@@ -24,7 +25,9 @@ class OptimizerConfig:
         b1, b2, eps: Adam's moments.
         clip_norm: largest global gradient norm; 0 turns clipping off.
         rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
-            a parameter's path ("model/itm_head/up/kernel") scales its rate.
+            a parameter's path ("model/itm_head/up/kernel") scales its rate; 0 freezes it.
+        ema_decay: of the moving average of the model's parameters, which evaluation then uses;
+            0 keeps none.
     """
 
     learning_rate: float = 3e-5
@@ -36,8 +39,11 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 0.0
     rate_multipliers: tuple[tuple[str, float], ...] = ()
+    ema_decay: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"optimizer.ema_decay={self.ema_decay} must be in [0, 1).")
         if self.decay not in ("linear", "cosine"):
             raise InputError(f"optimizer.decay={self.decay!r} is neither 'linear' nor 'cosine'.")
         for pattern, _ in self.rate_multipliers:
@@ -76,6 +82,22 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         optax.stateless(lambda updates, _: scale_by_group(updates, config.rate_multipliers)),
         optax.scale_by_learning_rate(make_schedule(config, total_steps)),
     )
+
+
+def update_average(average, params, decay: float, step: jax.Array):
+    """The exponential moving average of parameters after one more step.
+
+    Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten, as
+    TensorFlow's `ExponentialMovingAverage` has it.
+
+    Args:
+        average: a tree of float32.
+        params: the same tree, after the step.
+        decay: its largest value.
+        step: () int32, steps done before.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, average, 1 - kept)
 
 
 def decay_mask(params):

@@ -27,11 +27,18 @@ class TrainState:
         params: {"model": X2-VLM's parameters, "arcface": (R, K, E) class weights, with R - C rows
             of padding behind those of the C classes}.
         opt_state: Optax's.
+        average: a moving average of `params["model"]`, None unless `optimizer.ema_decay` asks.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    average: dict | None = None
+
+    @property
+    def model(self) -> dict:
+        """The model's parameters to evaluate with."""
+        return self.params["model"] if self.average is None else self.average
 
 
 def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: int = 1) -> dict:
@@ -58,9 +65,10 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     subcentres: int = 1,
+    averaged: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, without allocating anything."""
-    create = _creator(config, classes, optimizer, subcentres)
+    create = _creator(config, classes, optimizer, subcentres, averaged)
     shapes = jax.eval_shape(create, jax.random.key(0))
     return place(mesh, shapes)
 
@@ -72,6 +80,7 @@ def init_state(
     seed: int,
     mesh: Mesh,
     subcentres: int = 1,
+    averaged: bool = False,
 ) -> TrainState:
     """A fresh state, born sharded.
 
@@ -82,15 +91,17 @@ def init_state(
         seed: of the parameters.
         mesh: where it lives.
         subcentres: K, directions per training identity.
+        averaged: whether to keep a moving average of the model.
     """
-    create = _creator(config, classes, optimizer, subcentres)
+    create = _creator(config, classes, optimizer, subcentres, averaged)
     shardings = param_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
     return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
 
 
-def _creator(config, classes, optimizer, subcentres):
+def _creator(config, classes, optimizer, subcentres, averaged):
     def create(key):
         params = make_params(config, classes, key, subcentres)
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        average = params["model"] if averaged else None
+        return TrainState(jnp.int32(0), params, optimizer.init(params), average)
 
     return create

@@ -16,6 +16,7 @@ from capret_jax.losses.total import LossConfig, total_loss
 from capret_jax.mesh import BATCH_AXES, batch_parts, batch_sharding, replicated
 from capret_jax.models.x2vlm import bind
 from capret_jax.train.forward import forward
+from capret_jax.train.optimizer import update_average
 from capret_jax.train.state import TrainState
 
 # The reference clamps the learned temperature to this range after each update.
@@ -99,6 +100,7 @@ def make_step(
     seed: int,
     class_sizes: np.ndarray,
     parts: int = 1,
+    ema_decay: float = 0.0,
 ) -> StepFunction:
     """Compiles lazily; the old state's memory is reused for the new one.
 
@@ -113,6 +115,7 @@ def make_step(
         seed: of dropout and of the draws of negatives; combined with the step's number.
         class_sizes: (C,) int, training examples per class.
         parts: that a batch is computed in, one after the other, see `make_loss`.
+        ema_decay: of the state's average, if it has one.
     """
     loss = make_loss(graphdef, config, regions, mesh, class_sizes, dtype, parts)
 
@@ -122,7 +125,10 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = _clamp_temperature(optax.apply_updates(state.params, updates))
         metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.float32(1.0))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        average = state.average
+        if average is not None:
+            average = update_average(average, params["model"], ema_decay, state.step)
+        return TrainState(state.step + 1, params, opt_state, average), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(

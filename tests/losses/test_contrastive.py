@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.losses.contrastive import SIGMOID_BIAS, contrastive_loss, positive_pairs
+from capret_jax.losses import contrastive
+from capret_jax.losses.contrastive import SIGMOID_BIAS, positive_pairs
 from capret_jax.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 
 ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
 EVERY = np.ones(9, bool)
+# Operation by operation it would be compiled in a hundred pieces.
+contrastive_loss = jax.jit(contrastive.contrastive_loss, static_argnames=("mesh", "kind", "chunk"))
 
 
 @pytest.mark.parametrize("name, ids", [("loss_itc", False), ("loss_itc_idx", True)])

@@ -14,6 +14,7 @@ from capret_jax.train.optimizer import (
     make_optimizer,
     make_schedule,
     scale_by_group,
+    update_average,
 )
 from capret_jax.train.state import make_params
 
@@ -56,6 +57,17 @@ def test_the_first_matching_group_scales_a_rate(params):
     assert scaled["model"]["itm_head"]["up"]["kernel"].max() == 2.0
     assert scaled["model"]["vision_proj"]["kernel"].max() == 0.5
     assert scaled["arcface"].max() == 1.0
+
+
+def test_the_average_warms_up_to_its_decay():
+    average, expected = {"kernel": jnp.zeros(1)}, 0.0
+    for step, value in enumerate((1.0, 5.0, 2.0, -3.0)):
+        average = update_average(average, {"kernel": jnp.array([value])}, 0.2, jnp.int32(step))
+        decay = min(0.2, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+        np.testing.assert_allclose(average["kernel"], [expected], rtol=1e-6)
+    with pytest.raises(InputError, match=r"ema_decay=1\.0"):
+        OptimizerConfig(ema_decay=1.0)
 
 
 def test_one_step_is_adamw_worked_out():

@@ -1,5 +1,7 @@
 """The training step: the same on any mesh, all terms traced, and it learns."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from capret_jax.batch import IGNORED_LABEL, Batch
 from capret_jax.losses.total import LossConfig
-from capret_jax.mesh import MeshConfig, make_mesh, to_global
+from capret_jax.mesh import MeshConfig, make_mesh, param_shardings, to_global
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -87,21 +89,26 @@ def test_the_temperature_stays_in_its_range():
         assert float(_clamp_temperature(params)["model"]["temperature"]) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 2)])
-def test_a_batch_in_parts_has_the_whole_batchs_loss_and_gradients(shape):
-    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+def gradients(shape: tuple[int, int, int], parts: int = 1):
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
     graphdef, _ = abstract_model(SMALL_MODEL)
     params = make_params(SMALL_MODEL, CLASSES, jax.random.key(0))
-    batch, key = to_global(mesh, make_batch(0)), jax.random.key(1)
+    params = jax.device_put(params, param_shardings(mesh, params))
+    loss = make_loss(graphdef, LOSS, False, mesh, CLASS_SIZES, parts=parts)
+    compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.device_get(compute(params, to_global(mesh, make_batch(0)), jax.random.key(1)))
 
-    def compute(parts):
-        loss = make_loss(graphdef, LOSS, False, mesh, CLASS_SIZES, parts=parts)
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, key)
 
-    whole, parted = compute(1), compute(4)
+@pytest.fixture(scope="module")
+def one_device_gradients():
+    """The whole batch at once."""
+    return gradients((1, 1, 1))
 
+
+@pytest.mark.parametrize("shape, parts", [((2, 2, 2), 1), ((2, 1, 2), 4)])
+def test_devices_and_parts_change_neither_loss_nor_gradients(shape, parts, one_device_gradients):
     def check(ours, theirs):
         tolerance = 1e-5 * np.abs(theirs).max() + 1e-6
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance)
 
-    jax.tree.map(check, parted, whole)
+    jax.tree.map(check, gradients(shape, parts), one_device_gradients)
