@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -105,6 +108,28 @@ def test_two_processes_train_like_one(one, two):
         assert same(here, there)
     checkpoint = workdir / "checkpoints" / "3"
     assert len(list((checkpoint / "data").glob("process_*.json"))) == 2
+
+
+def first_moments(workdir: pathlib.Path) -> dict:
+    """Adam's, after the second step: the gradients of two batches at the first parameters, since
+    the warm-up's first rate is 0."""
+    path = workdir / "checkpoints" / "2"
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    saved = ocp.checkpointables_metadata(path).metadata["state"]
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
+    )
+    state = ocp.load_checkpointables(path, {"state": abstract})["state"]
+    (adam,) = (part for part in state["opt_state"] if part and "mu" in part)
+    return jax.device_get(adam["mu"])
+
+
+def test_two_processes_have_the_gradients_of_one(one, two):
+    def check(ours, theirs):
+        tolerance = 1e-5 * np.abs(theirs).max() + 1e-7
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance)
+
+    jax.tree.map(check, first_moments(two[0]), first_moments(one[0]))
 
 
 @pytest.mark.parametrize("before, after", [("one", TWO), ("two", ONE)], ids=["more", "fewer"])
