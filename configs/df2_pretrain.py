@@ -11,7 +11,7 @@ from capret_jax.config import ExperimentConfig, to_config_dict
 from capret_jax.data.dataset import DataConfig
 from capret_jax.data.pipeline import ReadConfig
 from capret_jax.losses.total import LossConfig
-from capret_jax.models.config import SIZES
+from capret_jax.models.config import SIZES, ComputeConfig
 from capret_jax.train.loop import LoopConfig
 from capret_jax.train.optimizer import OptimizerConfig
 
@@ -23,6 +23,7 @@ def get_config():
             batch_size=256,
             init_from="checkpoints/base",
             model=SIZES["base"],
+            compute=ComputeConfig(dtype="bfloat16", remat="vision", scan=True),
             data=DataConfig(
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",

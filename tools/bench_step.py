@@ -2,72 +2,106 @@
 
     python tools/bench_step.py --config=configs/demo.py
 
-Compilation is timed apart. Figures are images per second of this machine; the input is measured
-alone and so has all cores, which in training it shares with the step.
+Compilation is timed apart. Figures are images per second of this machine, and the FLOPs that the
+model's mathematics needs for them as a fraction of what a plain matrix product reaches here (the
+model FLOPs utilisation, with a measured peak). The input is measured alone and so has all cores,
+which in training it shares with the step.
 """
 
 import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
+from capret_jax.command_line import run
 from capret_jax.config import from_config_dict
 from capret_jax.experiment import Experiment
 from capret_jax.mesh import to_global
+from capret_jax.planning.flops import ideal_embedding_flops, ideal_step_flops
+from capret_jax.planning.peak import matmul_peak
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The experiment.")
-_BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.")
+_BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     """Prints a table of images per second."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    config = from_config_dict(_CONFIG.value)
     with tempfile.TemporaryDirectory() as workdir:
-        experiment = Experiment(config, pathlib.Path(workdir))
-        iterator = experiment.training_iterator()
-        batch = next(iterator)
-        count = _BATCHES.value * config.batch_size
-        _show("input", count / _seconds(lambda: next(iterator), _BATCHES.value))
-        iterator.close()
+        experiment = Experiment(from_config_dict(_CONFIG.value), pathlib.Path(workdir))
+        peak = matmul_peak(experiment.mesh, experiment.config.compute.dtype)
+        print(f"{'matrix product':12}{peak / 1e9:10.0f} GFLOP/s")
+        _bench_input(experiment)
+        _bench_step(experiment, peak)
+        _bench_embedding(experiment, peak)
 
-        step, state = experiment.make_step(), experiment.fresh_state()
-        batch = to_global(experiment.mesh, batch)
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, batch))
-        print(f"{'step, compilation':22}{time.perf_counter() - start:10.1f} s")
-        box = [state]
 
-        def train():
-            box[0], metrics = step(box[0], batch)
-            jax.block_until_ready(metrics)
+def _bench_input(experiment: Experiment) -> None:
+    iterator = experiment.training_iterator()
+    next(iterator)
+    _show("input", experiment.config.batch_size, _seconds(lambda: next(iterator)))
+    iterator.close()
 
-        _show("step", count / _seconds(train, _BATCHES.value))
-        params, pictures = box[0].params["model"], next(iter(experiment.views()))
-        start = time.perf_counter()
+
+def _bench_step(experiment: Experiment, peak: float) -> None:
+    config = experiment.config
+    iterator = experiment.training_iterator()
+    batch = to_global(experiment.mesh, next(iterator))
+    iterator.close()
+    step, state = experiment.make_step(), experiment.fresh_state()
+    classes = state.params["arcface"].shape[0]
+
+    def train():
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    _show_compilation("step", train)
+    items, tokens = batch.token_ids.shape
+    images = len(batch.image)
+    flops = ideal_step_flops(config.model, config.loss, images, items, tokens, classes)
+    _show("step", images, _seconds(train), flops / peak)
+
+
+def _bench_embedding(experiment: Experiment, peak: float) -> None:
+    params, pictures = experiment.fresh_state().params["model"], next(iter(experiment.views()))
+
+    def embed():
         experiment.embedder.embed(params, pictures)
-        print(f"{'embedding, compilation':22}{time.perf_counter() - start:10.1f} s")
-        seconds = _seconds(lambda: experiment.embedder.embed(params, pictures), _BATCHES.value)
-        _show("embedding", _BATCHES.value * len(pictures.image) / seconds)
+
+    _show_compilation("embedding", embed)
+    images = len(pictures.image)
+    flops = ideal_embedding_flops(experiment.config.model, images)
+    _show("embedding", images, _seconds(embed), flops / peak)
 
 
-def _seconds(function, times: int) -> float:
+def _seconds(function: Callable[[], object]) -> float:
+    """Of one call, on average."""
     start = time.perf_counter()
-    for _ in range(times):
+    for _ in range(_BATCHES.value):
         function()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / _BATCHES.value
 
 
-def _show(name: str, rate: float) -> None:
-    print(f"{name:22}{rate:10.0f} images/s")
+def _show(name: str, images: int, seconds: float, ideal: float | None = None) -> None:
+    """`ideal` is the time in seconds that the matrix products alone would take."""
+    share = "" if ideal is None else f"{ideal / seconds:8.1%} of the matrix product's rate"
+    print(f"{name:14}{images / seconds:8.0f} images/s{share}")
+
+
+def _show_compilation(name: str, first_call: Callable[[], object]) -> None:
+    start = time.perf_counter()
+    first_call()
+    print(f"{name:14}{time.perf_counter() - start:8.1f} s to compile and run once")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

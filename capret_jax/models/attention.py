@@ -39,10 +39,8 @@ def attention(
         kernel = per_device(
             tpu_attention.biased_attention, [rows, rows, rows, ("heads", None, None)], rows
         )
-        output = kernel(query, key, value, bias)
-    else:
-        output = _xla(query, key, value, bias, mask)
-    return checkpoint_name(output, OUTPUT_NAME)
+        return checkpoint_name(kernel(query, key, value, bias), OUTPUT_NAME)
+    return _xla(query, key, value, bias, mask)
 
 
 def _fits_kernel(query, key, bias, mask):
@@ -63,5 +61,10 @@ def _xla(query, key, value, bias, mask):
     if mask is not None:
         per_query = mask if mask.ndim == 3 else mask[:, None, :]
         logits = logits + jnp.where(per_query[:, None] > 0, 0.0, MASKED_LOGIT)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, value)
+    # Softmax, but its sums divide the outputs instead of the S / (D/H) times larger weights, and
+    # heads stay in front until the end: XLA's CPU then fuses nothing into the products' inputs.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    output = jnp.einsum("bhts,bshd->bhtd", weights.astype(value.dtype), value)
+    # Named before the division, whose gradient wants it like this.
+    output = checkpoint_name(output, OUTPUT_NAME) / weights.sum(axis=-1, keepdims=True)
+    return output.astype(value.dtype).swapaxes(1, 2)

@@ -14,13 +14,13 @@ from capret_jax.mesh import first_process_first
 from capret_jax.train.state import TrainState
 
 T = TypeVar("T")
-_FOLDER = "checkpoints"
+FOLDER = "checkpoints"
 _KEEP = 2
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
     """Whether a run has left checkpoints here, or begun to."""
-    return (workdir / _FOLDER).is_dir()
+    return (workdir / FOLDER).is_dir()
 
 
 class Checkpoints:
@@ -40,7 +40,7 @@ class Checkpoints:
         policy = ocp.training.preservation_policies.LatestN(_KEEP)
         self._read_only = read_only
         self._checkpointer = ocp.training.Checkpointer(
-            (workdir / _FOLDER).absolute(),
+            (workdir / FOLDER).absolute(),
             preservation_policy=policy,
             cleanup_tmp_directories=not read_only,
         )

@@ -48,6 +48,7 @@ def train(prepared_dir, tmp_path_factory):
         workdir: pathlib.Path,
         *overrides: str,
         stop_after: int | None = None,
+        by: int = signal.SIGTERM,
     ) -> list[dict]:
         flags = [*SHRUNK, f"--config.data.prepared_dir={prepared_dir}", f"--workdir={workdir}"]
         environment = {
@@ -56,12 +57,14 @@ def train(prepared_dir, tmp_path_factory):
             "JAX_COMPILATION_CACHE_DIR": str(cache),
         }
         command = [sys.executable, *launcher, *flags, *overrides]
-        return _curve(command, environment, workdir, stop_after)
+        return _curve(command, environment, workdir, stop_after, by)
 
     return run
 
 
-def _curve(command, environment, workdir: pathlib.Path, stop_after: int | None) -> list[dict]:
+def _curve(
+    command, environment, workdir: pathlib.Path, stop_after: int | None, by: int
+) -> list[dict]:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -71,16 +74,23 @@ def _curve(command, environment, workdir: pathlib.Path, stop_after: int | None) 
         text=True,
     )
     if stop_after:
-        while process.poll() is None and not (workdir / "checkpoints" / str(stop_after)).is_dir():
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        wait_for_checkpoint(process, workdir, stop_after)
+        process.send_signal(by)
     printed, errors = process.communicate(timeout=240)
+    if by == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL, errors
+        return []
     assert process.returncode == 0, errors
     assert ("stopped by SIGTERM" in printed) is bool(stop_after)
     curve = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for point in curve:
         point.pop("images_per_second")
     return curve
+
+
+def wait_for_checkpoint(process: subprocess.Popen, workdir: pathlib.Path, step: int) -> None:
+    while process.poll() is None and not (workdir / "checkpoints" / str(step)).is_dir():
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +120,21 @@ def test_two_processes_train_like_one(one, two):
     assert len(list((checkpoint / "data").glob("process_*.json"))) == 2
 
 
-def first_moments(workdir: pathlib.Path) -> dict:
-    """Adam's, after the second step: the gradients of two batches at the first parameters, since
-    the warm-up's first rate is 0."""
-    path = workdir / "checkpoints" / "2"
+def saved_state(workdir: pathlib.Path, step: int) -> dict:
+    path = workdir / "checkpoints" / str(step)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     saved = ocp.checkpointables_metadata(path).metadata["state"]
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
     )
-    state = ocp.load_checkpointables(path, {"state": abstract})["state"]
-    (adam,) = (part for part in state["opt_state"] if part and "mu" in part)
-    return jax.device_get(adam["mu"])
+    return jax.device_get(ocp.load_checkpointables(path, {"state": abstract})["state"])
+
+
+def first_moments(workdir: pathlib.Path) -> dict:
+    """Adam's, after the second step: the gradients of two batches at the first parameters, since
+    the warm-up's first rate is 0."""
+    (adam,) = (part for part in saved_state(workdir, 2)["opt_state"] if part and "mu" in part)
+    return adam["mu"]
 
 
 def test_two_processes_have_the_gradients_of_one(one, two):
@@ -139,6 +152,12 @@ def test_another_number_of_processes_goes_on(before, after, train, request, tmp_
     (last,) = train(*after, tmp_path)
     assert last["step"] == 3
     assert same(last, curve[-1])
+
+
+def test_a_killed_run_ends_with_the_same_bits(one, train, tmp_path):
+    train(*ONE, tmp_path, stop_after=1, by=signal.SIGKILL)
+    train(*ONE, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, saved_state(tmp_path, 3), saved_state(one[0], 3))
 
 
 def test_sigterm_reaches_all_processes_and_they_save(train, tmp_path):

@@ -1,0 +1,226 @@
+"""Embedding and training on this machine, against the same mathematics in PyTorch.
+
+    pip install torch
+    python tools/bench_torch.py --batch_size=8 --image_size=224
+
+Base size, float32, random weights, no dropout. In PyTorch: BEiT and BERT layers of `transformers`
+with their fused attention, AdamW fused. Both have the same threads, take turns in one process, and
+show the fraction of the machine's own matmul peak, each measured with its own library.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import jax
+import numpy as np
+import torch
+from absl import app, flags
+from jax.sharding import Mesh
+from transformers import BeitConfig, BeitModel, BertConfig, BertModel
+
+from capret_jax.batch import Batch
+from capret_jax.losses.total import LossConfig
+from capret_jax.mesh import MeshConfig, make_mesh, to_global
+from capret_jax.models.config import SIZES, ComputeConfig
+from capret_jax.models.x2vlm import abstract_model
+from capret_jax.planning.flops import ideal_embedding_flops, ideal_step_flops
+from capret_jax.planning.peak import matmul_peak
+from capret_jax.retrieval.embed import Embedder, Pictures
+from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
+from capret_jax.train.state import abstract_state, init_state
+from capret_jax.train.step import make_step
+
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Images, and texts.")
+_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels.")
+_TOKENS = flags.DEFINE_integer("tokens", 32, "Of each text.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each; the fastest counts.")
+_CLASSES = 256
+_LOSS = LossConfig(itc=1.0, itm=1.0, box_l1=1.0, box_giou=1.0, arcface=1.0)
+
+
+def main(argv: list[str]) -> None:
+    """Prints images per second of both, and their ratio."""
+    del argv
+    config = dataclasses.replace(SIZES["base"], image_size=_SIZE.value, dropout=0.0, drop_path=0.0)
+    torch.set_num_threads(os.cpu_count() or 1)
+    ours, theirs = Ours(config), Theirs(config)
+    images = _BATCH.value
+    step_flops = ideal_step_flops(config, _LOSS, images, images, _TOKENS.value, _CLASSES)
+    peaks = matmul_peak(_one_device()), _torch_peak()
+    print(f"matmul peak: JAX {peaks[0] / 1e9:.0f}, PyTorch {peaks[1] / 1e9:.0f} GFLOP/s")
+    print(f"{'images/s':12}{'JAX':>8}{'of peak':>9}{'PyTorch':>9}{'of peak':>9}{'ratio':>7}")
+    for name, flops, *calls in (
+        ("embedding", ideal_embedding_flops(config, images), ours.embed, theirs.embed),
+        ("step", step_flops, ours.train, theirs.train),
+    ):
+        seconds = _fastest(calls)
+        rates = [images / s for s in seconds]
+        shares = [flops / s / peak for s, peak in zip(seconds, peaks, strict=True)]
+        print(
+            f"{name:12}{rates[0]:8.2f}{shares[0]:9.0%}{rates[1]:9.2f}{shares[1]:9.0%}"
+            f"{rates[0] / rates[1]:6.2f}x"
+        )
+
+
+class Ours:
+    """The library's own step and embedding."""
+
+    def __init__(self, config):
+        mesh = _one_device()
+        optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 1000)
+        graphdef, params = abstract_model(config, ComputeConfig().on("cpu"))
+        abstract = abstract_state(config, _CLASSES, optimizer, mesh)
+        sizes = np.ones(_CLASSES, int)
+        loss = dataclasses.replace(_LOSS, matching_group=_BATCH.value)
+        self._step = make_step(
+            graphdef, loss, False, "float32", optimizer, mesh, abstract, 0, sizes
+        )
+        self._state = init_state(config, _CLASSES, optimizer, 0, mesh)
+        self._embedder = Embedder(graphdef, params, False, "float32", mesh)
+        rng = np.random.default_rng(0)
+        images, tokens = _BATCH.value, _TOKENS.value
+        picture = rng.integers(0, 256, (images, _SIZE.value, _SIZE.value, 3), np.uint8)
+        self._pictures = Pictures(picture, np.ones((images, 1, 4), np.float32))
+        batch = Batch(
+            image=picture,
+            token_ids=rng.integers(0, config.vocab_size, (images, tokens), np.int32),
+            token_mask=np.ones((images, tokens), np.int32),
+            identity=np.arange(images, dtype=np.int32),
+            caption_id=np.arange(images, dtype=np.int32),
+            box=np.full((images, 4), 0.5, np.float32),
+            valid=np.ones(images, bool),
+        )
+        self._batch = to_global(mesh, batch)
+
+    def embed(self):
+        """One batch."""
+        self._embedder.embed(self._state.params["model"], self._pictures)
+
+    def train(self):
+        """One step."""
+        self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready(metrics)
+
+
+class Theirs(torch.nn.Module):
+    """The stand-in in PyTorch, losses included."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, out = config.vision_width, config.embed_dim
+        self.vision = BeitModel(
+            BeitConfig(
+                image_size=_SIZE.value,
+                use_relative_position_bias=True,
+                use_absolute_position_embeddings=False,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                drop_path_rate=0.0,
+            )
+        )
+        bert = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        layers = config.text_layers, config.fusion_layers
+        self.text = BertModel(BertConfig(num_hidden_layers=layers[0], **bert), False)
+        fusion = BertConfig(
+            num_hidden_layers=layers[1], is_decoder=True, add_cross_attention=True, **bert
+        )
+        self.fusion = BertModel(fusion, False)
+        self.vision_proj = torch.nn.Linear(width, out)
+        self.text_proj = torch.nn.Linear(width, out)
+        self.match = _head(width, 2)
+        self.box = _head(width, 4)
+        self.classes = torch.nn.Parameter(torch.randn(_CLASSES, out))
+        self._optimizer = torch.optim.AdamW(self.parameters(), lr=1e-5, fused=True)
+        images = _BATCH.value
+        self._image = torch.randn(images, 3, _SIZE.value, _SIZE.value)
+        self._ids = torch.randint(0, config.vocab_size, (images, _TOKENS.value))
+        self._mask = torch.ones(images, _TOKENS.value)
+
+    def embed(self):
+        """One batch."""
+        with torch.no_grad():
+            self._image_features(self._states())
+
+    def train(self, mode: bool | None = None):
+        """One step; with a mode, what `torch.nn.Module` means by it."""
+        if mode is not None:
+            return super().train(mode)
+        self._optimizer.zero_grad()
+        self._loss().backward()
+        self._optimizer.step()
+        return self
+
+    def _states(self):
+        return self.vision(self._image).last_hidden_state
+
+    def _image_features(self, states):
+        pooled = states[:, 1:].mean(dim=1)
+        return torch.nn.functional.normalize(self.vision_proj(pooled), dim=-1)
+
+    def _fuse(self, text, image):
+        fused = self.fusion(
+            inputs_embeds=text,
+            attention_mask=torch.ones(text.shape[:2]),
+            encoder_hidden_states=image,
+            use_cache=False,
+        )
+        return fused.last_hidden_state[:, 0]
+
+    def _loss(self):
+        functional = torch.nn.functional
+        image = self._states()
+        text = self.text(input_ids=self._ids, attention_mask=self._mask).last_hidden_state
+        features = self._image_features(image)
+        words = functional.normalize(self.text_proj(text[:, 0]), dim=-1)
+        rows = torch.arange(len(features))
+        similarity = features @ words.T / 0.07
+        loss = functional.cross_entropy(similarity, rows)
+        loss = loss + functional.cross_entropy(similarity.T, rows)
+        pairs = self._fuse(
+            torch.cat([text, text, text.roll(1, 0)]), torch.cat([image, image.roll(1, 0), image])
+        )
+        matching = torch.cat(
+            [torch.ones_like(rows), torch.zeros_like(rows), torch.zeros_like(rows)]
+        )
+        loss = loss + functional.cross_entropy(self.match(pairs), matching)
+        loss = loss + (self.box(pairs[: len(rows)]).sigmoid() - 0.5).abs().mean()
+        cosine = features @ functional.normalize(self.classes, dim=-1).T
+        return loss + functional.cross_entropy(30 * cosine, rows)
+
+
+def _one_device() -> Mesh:
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def _head(width: int, outputs: int) -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Linear(width, 2 * width),
+        torch.nn.LayerNorm(2 * width),
+        torch.nn.GELU(),
+        torch.nn.Linear(2 * width, outputs),
+    )
+
+
+def _torch_peak(size: int = 2048) -> float:
+    x = torch.randn(size, size)
+    (seconds,) = _fastest([lambda: x @ x])
+    return 2 * size**3 / seconds
+
+
+def _fastest(calls: list[Callable[[], object]]) -> list[float]:
+    """Seconds of each call's fastest turn, after one to warm up."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(1 + _ROUNDS.value):
+        for call, found in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - start)
+    return [min(found[1:]) for found in times]
+
+
+if __name__ == "__main__":
+    app.run(main)
