@@ -17,14 +17,15 @@ FLOORS = {
     "losses": 3,
     "convert": 3,
     "captioning": 3,
-    "train": 4,
-    "retrieval": 4,
-    "planning": 4,
-    "command_line": 5,
-    "config": 5,
-    "loading": 5,
-    "experiment": 6,
-    "main": 7,
+    "detection": 4,
+    "train": 5,
+    "retrieval": 5,
+    "planning": 5,
+    "command_line": 6,
+    "config": 6,
+    "loading": 6,
+    "experiment": 7,
+    "main": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -36,11 +36,14 @@ class CaptionConfig:
             captions, one of which is drawn each time. Lines with a "split" other than "train" are
             passed over.
         dropout: probability that an example's caption is empty.
+        short: probability that the template reveals the category alone, as the phrases do by which
+            items are found in photographs.
     """
 
     fields: tuple[str, ...] = FIELDS
     file: str = ""
     dropout: float = 0.0
+    short: float = 0.0
 
     def __post_init__(self):
         for field in self.fields:
@@ -48,8 +51,13 @@ class CaptionConfig:
                 raise InputError(
                     f"data.captions.fields has {field!r}, which is none of {', '.join(FIELDS)}."
                 )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"data.captions.dropout={self.dropout} is not in [0, 1).")
+        for name in ("dropout", "short"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"data.captions.{name}={getattr(self, name)} is not in [0, 1).")
+        if self.short and (self.file or "category" not in self.fields):
+            raise InputError(
+                f"data.captions.short={self.short} needs a template that reveals the category."
+            )
 
     def describe(self) -> str:
         """For the record: where captions come from."""
@@ -68,7 +76,8 @@ class Captioner:
         Raises:
             InputError: the file cannot be read, or lacks an item.
         """
-        self._dropout = config.dropout
+        self._dropout, self._short = config.dropout, config.short
+        self._categories = items["category_id"]
         if config.file:
             self._captions = _captions_of(read_captions(config.file), items, config.file)
         else:
@@ -81,12 +90,19 @@ class Captioner:
         """The caption of one example of the item in `row`; empty when dropped."""
         if self._dropout and rng.random() < self._dropout:
             return ""
+        if self._short and rng.random() < self._short:
+            return category_phrase(int(self._categories[row]))
         choices = self._captions[row]
         return choices[rng.integers(len(choices))] if len(choices) > 1 else choices[0]
 
     def __iter__(self) -> Iterator[str]:
         """All captions there are."""
         return (caption for choices in self._captions for caption in choices)
+
+
+def category_phrase(category_id: int) -> str:
+    """The template's caption of a category, 1..13, of which nothing else is known."""
+    return template_caption({"category_id": category_id}, ("category",))
 
 
 def template_caption(item: dict[str, int], fields: tuple[str, ...] = FIELDS) -> str:

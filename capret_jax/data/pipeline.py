@@ -22,6 +22,7 @@ from capret_jax.data.transforms import (
     crop_view,
     training_crop_view,
     training_whole_view,
+    training_wide_view,
     whole_view,
 )
 from capret_jax.errors import InputError
@@ -162,8 +163,10 @@ class _Examples:
     def __call__(self, draw: Draw) -> Batch:
         rng = np.random.default_rng(draw.seed)
         rows = self._rows(draw.row, rng)
+        wide = bool(self._augment.wide) and rng.random() < self._augment.wide
         captions = [self._captioner(row, rng) for row in rows]
-        view = self._look(rows, not any(map(tells_sides, captions)), rng)
+        view = self._look(rows, wide, not any(map(tells_sides, captions)), rng)
+        identities = [NO_IDENTITY] if wide else self._identities[rows]
         empty = self._view.regions_per_image - len(rows)
         tokens = [self._encoder(caption) for caption in (*captions, *[""] * empty)]
         masked = [self._masker(each, rng) for each in tokens] if self._masker else None
@@ -172,7 +175,7 @@ class _Examples:
             image=view.image[None],
             token_ids=np.stack([each.ids for each in tokens]),
             token_mask=np.stack([each.mask for each in tokens]),
-            identity=np.array([*self._identities[rows], *[NO_IDENTITY] * empty], np.int32),
+            identity=np.array([*identities, *[NO_IDENTITY] * empty], np.int32),
             caption_id=np.array([*ids, *[0] * empty], np.int32),
             box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
@@ -186,11 +189,14 @@ class _Examples:
         others = self._split.items.rows_beside(row)
         return np.array([row, *rng.permutation(others)[: self._view.regions_per_image - 1]])
 
-    def _look(self, rows: np.ndarray, may_flip: bool, rng: np.random.Generator) -> View:
+    def _look(
+        self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator
+    ) -> View:
         photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]
         if self._view.whole:
             return training_whole_view(photograph, boxes, self._size, self._augment, rng, may_flip)
-        return training_crop_view(photograph, boxes[0], self._size, self._augment, rng, may_flip)
+        look = training_wide_view if wide else training_crop_view
+        return look(photograph, boxes[0], self._size, self._augment, rng, may_flip)
 
 
 def _stack_masked(masked) -> dict[str, np.ndarray]:

@@ -26,6 +26,9 @@ class AugmentConfig:
         brightness: each image's gain is drawn from 1 +- this.
         colour: each channel's gain is drawn from 1 +- this.
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
+        wide: probability that a training crop is a window of any size between the box and the whole
+            photograph. Such a view teaches words and boxes, which finding items takes, but no
+            identity: there may be others in it.
     """
 
     margin: float = 0.1
@@ -35,6 +38,7 @@ class AugmentConfig:
     brightness: float = 0.2
     colour: float = 0.05
     erase: float = 0.25
+    wide: float = 0.0
 
 
 class View(NamedTuple):
@@ -63,7 +67,7 @@ def crop_view(photograph: Photograph, box: np.ndarray, size: int, margin: float)
 
 def whole_view(photograph: Photograph, boxes: np.ndarray, size: int) -> View:
     """The whole photograph with its (M, 4) boxes, resized to `size` x `size`."""
-    return _look(photograph, _frame(photograph), boxes, size)
+    return _look(photograph, frame(photograph), boxes, size)
 
 
 def training_crop_view(
@@ -80,6 +84,21 @@ def training_crop_view(
     return _augment(view, config, rng, may_flip)
 
 
+def training_wide_view(
+    photograph: Photograph,
+    box: np.ndarray,
+    size: int,
+    config: AugmentConfig,
+    rng: np.random.Generator,
+    may_flip: bool = True,
+) -> View:
+    """Like `training_crop_view`, of a random window between the box and the whole photograph."""
+    # One draw for all sides, and one for each, so that the extremes are seen often.
+    reach = rng.uniform() ** 0.5 * (1 - rng.uniform(0, 0.5, 4) * (rng.uniform() < 0.5))
+    window = box + reach * (frame(photograph) - box)
+    return _augment(_look(photograph, window, box[None], size), config, rng, may_flip)
+
+
 def training_whole_view(
     photograph: Photograph,
     boxes: np.ndarray,
@@ -89,15 +108,21 @@ def training_whole_view(
     may_flip: bool = True,
 ) -> View:
     """Like `whole_view`, with trimmed edges, mirroring, light and erasing."""
-    frame = _frame(photograph)
+    frame = frame(photograph)
     trimmed = frame + rng.uniform(0, config.trim, 4) * np.tile(frame[2:], 2) * (1, 1, -1, -1)
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
     return _augment(_look(photograph, window, boxes, size), config, rng, may_flip)
 
 
-def _frame(photograph: Photograph) -> np.ndarray:
+def frame(photograph: Photograph) -> np.ndarray:
+    """(4,) float64 x1, y1, x2, y2 of the whole photograph."""
     return np.array([0, 0, photograph.width, photograph.height], np.float64)
+
+
+def margin_window(photograph: Photograph, box: np.ndarray, margin: float) -> np.ndarray:
+    """The window of `crop_view`: (4,) int x1, y1, x2, y2 in pixels, inside the photograph."""
+    return _inside(photograph, _around(box, np.full(4, margin)))
 
 
 def _around(box: np.ndarray, margins: np.ndarray) -> np.ndarray:
@@ -106,16 +131,24 @@ def _around(box: np.ndarray, margins: np.ndarray) -> np.ndarray:
     return box + margins * sides * (-1, -1, 1, 1)
 
 
+def _inside(photograph: Photograph, window: np.ndarray) -> np.ndarray:
+    """The window rounded to pixels and cut at the edges.
+
+    At least a pixel wide and inside the image, whatever the annotation says.
+    """
+    limit = np.array([photograph.width, photograph.height])
+    low = np.clip(np.round(window[:2]).astype(int), 0, limit - 1)
+    return np.concatenate([low, np.clip(np.round(window[2:]).astype(int), low + 1, limit)])
+
+
 def _look(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: int) -> View:
     """The window and the boxes in it; the window is rounded to pixels and cut at the edges."""
-    limit = np.array([photograph.width, photograph.height])
-    # At least a pixel wide and inside the image, whatever the annotation says.
-    low = np.clip(np.round(window[:2]).astype(int), 0, limit - 1)
-    high = np.clip(np.round(window[2:]).astype(int), low + 1, limit)
+    window = _inside(photograph, window)
+    low, high = window[:2], window[2:]
     corners = ((boxes.reshape(-1, 2, 2) - low) / (high - low)).clip(0, 1)
     first, last = corners[:, 0], corners[:, 1]
     inside = np.concatenate([(first + last) / 2, last - first], axis=1).astype(np.float32)
-    return View(photograph.crop(np.concatenate([low, high]), size), inside)
+    return View(photograph.crop(window, size), inside)
 
 
 def _augment(view: View, config: AugmentConfig, rng: np.random.Generator, may_flip: bool) -> View:

@@ -8,6 +8,7 @@ import numpy as np
 
 from capret_jax.data.items import ItemTable
 from capret_jax.data.preparation import GALLERY_FILE, QUERY_FILE
+from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
 from capret_jax.retrieval.scoring import (
     GALLERY_IOU,
@@ -15,7 +16,6 @@ from capret_jax.retrieval.scoring import (
     QUERY_KEYS,
     Entry,
     asked,
-    box_iou,
     read_entries,
 )
 

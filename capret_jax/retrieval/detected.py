@@ -9,11 +9,12 @@ import numpy as np
 from capret_jax.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES
+from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
 from capret_jax.retrieval.deepfashion2 import RESULTS_PER_QUERY, Protocol, result_entries
 from capret_jax.retrieval.index import ExactIndex
 from capret_jax.retrieval.metrics import average_precision
-from capret_jax.retrieval.scoring import GALLERY_IOU, Entry, assign, box_iou, score
+from capret_jax.retrieval.scoring import GALLERY_IOU, Entry, assign, score
 
 # Queries ranked at once over the whole gallery.
 _CHUNK = 512

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
 from capret_jax.retrieval.metrics import TOP_K
 
@@ -79,16 +80,6 @@ def read_entries(path: str | os.PathLike, keys: tuple[str, ...]) -> list[Entry]:
         if missing:
             raise InputError(f"{path}: entry {i} has no {missing[0]!r}; each needs {keys}.")
     return entries
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A, 4) and (B, 4) boxes x1, y1, x2, y2 -> (A, B) intersection over union; 0 if both empty."""
-    corner = np.maximum(a[:, None, :2], b[None, :, :2])
-    sides = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0, None)
-    shared = sides.prod(axis=2)
-    areas = [np.clip(x[:, 2:] - x[:, :2], 0, None).prod(axis=1) for x in (a, b)]
-    union = areas[0][:, None] + areas[1] - shared
-    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
 def score(
