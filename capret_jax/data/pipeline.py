@@ -189,9 +189,7 @@ class _Examples:
         others = self._split.items.rows_beside(row)
         return np.array([row, *rng.permutation(others)[: self._view.regions_per_image - 1]])
 
-    def _look(
-        self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator
-    ) -> View:
+    def _look(self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator) -> View:
         photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]
         if self._view.whole:
             return training_whole_view(photograph, boxes, self._size, self._augment, rng, may_flip)

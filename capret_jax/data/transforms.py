@@ -108,8 +108,8 @@ def training_whole_view(
     may_flip: bool = True,
 ) -> View:
     """Like `whole_view`, with trimmed edges, mirroring, light and erasing."""
-    frame = frame(photograph)
-    trimmed = frame + rng.uniform(0, config.trim, 4) * np.tile(frame[2:], 2) * (1, 1, -1, -1)
+    edges = frame(photograph)
+    trimmed = edges + rng.uniform(0, config.trim, 4) * np.tile(edges[2:], 2) * (1, 1, -1, -1)
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
     return _augment(_look(photograph, window, boxes, size), config, rng, may_flip)

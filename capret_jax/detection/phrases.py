@@ -130,7 +130,9 @@ class PhraseDetector:
         count = self._config.batch_size
         windows = [_windows(photograph, self._config.windows) for photograph in photographs]
         each = len(windows[0])
-        views = [p.crop(w, self._size) for p, ws in zip(photographs, windows, strict=True) for w in ws]
+        views = [
+            p.crop(w, self._size) for p, ws in zip(photographs, windows, strict=True) for w in ws
+        ]
         every = np.broadcast_to(np.arange(len(PHRASES)), (count * each, len(PHRASES)))
         boxes, scores = self._answer(views, every)
         answers = []

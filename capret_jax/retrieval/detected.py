@@ -12,7 +12,7 @@ from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
 from capret_jax.retrieval.deepfashion2 import RESULTS_PER_QUERY, Protocol, result_entries
-from capret_jax.retrieval.index import ExactIndex
+from capret_jax.retrieval.engines import ExactEngine
 from capret_jax.retrieval.metrics import average_precision
 from capret_jax.retrieval.scoring import GALLERY_IOU, Entry, assign, score
 
@@ -121,8 +121,8 @@ def answer(detections: Detections, embeddings: np.ndarray, protocol: Protocol) -
     """
     table, truth = detections.items, protocol.truth
     queries, gallery = np.flatnonzero(~table.is_shop), np.flatnonzero(table.is_shop)
-    index = ExactIndex(embeddings[gallery])
-    neighbours = index.search(embeddings[queries], min(RESULTS_PER_QUERY, len(gallery)))
+    index = ExactEngine(embeddings[gallery])
+    neighbours, _ = index.search(embeddings[queries], RESULTS_PER_QUERY)
     scores = detections.scores[queries]
     results = result_entries(table, queries, gallery, neighbours, scores)
     speakers = assign(results, truth.queries)[protocol.place]
@@ -132,7 +132,7 @@ def answer(detections: Detections, embeddings: np.ndarray, protocol: Protocol) -
     precision = np.zeros(len(speakers))
     spoken = np.flatnonzero(speakers >= 0)
     for chunk in (spoken[i : i + _CHUNK] for i in range(0, len(spoken), _CHUNK)):
-        order = index.search(embeddings[queries[speakers[chunk]]], len(gallery))
+        order, _ = index.search(embeddings[queries[speakers[chunk]]], len(gallery))
         precision[chunk] = average_precision(
             identities[order], protocol.query_identity[chunk], answers[chunk]
         )

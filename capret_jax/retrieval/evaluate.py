@@ -11,10 +11,11 @@ from capret_jax.data.pipeline import Split
 from capret_jax.data.schema import CATEGORIES, LEVELS
 from capret_jax.retrieval.deepfashion2 import RESULTS_PER_QUERY, Protocol, result_entries
 from capret_jax.retrieval.detected import Detections, answer
-from capret_jax.retrieval.index import ExactIndex, ScannIndex, timed
+from capret_jax.retrieval.engines import ExactEngine, ScannEngine
 from capret_jax.retrieval.metrics import average_precision, first_hit, recall, summarize
 from capret_jax.retrieval.report import write_report
 from capret_jax.retrieval.scoring import FLOOR_KEY, QUERY_IOU_FLOOR, Entry, score
+from capret_jax.retrieval.tuning import timed
 
 RECALL_AT = 20
 # Queries ranked at once, and neighbours of each that are kept.
@@ -58,11 +59,11 @@ def rank(protocol: Protocol, embeddings: np.ndarray) -> Ranking:
 
 
 def _rank_chunk(queries, gallery, query_identity, gallery_identity):
-    order = ExactIndex(gallery).search(queries, len(gallery))
-    identities, kept = gallery_identity[order], order[:, :_KEPT]
+    order, scores = ExactEngine(gallery).search(queries, len(gallery))
+    identities = gallery_identity[order]
     return (
-        kept,
-        np.einsum("qe,qke->qk", queries, gallery[kept]),
+        order[:, :_KEPT],
+        scores[:, :_KEPT],
         average_precision(identities, query_identity),
         first_hit(identities, query_identity),
     )
@@ -198,13 +199,13 @@ def _measure_index(protocol: Protocol, embeddings: np.ndarray) -> dict:
     """ScaNN beside the exact search: seconds, and how many true neighbours it finds."""
     queries, gallery = embeddings[protocol.queries], embeddings[protocol.gallery]
     k = min(RECALL_AT, len(gallery))
-    index, build_seconds = timed(ScannIndex, gallery, k)
+    index, build_seconds = timed(ScannEngine.build, gallery, k)
     found, query_seconds = timed(index.search, queries, k)
-    exact, exact_seconds = timed(ExactIndex(gallery).search, queries, k)
+    exact, exact_seconds = timed(ExactEngine(gallery).search, queries, k)
     return {
         "kind": index.kind,
         "build_seconds": build_seconds,
         "query_seconds": query_seconds,
         "exact_query_seconds": exact_seconds,
-        f"recall@{RECALL_AT}": recall(found, exact),
+        f"recall@{RECALL_AT}": recall(found.rows, exact.rows),
     }

@@ -1,86 +1,282 @@
-"""Nearest-neighbour search over gallery embeddings: exact, and ScaNN (arXiv 1908.10396)."""
+"""A shop's embeddings as one thing: searched, filtered, added to, deleted from, kept on disk."""
 
-import time
-from collections.abc import Callable
-from typing import TypeVar
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import scann
 
-# ScaNN's own rules of thumb (its docs/algorithms.md): brute force under 20 k vectors, asymmetric
-# hashing under 100 k, above that a tree with about sqrt(n) leaves.
-_EXACT_BELOW = 20_000
-_TREE_FROM = 100_000
-_DIMENSIONS_PER_BLOCK = 2
-_ANISOTROPIC_THRESHOLD = 0.2
-# Candidates whose exact distance is computed, and leaves searched, as multiples of what is asked.
-_REORDER_FACTOR = 10
-_LEAVES_SEARCHED = 0.1
+from capret_jax.errors import InputError
+from capret_jax.retrieval.engines import EXACT_BELOW, ExactEngine, Found, best
+from capret_jax.retrieval.tuning import Tuned, tune
 
-# Queries searched at once, which bounds the memory of exact search.
-_CHUNK = 512
+# What one item is: its "id", and whatever else there is to know, such as "category" and "shop".
+Item = dict[str, Any]
+# Value, or values, that an item must have, by name.
+Filter = Mapping[str, Any]
 
-T = TypeVar("T")
-
-
-class ExactIndex:
-    """All inner products; of equal ones the lower row comes first."""
-
-    def __init__(self, gallery: np.ndarray):
-        """`gallery`: (G, E) float32."""
-        self._gallery = gallery
-
-    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
-        chunks = [queries[i : i + _CHUNK] for i in range(0, len(queries), _CHUNK)]
-        return np.concatenate([_best(chunk @ self._gallery.T, k) for chunk in chunks])
+KINDS = ("auto", "exact", "scann")
+# When so many are new or deleted, the engine is built again.
+_STALE_SHARE = 0.2
+_STALE_ROWS = 1000
+# More candidates than a filter should need, in case it falls unevenly.
+_SLACK = 1.5
 
 
-def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """(Q, G) -> (Q, k) positions of the highest, in order; ties to the lower one."""
-    if k == scores.shape[1]:
-        return np.argsort(-scores, axis=1, kind="stable")
-    # Positions in ascending order first, so that the stable sort settles ties by them.
-    candidates = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(candidates, order, axis=1)
+@dataclasses.dataclass(frozen=True)
+class IndexConfig:
+    """How to search.
+
+    Attributes:
+        kind: "exact", "scann", or "auto", which is exact under 20,000 items.
+        k: neighbours that searches usually ask for, at which recall is measured.
+        target_recall: of exact search's neighbours, for which ScaNN is tuned.
+        held_out: queries to tune and to report with, where none are given.
+        seed: of their choice.
+    """
+
+    kind: str = "auto"
+    k: int = 20
+    target_recall: float = 0.99
+    held_out: int = 512
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise InputError(f"index kind {self.kind!r} is none of {', '.join(KINDS)}.")
+        if not 0 < self.target_recall <= 1:
+            raise InputError(f"target_recall={self.target_recall} is not in (0, 1].")
+        if min(self.k, self.held_out) < 1:
+            raise InputError("an index needs k and held_out of at least 1.")
 
 
-class ScannIndex:
-    """ScaNN, configured by the size of the gallery; `kind` says how."""
+class Index:
+    """Embeddings with their items; rows keep their numbers until the engine is built again.
 
-    def __init__(self, gallery: np.ndarray, k: int):
+    New rows wait behind the engine's, where they are searched exactly, and deleted ones are passed
+    over, until a fifth of all is new or gone. A filter never costs results: where the engine does
+    not come up with k of them, exact search among those that pass does.
+
+    Attributes:
+        items: one per row, deleted ones included.
+        config: how it was built.
+        model: digest of the model that embedded the items; "" when unknown.
+        recall, recall_queries: of exact search's `config.k` neighbours, measured on so many queries
+            when the engine was built.
+    """
+
+    def __init__(
+        self,
+        vectors: np.ndarray,
+        items: list[Item],
+        config: IndexConfig,
+        model: str,
+        tuned: Tuned,
+        built: int,
+        alive: np.ndarray,
+    ):
+        """Use `build` or `storage.load_index`."""
+        self.items, self.config, self.model = items, config, model
+        self.engine, self.recall, self.recall_queries = tuned.engine, tuned.recall, tuned.queries
+        self.vectors, self.built, self.alive = vectors, built, alive
+        self._row_of = {item["id"]: row for row, item in enumerate(items) if alive[row]}
+        self._columns: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def build(
+        cls,
+        vectors: np.ndarray,
+        items: Sequence[Item],
+        config: IndexConfig = IndexConfig(),
+        model: str = "",
+        queries: np.ndarray | None = None,
+    ) -> "Index":
         """
         Args:
-            gallery: (G, E) float32.
-            k: neighbours that searches will ask for.
+            vectors: (n, E), compared by inner product.
+            items: one per vector, each with an "id" of its own.
+            config: how to search.
+            model: digest of the model that made the vectors.
+            queries: (Q, E) like those to come, to tune and report with; some of the vectors
+                themselves when None.
+
+        Raises:
+            InputError: vectors and items do not fit together, or are impossible.
         """
-        size = len(gallery)
-        k = min(k, size)
-        builder = scann.scann_ops_pybind.builder(gallery, k, "dot_product")
-        if size < _EXACT_BELOW:
-            self.kind = "ScaNN brute force"
-            builder = builder.score_brute_force()
-        else:
-            self.kind = "ScaNN asymmetric hashing with reordering"
-            if size >= _TREE_FROM:
-                self.kind = "ScaNN tree, asymmetric hashing with reordering"
-                leaves = round(size**0.5)
-                builder = builder.tree(leaves, max(1, round(_LEAVES_SEARCHED * leaves)))
-            builder = builder.score_ah(
-                _DIMENSIONS_PER_BLOCK, anisotropic_quantization_threshold=_ANISOTROPIC_THRESHOLD
-            ).reorder(_REORDER_FACTOR * k)
-        self._searcher = builder.build()
-        self._size = size
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        _check(vectors, items)
+        tuned = _engine(vectors, config, queries)
+        alive = np.ones(len(vectors), bool)
+        return cls(vectors, list(items), config, model, tuned, len(vectors), alive)
 
-    def search(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """(Q, E) float32 -> (Q, k) int64 rows of the gallery, best first."""
-        rows, _ = self._searcher.search_batched(queries, min(k, self._size))
-        return rows.astype(np.int64)
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def row(self, item_id: str) -> int:
+        """The row of an item.
+
+        Raises:
+            KeyError: there is no such item.
+        """
+        return self._row_of[item_id]
+
+    def search(self, queries: np.ndarray, k: int, where: Filter | None = None) -> Found:
+        """The best rows among the items that pass a filter.
+
+        Args:
+            queries: (Q, E).
+            k: how many; fewer come back only where fewer pass.
+            where: {"category": "trousers"} or {"category": ["trousers", "shorts"], "shop": "a"}.
+
+        Raises:
+            InputError: queries of another width, or no item has such a property.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise InputError(
+                f"queries are {queries.shape} and the index holds vectors of "
+                f"{self.vectors.shape[1]}: another model?"
+            )
+        allowed = self.alive & self._passing(where or {})
+        k = min(k, int(allowed.sum()))
+        old = self._search_built(queries, k, allowed[: self.built])
+        new = _among(self.vectors, np.flatnonzero(allowed[self.built :]) + self.built, queries, k)
+        rows, scores = (np.concatenate(parts, axis=1) for parts in zip(old, new, strict=True))
+        # What is missing has a score of -inf, behind everything that is there.
+        order = best(scores, k)
+        return Found(np.take_along_axis(rows, order.rows, axis=1), order.scores)
+
+    def add(
+        self, vectors: np.ndarray, items: Sequence[Item], queries: np.ndarray | None = None
+    ) -> None:
+        """Adds items; one with an id that is there replaces it.
+
+        Args:
+            vectors: (m, E).
+            items: one per vector.
+            queries: as `build` takes them, should the engine be built again.
+
+        Raises:
+            InputError: they do not fit; nothing was added.
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        _check(vectors, items)
+        if vectors.shape[1] != self.vectors.shape[1]:
+            raise InputError(
+                f"vectors are {vectors.shape[1]} wide and those in the index "
+                f"{self.vectors.shape[1]}: another model?"
+            )
+        for item in items:
+            if item["id"] in self._row_of:
+                self.alive[self._row_of[item["id"]]] = False
+            self._row_of[item["id"]] = len(self.items)
+            self.items.append(dict(item))
+        self.vectors = np.concatenate([self.vectors, vectors])
+        self.alive = np.concatenate([self.alive, np.ones(len(vectors), bool)])
+        self._columns.clear()
+        self._rebuild_if_stale(queries)
+
+    def delete(self, ids: Collection[str], queries: np.ndarray | None = None) -> None:
+        """Removes items.
+
+        Raises:
+            InputError: one is not there, or none would be left; nothing was removed.
+        """
+        missing = [item_id for item_id in ids if item_id not in self._row_of]
+        if missing:
+            raise InputError(f"{len(missing)} items are not in the index, such as {missing[0]!r}.")
+        if len(set(ids)) == len(self):
+            raise InputError("an index cannot be left without items: remove its folder instead.")
+        for item_id in set(ids):
+            self.alive[self._row_of.pop(item_id)] = False
+        self._rebuild_if_stale(queries)
+
+    def values(self, name: str) -> list[str]:
+        """The values that items have of a property, sorted; for choosing a filter."""
+        return sorted(
+            {str(self.items[row][name]) for row in self._row_of.values() if name in self.items[row]}
+        )
+
+    def _search_built(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
+        """k columns; those that are missing have row 0 and a score of -inf."""
+        passing = int(allowed.sum())
+        if passing < min(EXACT_BELOW, len(allowed)) or not len(queries):
+            return _among(self.vectors, np.flatnonzero(allowed), queries, k)
+        wanted = min(k, passing)
+        asked = (
+            wanted
+            if passing == len(allowed)
+            else round(_SLACK * wanted * len(allowed) / passing) + 1
+        )
+        found = self.engine.search(queries, min(asked, len(allowed)))
+        good = allowed[found.rows] & np.isfinite(found.scores)
+        rows, scores = found.rows, np.where(good, found.scores, -np.inf)
+        order = best(scores, wanted)
+        rows, scores = np.take_along_axis(rows, order.rows, axis=1), order.scores
+        short = np.flatnonzero(np.isneginf(scores).any(axis=1))
+        if len(short):
+            exact = _among(self.vectors, np.flatnonzero(allowed), queries[short], wanted)
+            rows[short], scores[short] = exact
+        return Found(rows, scores)
+
+    def _passing(self, where: Filter) -> np.ndarray:
+        passing = np.ones(len(self.items), bool)
+        for name, value in where.items():
+            values = [value] if isinstance(value, str) else list(value)
+            passing &= np.isin(self._column(name), [str(each) for each in values])
+        return passing
+
+    def _column(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            if not any(name in item for item in self.items):
+                known = sorted({key for item in self.items for key in item})
+                raise InputError(
+                    f"no item has a {name!r} to filter by; there are {', '.join(known)}."
+                )
+            self._columns[name] = np.array([str(item.get(name, "")) for item in self.items])
+        return self._columns[name]
+
+    def _rebuild_if_stale(self, queries: np.ndarray | None) -> None:
+        stale = len(self.items) - int(self.alive[: self.built].sum())
+        if stale < max(_STALE_ROWS, _STALE_SHARE * self.built):
+            return
+        rows = np.flatnonzero(self.alive)
+        items = [self.items[row] for row in rows]
+        vectors = np.ascontiguousarray(self.vectors[rows])
+        tuned = _engine(vectors, self.config, queries)
+        alive = np.ones(len(rows), bool)
+        self.__init__(vectors, items, self.config, self.model, tuned, len(rows), alive)  # type: ignore[misc]
 
 
-def timed(function: Callable[..., T], *args) -> tuple[T, float]:
-    """What `function(*args)` returns, and the seconds it took."""
-    start = time.perf_counter()
-    result = function(*args)
-    return result, time.perf_counter() - start
+def _engine(vectors: np.ndarray, config: IndexConfig, queries: np.ndarray | None) -> Tuned:
+    exact = config.kind == "exact" or (config.kind == "auto" and len(vectors) < EXACT_BELOW)
+    if exact:
+        return Tuned(ExactEngine(vectors), 1.0, 0, 0.0)
+    if queries is None:
+        rng = np.random.default_rng(config.seed)
+        count = min(config.held_out, len(vectors))
+        queries = vectors[rng.choice(len(vectors), count, replace=False)]
+    return tune(vectors, queries, config.k, config.target_recall)
+
+
+def _among(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> Found:
+    """Exact search among some rows."""
+    gallery = vectors if len(rows) == len(vectors) else vectors[rows]
+    found = ExactEngine(gallery).search(queries, k)
+    return Found(rows[found.rows] if len(rows) else found.rows, found.scores)
+
+
+def _check(vectors: np.ndarray, items: Sequence[Item]) -> None:
+    if vectors.ndim != 2 or not len(vectors) or len(vectors) != len(items):
+        raise InputError(
+            f"{vectors.shape} vectors do not fit {len(items)} items: an index wants (n, E) for n."
+        )
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise InputError(f"the vector of item {items[row].get('id')!r} is not finite.")
+    ids = [item.get("id") for item in items]
+    if not all(isinstance(item_id, str) and item_id for item_id in ids):
+        raise InputError('every item of an index needs an "id", a string.')
+    if len(set(ids)) < len(ids):
+        twice = next(item_id for item_id in ids if ids.count(item_id) > 1)
+        raise InputError(f"the id {twice!r} is there twice.")

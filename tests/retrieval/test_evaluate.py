@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from capret_jax.retrieval import evaluate, index
+from capret_jax.retrieval import engines, evaluate
 from capret_jax.retrieval.deepfashion2 import Protocol, Truth
 from capret_jax.retrieval.evaluate import rank
 
@@ -23,7 +23,7 @@ def test_chunks_change_nothing(protocol, monkeypatch):
     embeddings = np.random.default_rng(0).normal(size=(27, 8)).astype(np.float32)
     whole = rank(protocol, embeddings)
     monkeypatch.setattr(evaluate, "_CHUNK", 3)
-    monkeypatch.setattr(index, "_CHUNK", 2)
+    monkeypatch.setattr(engines, "_SCORES_AT_ONCE", 40)  # two queries
     chunked = rank(protocol, embeddings)
     np.testing.assert_array_equal(chunked.neighbours, whole.neighbours)
     np.testing.assert_array_equal(chunked.precision, whole.precision)

@@ -1,47 +1,170 @@
-"""Exact search and ScaNN on the same vectors."""
+"""An index is searched, filtered, changed, saved and loaded; whatever it does, it loses nothing."""
+
+import json
 
 import numpy as np
 import pytest
 
-from capret_jax.retrieval import index
-from capret_jax.retrieval.index import ExactIndex, ScannIndex
-from capret_jax.retrieval.metrics import recall
+from capret_jax.errors import InputError
+from capret_jax.retrieval import engines, index
+from capret_jax.retrieval.index import Index, IndexConfig
+from capret_jax.retrieval.storage import load_index, save_index
+from tests.retrieval.vectors import clustered, unit_vectors
+
+SIZE = 1500
 
 
-def unit_vectors(count, seed):
-    vectors = np.random.default_rng(seed).normal(size=(count, 16)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch):
+    for module in (engines, index):
+        monkeypatch.setattr(module, "EXACT_BELOW", 200)
 
 
-def test_exact_search_finds_the_query_itself_and_breaks_ties_by_row():
-    gallery = unit_vectors(50, 0)
-    np.testing.assert_array_equal(ExactIndex(gallery).search(gallery, 1)[:, 0], np.arange(50))
-    same = np.ones((4, 3), np.float32)
-    np.testing.assert_array_equal(ExactIndex(same).search(same[:1], 4), [[0, 1, 2, 3]])
+def items(count, first=0):
+    return [
+        {
+            "id": f"item{i}",
+            "category": ("trousers", "skirt", "vest")[i % 3],
+            "shop": f"shop{i % 50}",
+        }
+        for i in range(first, first + count)
+    ]
+
+
+def build(kind="scann", **options):
+    config = IndexConfig(kind=kind, k=10, target_recall=1.0, **options)
+    return Index.build(clustered(SIZE, 0), items(SIZE), config, model="digest")
+
+
+def truth(vectors, rows, queries, k):
+    """Exact search among some rows, by sorting all inner products."""
+    scores = queries @ vectors[rows].T
+    return np.asarray(rows)[np.argsort(-scores, axis=1, kind="stable")[:, :k]]
+
+
+@pytest.mark.parametrize("kind", ["auto", "exact", "scann"])
+def test_filters_lose_no_results(kind):
+    shop, queries = build(kind), clustered(20, 2)
+    for where, passes in (
+        (None, lambda item: True),
+        ({"category": "skirt"}, lambda item: item["category"] == "skirt"),
+        ({"category": ["skirt", "vest"]}, lambda item: item["category"] != "trousers"),
+        (
+            {"category": "vest", "shop": "shop2"},
+            lambda i: i["category"] == "vest" and i["shop"] == "shop2",
+        ),
+    ):
+        rows = [row for row, item in enumerate(shop.items) if passes(item)]
+        found = shop.search(queries, 10, where)
+        np.testing.assert_array_equal(found.rows, truth(shop.vectors, rows, queries, 10))
+        expected = np.einsum("qe,qke->qk", queries, shop.vectors[found.rows])
+        np.testing.assert_allclose(found.scores, expected, atol=1e-6)
+    assert shop.search(queries, 10, {"shop": "none"}).rows.shape == (20, 0)
+
+
+def test_added_items_are_found_replaced_ones_and_deleted_ones_are_not():
+    shop, queries = build(), clustered(20, 2)
+    new = clustered(30, 3)
+    # Ten of them replace items that are there.
+    shop.add(new, items(30, first=SIZE - 10))
+    assert len(shop) == SIZE + 20
+    shop.delete([f"item{i}" for i in range(100)])
+    assert len(shop) == SIZE - 80
+    alive = [*range(100, SIZE - 10), *range(SIZE, SIZE + 30)]
+    found = shop.search(queries, 10)
+    np.testing.assert_array_equal(found.rows, truth(shop.vectors, alive, queries, 10))
+    assert shop.row("item1495") == SIZE + 5
+    with pytest.raises(KeyError):
+        shop.row("item3")
+    with pytest.raises(InputError, match="1 items are not in the index, such as 'item3'"):
+        shop.delete(["item3", "item200"])
+    assert shop.row("item200") == 200
+
+
+def test_a_stale_engine_is_built_again(monkeypatch):
+    monkeypatch.setattr(index, "_STALE_ROWS", 100)
+    shop, queries = build(), clustered(20, 2)
+    shop.add(clustered(299, 3), items(299, first=SIZE))
+    assert shop.built == SIZE
+    shop.delete(["item0"])
+    assert shop.built == len(shop.items) == len(shop) == SIZE + 298
+    rows = np.arange(len(shop))
+    found = shop.search(queries, 10)
+    np.testing.assert_array_equal(found.rows, truth(shop.vectors, rows, queries, 10))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    shop, queries = build(), clustered(20, 2)
+    shop.add(clustered(5, 3), items(5, first=SIZE))
+    shop.delete(["item7"])
+    save_index(shop, tmp_path / "index")
+    (tmp_path / "index" / "pictures").write_text("of the shop")
+    save_index(shop, tmp_path / "index")  # again, over itself
+    assert (tmp_path / "index" / "pictures").exists()
+    again = load_index(tmp_path / "index", model="digest")
+    assert again.items == shop.items and len(again) == len(shop) and again.recall == shop.recall
+    assert again.engine.kind == shop.engine.kind and "ScaNN" in again.engine.kind
+    for ours, theirs in zip(again.search(queries, 10), shop.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
+    assert manifest["items"] == SIZE + 4 and manifest["embedding_dim"] == 16
+    assert manifest["recall"]["queries"] == 256 and manifest["recall"]["value"] > 0.99
+    assert manifest["config"]["seed"] == 0
 
 
 @pytest.mark.parametrize(
-    "size, exact_below, tree_from, kind",
+    "name", ["vectors.npy", "items.jsonl", "alive.npy", "scann/hashed_dataset.npy"]
+)
+def test_a_truncated_file_is_refused(tmp_path, name):
+    save_index(build(), tmp_path / "index")
+    path = tmp_path / "index" / name
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=f"{name} is missing or not what was written"):
+        load_index(tmp_path / "index")
+    path.unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        load_index(tmp_path / "index")
+
+
+def test_what_is_no_index_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is no index"):
+        load_index(tmp_path)
+    save_index(build("exact"), tmp_path / "index")
+    with pytest.raises(InputError, match="made with another model"):
+        load_index(tmp_path / "index", model="other")
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "dear.jpg").write_text("x")
+    with pytest.raises(InputError, match="holds something that is no index"):
+        save_index(build("exact"), tmp_path / "photographs")
+    manifest = tmp_path / "index" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:20])
+    with pytest.raises(InputError, match="is no index"):
+        load_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "vectors, entries, message",
     [
-        (300, 20_000, 100_000, "brute force"),
-        (2000, 1000, 100_000, "asymmetric hashing"),
-        (2000, 500, 1000, "tree"),
+        (unit_vectors(3, 0), items(2), r"\(3, 16\) vectors do not fit 2 items"),
+        (unit_vectors(2, 0), [{"id": "a"}, {"id": "a"}], "the id 'a' is there twice"),
+        (unit_vectors(1, 0), [{"name": "a"}], 'needs an "id"'),
+        (np.full((1, 16), np.nan), items(1), "item 'item0' is not finite"),
+        (unit_vectors(1, 0, width=8), items(1), "8 wide and those in the index 16"),
     ],
 )
-def test_scann_is_configured_by_size_and_finds_neighbours(
-    monkeypatch, size, exact_below, tree_from, kind
-):
-    monkeypatch.setattr(index, "_EXACT_BELOW", exact_below)
-    monkeypatch.setattr(index, "_TREE_FROM", tree_from)
-    gallery, queries = unit_vectors(size, 0), unit_vectors(64, 1)
-    scann = ScannIndex(gallery, 10)
-    assert kind in scann.kind
-    found = recall(scann.search(queries, 10), ExactIndex(gallery).search(queries, 10))
-    # Random vectors have no clusters, which is the worst case for a tree.
-    assert found >= (0.4 if kind == "tree" else 0.95)
+def test_what_does_not_fit_is_refused_and_changes_nothing(vectors, entries, message):
+    shop = build("exact")
+    with pytest.raises(InputError, match=message):
+        shop.add(vectors, entries)
+    assert len(shop) == len(shop.vectors) == SIZE
 
 
-def test_scann_gives_all_there_is_of_a_small_gallery():
-    gallery = unit_vectors(7, 0)
-    found = ScannIndex(gallery, 20).search(gallery, 20)
-    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(7), (7, 1)))
+def test_impossible_questions_are_refused():
+    shop = build("exact")
+    with pytest.raises(InputError, match="no item has a 'colour'"):
+        shop.search(clustered(1, 0), 5, {"colour": "red"})
+    with pytest.raises(InputError, match="another model"):
+        shop.search(unit_vectors(1, 0, width=8), 5)
+    with pytest.raises(InputError, match="cannot be left without items"):
+        shop.delete([item["id"] for item in shop.items])
+    assert shop.values("category") == ["skirt", "trousers", "vest"]

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
-from capret_jax.retrieval.scoring import GALLERY_KEYS, QUERY_KEYS, box_iou, read_entries, score
+from capret_jax.retrieval.scoring import GALLERY_KEYS, QUERY_KEYS, read_entries, score
 
 LEFT, RIGHT, FAR = [0, 0, 10, 10], [20, 0, 30, 10], [100, 100, 110, 110]
 
