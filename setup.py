@@ -48,6 +48,8 @@ REQUIREMENTS = [
     "jinja2>=3.1",
     "tensorboardX>=2.6.4,<3",
     "tqdm>=4.66",
+    # COCO's own average precision; 2.0.8 and later are built for NumPy 2.
+    "pycocotools>=2.0.8,<3",
 ]
 
 EXTRAS = {
@@ -55,9 +57,19 @@ EXTRAS = {
     "cuda": ["jax[cuda13]>=0.10.0,<0.11"],
     # 2.65 and later run with NumPy 2 and protobuf 6.
     "beam": ["apache-beam>=2.65,<3"],
+    # Annotated parameters and lifespans, on Starlette's pure ASGI middleware.
+    "serve": [
+        "fastapi>=0.115,<1",
+        "uvicorn>=0.32",
+        "python-multipart>=0.0.18",  # earlier ones could be stalled by a crafted boundary
+        "prometheus-client>=0.21",
+    ],
+    "export": ["pyarrow>=18", "faiss-cpu>=1.10,<2"],
     "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "mypy>=2.1,<3", "scikit-learn>=1.5"],
 }
-EXTRAS["dev"] += EXTRAS["beam"]
+# A real browser (Debian's Chromium) for the page, and a client for the API.
+EXTRAS["dev"] += ["playwright>=1.49,<2", "httpx>=0.28"]
+EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"]
 
 setuptools.setup(
     name="capret_jax",
@@ -68,7 +80,10 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["capret_jax", "capret_jax.*"]),
-    package_data={"capret_jax.retrieval": ["report.html.jinja"]},
+    package_data={
+        "capret_jax.retrieval": ["report.html.jinja"],
+        "capret_jax.serve": ["page.html"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

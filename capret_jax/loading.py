@@ -5,14 +5,17 @@ image = model.encode_image(pixels)
 """
 
 import functools
+import hashlib
 import os
 import pathlib
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from capret_jax.captioning.answers import rank_answers
 from capret_jax.captioning.beam_search import BeamConfig
@@ -27,12 +30,16 @@ from capret_jax.convert.checkpoint import (
 from capret_jax.convert.names import COMPLETE
 from capret_jax.convert.reference import parts
 from capret_jax.convert.relative_position import with_image_size
+from capret_jax.data.pipeline import ViewConfig
+from capret_jax.data.transforms import AugmentConfig
 from capret_jax.errors import InputError
 from capret_jax.models.config import ModelConfig
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind
 from capret_jax.train.checkpoint import Checkpoints, has_checkpoints
 
 Array = jax.Array | np.ndarray
+# What X2-VLM was trained with.
+_BERT, _TOKENS = "bert-base-uncased", 40
 
 
 def load_weights(
@@ -99,6 +106,54 @@ def load_model(folder: str | os.PathLike, image_size: int | None = None) -> "Loa
         warnings.warn(f"{folder} never trained {', '.join(random)}: random values", stacklevel=2)
         random = []
     return LoadedModel(params, card.config, random, image_size)
+
+
+class Setup(NamedTuple):
+    """How a model was trained to see and read.
+
+    Attributes:
+        view: what it sees of an item.
+        margin: context around the box of a crop, as a fraction of its sides.
+        tokenizer: for `data.tokenizer.load_tokenizer`.
+        max_tokens: T.
+        data: the run's `config.data`, as nested plain dicts; None of a converted checkpoint.
+    """
+
+    view: ViewConfig
+    margin: float
+    tokenizer: str
+    max_tokens: int
+    data: dict | None
+
+
+def load_setup(folder: str | os.PathLike, tokenizer: str = "") -> Setup:
+    """How the model in a folder sees and reads.
+
+    Args:
+        folder: as `load_model` takes it.
+        tokenizer: another than the model's own; a converted checkpoint's is bert-base-uncased.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    path = pathlib.Path(folder)
+    if is_converted(path):
+        return Setup(ViewConfig(), AugmentConfig().margin, tokenizer or _BERT, _TOKENS, None)
+    load_card(path)  # says what is wrong with a folder that is neither
+    data = Checkpoints(path, read_only=True).metadata()["config"]["data"]
+    own = data["tokenizer"] or str(path / "vocab.txt")
+    view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
+    return Setup(view, margin, tokenizer or own, data["max_tokens"], data)
+
+
+def digest(params: dict) -> str:
+    """SHA-256 of a model's parameters: what an index remembers of the model that made it."""
+    state = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(params, sep="/").items()):
+        array = np.ascontiguousarray(leaf)
+        state.update(f"{path} {array.dtype} {array.shape}".encode())
+        state.update(array.data)
+    return state.hexdigest()
 
 
 class LoadedModel:

@@ -25,6 +25,7 @@ FLOORS = {
     "config": 6,
     "loading": 6,
     "experiment": 7,
+    "serve": 7,
     "main": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -45,6 +45,15 @@ class Photograph:
         if turned:
             self.height, self.width = self.pixels().shape[:2]
 
+    @classmethod
+    def from_pixels(cls, pixels: np.ndarray) -> "Photograph":
+        """A picture that is decoded already: (H, W, 3) uint8, upright."""
+        photograph = cls.__new__(cls)
+        photograph._jpeg, photograph._name, photograph._plain = b"", "", False
+        photograph._decoded = 1, pixels
+        photograph.height, photograph.width = pixels.shape[:2]
+        return photograph
+
     def pixels(self, factor: int = 1) -> np.ndarray:
         """(H / factor, W / factor, 3) uint8, sides rounded up; not to be changed.
 

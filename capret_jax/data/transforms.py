@@ -96,7 +96,8 @@ def training_wide_view(
     # One draw for all sides, and one for each, so that the extremes are seen often.
     reach = rng.uniform() ** 0.5 * (1 - rng.uniform(0, 0.5, 4) * (rng.uniform() < 0.5))
     window = box + reach * (frame(photograph) - box)
-    return _augment(_look(photograph, window, box[None], size), config, rng, may_flip)
+    view = _augment(_look(photograph, window, box[None], size), config, rng, may_flip)
+    return view._replace(image=_recolour(view.image, rng))
 
 
 def training_whole_view(
@@ -169,6 +170,12 @@ def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """A copy with each channel multiplied by its gain, rounded and clipped."""
     levels = np.clip(np.outer(np.arange(256), gains) + 0.5, 0, 255).astype(np.uint8)
     return cv2.LUT(pixels, levels[None])
+
+
+def _recolour(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A copy with its channels shuffled, some of them inverted, so that shapes have to tell."""
+    inverted = rng.integers(0, 2, 3, np.uint8) * 255
+    return np.ascontiguousarray(pixels[..., rng.permutation(3)]) ^ inverted
 
 
 def _erase(pixels: np.ndarray, rng: np.random.Generator) -> None:

@@ -98,7 +98,7 @@ class PhraseDetector:
         graphdef, _ = abstract_model(model, compute)
         self._size, self._params, self._config = model.image_size, params, config
         tokens = [encode(phrase) for phrase in PHRASES]
-        ids, mask = (np.stack(column) for column in zip(*tokens, strict=True))
+        ids, mask = (jnp.asarray(np.stack(column)) for column in zip(*tokens, strict=True))
         self._ask = jax.jit(_asker(graphdef, mask, compute.dtype))
         text = jax.jit(lambda params: bind(graphdef, params, compute.dtype).encode_text(ids, mask))
         self._text = text(params)
@@ -154,7 +154,7 @@ class PhraseDetector:
             for box in answer.box
         ]
         counts = [len(answer.phrase) for answer in answers]
-        owners = np.repeat(np.arange(len(photographs)), counts)
+        owners = np.repeat(np.arange(len(photographs)), counts).tolist()
         views = [photographs[i].crop(w, self._size) for i, w in zip(owners, windows, strict=True)]
         phrases = np.concatenate([answer.phrase for answer in answers])
         rows = self._config.batch_size * self._config.candidates
@@ -188,12 +188,12 @@ class _Answers(NamedTuple):
     score: np.ndarray
 
 
-def _asker(graphdef: nnx.GraphDef, token_mask: np.ndarray, dtype: str) -> Callable:
+def _asker(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str) -> Callable:
     def ask(params, text, images, phrases):
         model: X2VLM = bind(graphdef, params, dtype)
         states = model.encode_image(normalize_pixels(images))
         flat = phrases.reshape(-1)
-        fused = model.fuse(text[flat], jnp.asarray(token_mask)[flat], states)
+        fused = model.fuse(text[flat], token_mask[flat], states)
         match = jax.nn.softmax(model.match_logits(fused))[:, 1]
         return model.predict_boxes(fused).reshape(*phrases.shape, 4), match.reshape(phrases.shape)
 
