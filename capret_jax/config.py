@@ -11,6 +11,7 @@ import typing
 import ml_collections
 
 from capret_jax.data.dataset import DataConfig
+from capret_jax.detection.phrases import DetectionConfig
 from capret_jax.errors import InputError
 from capret_jax.losses.total import LossConfig
 from capret_jax.mesh import MeshConfig
@@ -46,10 +47,29 @@ class EvaluationConfig:
         batch_size: images per call, global.
         detections: boxes of a detector in the validation photographs, COCO's result format as JSON
             (`retrieval.detected`); empty evaluates the ground truth's boxes alone.
+        detect: look for garments by phrases, calibrate from which score they count (which is kept
+            beside the model, for serving), and evaluate with the boxes found.
+        detection: how thoroughly.
+        rerank: nearest candidates of each query that the fusion encoder puts in a new order; 0 for
+            none.
+        cache_mb: of vision tokens kept in memory for that.
     """
 
     batch_size: int = 128
     detections: str = ""
+    detect: bool = False
+    detection: DetectionConfig = DetectionConfig()
+    rerank: int = 0
+    cache_mb: int = 1024
+
+    def __post_init__(self):
+        if self.detect and self.detections:
+            raise InputError(
+                "evaluation.detect finds boxes itself and evaluation.detections names a file of "
+                "others': set one of them."
+            )
+        if self.rerank < 0 or self.cache_mb < 1:
+            raise InputError("evaluation.rerank must not be negative, nor evaluation.cache_mb 0.")
 
 
 @dataclasses.dataclass(frozen=True)

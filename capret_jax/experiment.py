@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 
+from capret_jax import second_look
 from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
 from capret_jax.convert.checkpoint import is_converted
 from capret_jax.convert.reference import parts
@@ -21,13 +23,15 @@ from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import Split, ViewConfig, training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.detection.phrases import PhraseDetector
+from capret_jax.detection.threshold import write_threshold
 from capret_jax.errors import InputError
-from capret_jax.loading import load_card, load_weights
+from capret_jax.loading import LoadedModel, load_card, load_weights
 from capret_jax.mesh import batch_parts, first_process_first, make_mesh, place
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol, read_truth
-from capret_jax.retrieval.detected import read_detections
+from capret_jax.retrieval.detected import make_detections, read_detections
 from capret_jax.retrieval.embed import Embedder, Views
 from capret_jax.retrieval.evaluate import Conditions, evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
@@ -176,6 +180,7 @@ class Experiment:
             "untrained model": self._embed(self.fresh_state()),
             "colour histogram": self._histograms(),
         }
+        more = self._second_look(state, embeddings["this model"])
         detected = None
         if self._detections:
             detected = self._detections, self._embed(state, self._detections.items)
@@ -189,8 +194,46 @@ class Experiment:
             f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
             Conditions(self.config.data.view.kind, self.config.data.captions.describe()),
             detected,
+            more,
         )
         print(summary(metrics, self._workdir))
+
+    def _second_look(self, state: TrainState, embeddings: np.ndarray) -> dict:
+        """Detection by phrases and re-ranking, where they are asked for.
+
+        Every process does all of it, on its own first device.
+        """
+        wanted, data = self.config.evaluation, self.config.data
+        more: dict = {}
+        if not (wanted.detect or wanted.rerank):
+            return more
+        params = multihost_utils.process_allgather(state.model, tiled=True)
+        size = self.config.model.image_size
+        if wanted.detect:
+            detector = PhraseDetector(
+                self.config.model, jax.device_put(params), self._encoder, wanted.detection
+            )
+            looked = second_look.detect(detector, self._train_split, self._validation_split)
+            more["detection"] = looked.metrics
+            items = self._validation_split.items
+            found = make_detections(looked.counted(), items)
+            # With nothing found on a side there is nothing to search with, or for.
+            self._detections = found if len(np.unique(found.items.is_shop)) == 2 else None
+            if jax.process_index() == 0:
+                write_threshold(self._workdir, looked.calibration)
+        if wanted.rerank:
+            _, more["reranked"] = second_look.rerank(
+                LoadedModel(params, self.config.model, [], size),
+                self._encoder,
+                self._validation_split,
+                data.view,
+                data.augment.margin,
+                self._protocol,
+                rank(self._protocol, embeddings),
+                wanted.rerank,
+                wanted.cache_mb * 2**20,
+            )
+        return more
 
     def make_step(self) -> StepFunction:
         """The jitted training step."""
@@ -355,7 +398,12 @@ class Experiment:
 
 def summary(metrics: dict, workdir: pathlib.Path) -> str:
     """The table that a run ends with."""
-    rows = {"this model": metrics, **metrics["baselines"]}
+    rows = {"this model": metrics}
+    if "reranked" in metrics:
+        rows["re-ranked"] = metrics["reranked"]
+    if "detected" in metrics:
+        rows["detected boxes"] = metrics["detected"]
+    rows |= metrics["baselines"]
     lines = [f"{'':18}" + "".join(f"{name:>9}" for name in _SHOWN)]
     lines += [
         f"{name:18}" + "".join(f"{row[key]:9.3f}" for key in _SHOWN) for name, row in rows.items()
@@ -367,6 +415,17 @@ def summary(metrics: dict, workdir: pathlib.Path) -> str:
             f"{metrics['queries']} queries, {metrics['gallery']} gallery items",
             *lines,
             f"{index['kind']}: recall@20 {index['recall@20']:.3f}",
+            *_detection_summary(metrics.get("detection")),
             f"report: {workdir / 'evaluation' / 'report.html'}",
         ]
     )
+
+
+def _detection_summary(detection: dict | None) -> list[str]:
+    if not detection:
+        return []
+    return [
+        f"detection by phrases: AP {detection['AP']:.3f}, AP50 {detection['AP50']:.3f}; from "
+        f"{detection['threshold']:.2f} on precision {detection['precision']:.3f}, recall "
+        f"{detection['recall']:.3f}"
+    ]

@@ -60,26 +60,34 @@ def read_detections(path: str | os.PathLike, truth: ItemTable) -> Detections:
     Raises:
         InputError: the file is something else, or has no detection on either side.
     """
-    entries = _read(path)
+    detections = make_detections(_read(path), truth)
+    for side, name in (
+        (detections.items.is_shop, "shop"),
+        (~detections.items.is_shop, "consumers'"),
+    ):
+        if not side.any():
+            raise InputError(f"{path} has no detection in any of the split's {name} photographs.")
+    return detections
+
+
+def make_detections(entries: list[Entry], truth: ItemTable) -> Detections:
+    """Detections from COCO's result format, see `read_detections`."""
     images, first = np.unique(truth["image_id"], return_index=True)
-    image = np.array([int(entry["image_id"]) for entry in entries])
+    image = np.array([int(entry["image_id"]) for entry in entries], np.int64)
     row = first[np.searchsorted(images, image).clip(max=len(images) - 1)]
     known = np.flatnonzero(truth["image_id"][row] == image)
     known = known[np.argsort(truth.record[row[known]], kind="stable")]
-    boxes = np.array([entry["bbox"] for entry in entries], np.float32)[known]
+    boxes = np.array([entry["bbox"] for entry in entries], np.float32).reshape(-1, 4)[known]
     table = ItemTable(
         record=truth.record[row[known]],
         is_shop=truth.is_shop[row[known]],
         box=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
         attributes={
             "image_id": image[known],
-            "category_id": np.array([int(e["category_id"]) for e in entries])[known],
+            "category_id": np.array([int(e["category_id"]) for e in entries], np.int64)[known],
         },
     )
-    for side, name in ((table.is_shop, "shop"), (~table.is_shop, "consumers'")):
-        if not side.any():
-            raise InputError(f"{path} has no detection in any of the split's {name} photographs.")
-    scores = np.array([float(entry["score"]) for entry in entries])[known]
+    scores = np.array([float(entry["score"]) for entry in entries], np.float64)[known]
     return Detections(table, scores, len(entries) - len(known))
 
 

@@ -90,6 +90,7 @@ def evaluate(
     title: str,
     conditions: Conditions,
     detected: tuple[Detections, np.ndarray] | None = None,
+    more: dict | None = None,
 ) -> dict:
     """Measures several embeddings of the same items; the first is the model's own.
 
@@ -104,6 +105,7 @@ def evaluate(
         title: of the report.
         conditions: for the record.
         detected: a detector's boxes and the model's embeddings of them.
+        more: metrics from elsewhere, by name: "detection" and "reranked".
 
     Returns:
         The content of `metrics.json`: of the model "mAP", "top_1" ... "top_20", "queries",
@@ -143,6 +145,7 @@ def evaluate(
             "skipped_detections": detections.skipped,
             "official": _official(protocol, answers.results),
         }
+    metrics |= more or {}
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -92,44 +92,50 @@ class DiskTokens:
         """
         self._compute, self._size, self._folder = compute, size, folder
         self.computed = 0
-        self._states: np.ndarray | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "done.npy").exists():
-            self._open("r+")
-            if len(self._done) != size:
-                raise InputError(f"{folder} has the tokens of another gallery: remove it.")
+        self._files = self._open() if (folder / "done.npy").exists() else None
+        if self._files and len(self._files.done) != size:
+            raise InputError(f"{folder} has the tokens of another gallery: remove it.")
 
     def __call__(self, rows: np.ndarray) -> Tokens:
         """(n,) rows, of which some may be equal -> their tokens."""
         distinct = np.unique(rows)
-        missing = distinct if self._states is None else distinct[~self._done[distinct]]
+        missing = distinct if self._files is None else distinct[~self._files.done[distinct]]
         if len(missing):
             new = self._compute(missing)
             self.computed += len(missing)
-            if self._states is None:
-                self._create(*new.states.shape[1:])
-            self._states[missing], self._mask[missing] = new
-            # Only rows that are on the disk are marked.
-            self._states.flush(), self._mask.flush()
-            self._done[missing] = True
-            self._done.flush()
-        return Tokens(np.asarray(self._states[rows]), np.asarray(self._mask[rows]))
+            self._write(missing, new)
+        assert self._files
+        return Tokens(np.asarray(self._files.states[rows]), np.asarray(self._files.mask[rows]))
 
-    def _create(self, positions: int, width: int) -> None:
-        shapes = {
+    def _write(self, rows: np.ndarray, tokens: Tokens) -> None:
+        self._files = self._files or self._create(*tokens.states.shape[1:])
+        self._files.states[rows], self._files.mask[rows] = tokens
+        # Only rows that are on the disk are marked.
+        self._files.states.flush()
+        self._files.mask.flush()
+        self._files.done[rows] = True
+        self._files.done.flush()
+
+    def _create(self, positions: int, width: int) -> "_Files":
+        shapes: dict[str, tuple] = {
             "states": (np.float16, (self._size, positions, width)),
             "mask": (bool, (self._size, positions)),
-            "done": (bool, (self._size,)),
+            "done": (bool, (self._size,)),  # the last, since it stands for all
         }
         for name, (dtype, shape) in shapes.items():
             np.lib.format.open_memmap(self._folder / f"{name}.npy", "w+", dtype, shape).flush()
-        self._open("r+")
+        return self._open()
 
-    def _open(self, mode: str) -> None:
-        self._states, self._mask, self._done = (
-            np.lib.format.open_memmap(self._folder / f"{name}.npy", mode)
-            for name in ("states", "mask", "done")
-        )
+    def _open(self) -> "_Files":
+        paths = (self._folder / f"{name}.npy" for name in _Files._fields)
+        return _Files(*(np.lib.format.open_memmap(path, "r+") for path in paths))
+
+
+class _Files(NamedTuple):
+    states: np.memmap
+    mask: np.memmap
+    done: np.memmap
 
 
 def _size(tokens: Tokens) -> int:

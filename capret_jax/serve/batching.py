@@ -1,7 +1,7 @@
 """Requests that come at the same time, answered by one call of the model."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
@@ -22,7 +22,7 @@ class Batcher(Generic[Input, Output]):
 
     def __init__(
         self,
-        call: Callable[[Sequence[Input]], Sequence[Output]],
+        call: Callable[[Sequence[Input]], Iterable[Output]],
         executor: Executor,
         largest: int,
         waiting: int,

@@ -81,7 +81,9 @@ class Shards:
         Raises:
             InputError: no picture of the catalogue could be read.
         """
-        vectors, items, pictures = [], [], {}
+        vectors: list[np.ndarray] = []
+        items: list[Item] = []
+        pictures: dict[str, bytes] = {}
         for number in tqdm(range(len(self._slices)), "collecting", unit="shard"):
             with zipfile.ZipFile(self._path(number)) as shard:
                 with shard.open("vectors.npy") as file:
@@ -95,7 +97,10 @@ class Shards:
 
     def _embed(self, number: int, encoder: Encoder, threads: int) -> list[str]:
         products = self._products[self._slices[number]]
-        vectors, items, pictures, errors = [], [], [], []
+        vectors: list[np.ndarray] = []
+        items: list[Item] = []
+        pictures: list[bytes] = []
+        errors: list[str] = []
 
         def look(product: Product):
             try:

@@ -54,7 +54,7 @@ def read_catalogue(source: pathlib.Path) -> list[Product]:
 def read_folder(folder: pathlib.Path) -> list[Product]:
     """Every picture below a folder; its path is its id, and its own folder its category."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    products = []
+    products: list[Product] = []
     for path in paths:
         relative = path.relative_to(folder)
         item: Item = {"id": relative.as_posix(), "image": str(path)}
@@ -73,7 +73,7 @@ def read_csv(path: pathlib.Path) -> list[Product]:
     Raises:
         InputError: a column or a value is missing or wrong; the message names the line.
     """
-    products = []
+    products: list[Product] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)

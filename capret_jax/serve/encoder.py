@@ -67,7 +67,7 @@ class Encoder:
         model = load_model(folder, image_size)
         return cls(model, load_setup(folder, tokenizer), threshold, detection)
 
-    def view(self, photograph: Photograph, box: np.ndarray | None) -> View:
+    def view(self, photograph: Photograph, box: Sequence[float] | np.ndarray | None) -> View:
         """What the model sees of the garment in a box, or of the whole photograph.
 
         Args:

@@ -7,6 +7,7 @@ for result in searcher.search("photo.jpg", k=20):
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ class Searcher:
         k: int = 20,
         *,
         text: str = "",
-        box: tuple[float, float, float, float] | None = None,
+        box: Sequence[float] | np.ndarray | None = None,
         where: Filter | None = None,
     ) -> list[Result]:
         """The shop items nearest to a garment, to words, or to both.
@@ -108,7 +109,7 @@ class Searcher:
             photograph = as_photograph(photo)
             if box is None:
                 garments = self.encoder.detect([photograph])[0]
-                box = tuple(garments[0].box) if garments else None
+                box = garments[0].box if garments else None
             view = self.encoder.view(photograph, box)
         return self.nearest(self.query(view, text), k, where)
 
