@@ -11,7 +11,7 @@ from capret_jax.data.captions import category_phrase
 from capret_jax.data.pipeline import Split, ViewConfig
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.detection.average_precision import average_precision, coco_entries
-from capret_jax.detection.phrases import PHRASES, Detection, PhraseDetector
+from capret_jax.detection.phrases import PHRASES, Detection, PhraseDetector, garments
 from capret_jax.detection.threshold import Calibration, Judged, at_threshold, calibrate, judge
 from capret_jax.loading import LoadedModel
 from capret_jax.models.vision import box_regions
@@ -33,18 +33,15 @@ class Detected(NamedTuple):
     """A split's photographs, looked through.
 
     Attributes:
-        entries: all that was found, in COCO's result format.
-        metrics: "AP", "AP50", "AP75", and "threshold", "precision", "recall" of what counts.
+        counted: one for each garment, from the threshold on, in COCO's result format.
+        metrics: "AP", "AP50", "AP75" of all answers, and "threshold", "precision" and "recall" of
+            what is counted.
         calibration: of the threshold, on the training split.
     """
 
-    entries: list[dict]
+    counted: list[dict]
     metrics: dict[str, float]
     calibration: Calibration
-
-    def counted(self) -> list[dict]:
-        """The entries that the threshold lets pass."""
-        return [e for e in self.entries if e["score"] >= self.calibration.threshold]
 
 
 def detect(detector: PhraseDetector, train: Split, validation: Split) -> Detected:
@@ -55,15 +52,24 @@ def detect(detector: PhraseDetector, train: Split, validation: Split) -> Detecte
         train: some of its photographs calibrate the threshold.
         validation: the split.
     """
-    calibration = calibrate(_judge(train, *_look(detector, train, _CALIBRATED_ON)))
+    overlap = detector.config.overlap
+    rows, found = _look(detector, train, _CALIBRATED_ON)
+    calibration = calibrate(_judge(train, rows, _garments(found, 0.0, overlap)))
     start = time.perf_counter()
     rows, found = _look(detector, validation)
     seconds = time.perf_counter() - start
-    judged = at_threshold(_judge(validation, rows, found), calibration.threshold)
-    entries = coco_entries(validation.items["image_id"][rows], found)
-    metrics = average_precision(entries, validation.items)
-    metrics |= judged._asdict() | {"photographs": len(rows), "seconds": seconds}
-    return Detected(entries, metrics, calibration)
+    counted = _garments(found, calibration.threshold, overlap)
+    images = validation.items["image_id"][rows]
+    metrics = average_precision(coco_entries(images, found), validation.items)
+    metrics |= at_threshold(_judge(validation, rows, counted), calibration.threshold)._asdict()
+    metrics |= {"photographs": len(rows), "seconds": seconds}
+    return Detected(coco_entries(images, counted), metrics, calibration)
+
+
+def _garments(
+    found: list[list[Detection]], threshold: float, overlap: float
+) -> list[list[Detection]]:
+    return [garments(each, threshold, overlap) for each in found]
 
 
 def _look(

@@ -1,9 +1,10 @@
 """Finding garments in a photograph by naming them.
 
 X2-VLM answers a phrase with one box and no score. Here every category's phrase is asked of several
-windows of the photograph; each answer is looked at again from close by, where its box is predicted
-anew and its score is the probability that phrase and picture match; of answers that overlap the
-more certain one stays. So there are scores, several instances, and phrases that find nothing.
+windows of the photograph, and each answer is looked at again from close by, where its box is
+predicted anew. Its score is the probability that phrase and picture match, over all looks (their
+geometric mean); of answers to one phrase that overlap the more certain stays. So there are scores,
+several instances, and phrases that find nothing.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ from capret_jax.errors import InputError
 from capret_jax.models.config import PLAIN, ComputeConfig, ModelConfig
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
+# Below this a probability is as good as none.
+_TINY = 1e-6
 PHRASES = tuple(category_phrase(i + 1) for i in range(len(CATEGORIES)))
 
 
@@ -38,15 +41,16 @@ class DetectionConfig:
         refinements: times that an answer is looked at from close by.
         margin: context around a box when it is, as a fraction of its sides.
         candidates: answers per photograph that are.
-        overlap: IoU from which two answers are taken for one.
+        overlap: IoU from which two answers to one phrase are taken for one; and answers to several,
+            when a garment must have one (`garments`).
         threshold: match probability from which an answer counts, where none was calibrated.
         batch_size: photographs at once.
     """
 
     windows: tuple[float, ...] = (1.0,)
     refinements: int = 2
-    margin: float = 0.15
-    candidates: int = 8
+    margin: float = 0.3
+    candidates: int = 13
     overlap: float = 0.6
     threshold: float = 0.5
     batch_size: int = 16
@@ -77,7 +81,11 @@ class Detection(NamedTuple):
 
 
 class PhraseDetector:
-    """All categories' phrases, asked of photographs."""
+    """All categories' phrases, asked of photographs.
+
+    Attributes:
+        config: how thoroughly.
+    """
 
     def __init__(
         self,
@@ -96,7 +104,7 @@ class PhraseDetector:
             compute: how the model is computed.
         """
         graphdef, _ = abstract_model(model, compute)
-        self._size, self._params, self._config = model.image_size, params, config
+        self._size, self._params, self.config = model.image_size, params, config
         tokens = [encode(phrase) for phrase in PHRASES]
         ids, mask = (jnp.asarray(np.stack(column)) for column in zip(*tokens, strict=True))
         self._ask = jax.jit(_asker(graphdef, mask, compute.dtype))
@@ -109,26 +117,34 @@ class PhraseDetector:
         Raises:
             InputError: a photograph does not decode.
         """
-        size = self._config.batch_size
+        size = self.config.batch_size
         chunks = (photographs[i : i + size] for i in range(0, len(photographs), size))
         return [found for chunk in chunks for found in self._find(chunk)]
 
     def _find(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
         answers = self._first_look(photographs)
-        for _ in range(self._config.refinements):
+        looks = [answers]
+        for _ in range(self.config.refinements):
             answers = self._closer_look(photographs, answers)
-        return [
-            [
-                Detection(int(a.phrase[i]) + 1, a.box[i], float(a.score[i]))
-                for i in suppress(a.box, a.score, self._config.overlap)
-            ]
-            for a in answers
-        ]
+            looks.append(answers)
+        return [self._conclude(each) for each in zip(*looks, strict=True)]
+
+    def _conclude(self, looks: Sequence["_Answers"]) -> list[Detection]:
+        """All looks at one photograph's answers -> what was found."""
+        phrase, box = looks[-1].phrase, looks[-1].box
+        certainty = np.log(np.maximum([look.score for look in looks], _TINY))
+        score = np.exp(certainty.mean(axis=0))
+        kept = []
+        for number in np.unique(phrase):
+            rows = np.flatnonzero(phrase == number)
+            kept += [rows[i] for i in suppress(box[rows], score[rows], self.config.overlap)]
+        kept.sort(key=lambda i: -score[i])
+        return [Detection(int(phrase[i]) + 1, box[i], float(score[i])) for i in kept]
 
     def _first_look(self, photographs: Sequence[Photograph]) -> list["_Answers"]:
         """The best answers of every phrase in every window."""
-        count = self._config.batch_size
-        windows = [_windows(photograph, self._config.windows) for photograph in photographs]
+        count = self.config.batch_size
+        windows = [_windows(photograph, self.config.windows) for photograph in photographs]
         each = len(windows[0])
         views = [
             p.crop(w, self._size) for p, ws in zip(photographs, windows, strict=True) for w in ws
@@ -140,7 +156,7 @@ class PhraseDetector:
             rows = slice(number * each, (number + 1) * each)
             found = from_window(boxes[rows], np.stack(placed)[:, None]).reshape(-1, 4)
             score, phrase = scores[rows].reshape(-1), every[rows].reshape(-1)
-            best = np.argsort(-score, kind="stable")[: self._config.candidates]
+            best = np.argsort(-score, kind="stable")[: self.config.candidates]
             answers.append(_Answers(phrase[best], found[best], score[best]))
         return answers
 
@@ -149,7 +165,7 @@ class PhraseDetector:
     ) -> list["_Answers"]:
         """The same answers, each from a window around its box."""
         windows = [
-            margin_window(photograph, box, self._config.margin)
+            margin_window(photograph, box, self.config.margin)
             for photograph, answer in zip(photographs, answers, strict=True)
             for box in answer.box
         ]
@@ -157,7 +173,7 @@ class PhraseDetector:
         owners = np.repeat(np.arange(len(photographs)), counts).tolist()
         views = [photographs[i].crop(w, self._size) for i, w in zip(owners, windows, strict=True)]
         phrases = np.concatenate([answer.phrase for answer in answers])
-        rows = self._config.batch_size * self._config.candidates
+        rows = self.config.batch_size * self.config.candidates
         asked = np.resize(phrases, rows)[:, None]
         boxes, scores = self._answer(views, asked)
         found = from_window(boxes[: len(views), 0], np.stack(windows))
@@ -178,6 +194,20 @@ class PhraseDetector:
         # The last one fills up, so that few shapes are compiled.
         images = np.concatenate([images, np.repeat(images[-1:], len(phrases) - len(images), 0)])
         return jax.device_get(self._ask(self._params, self._text, images, phrases))
+
+
+def garments(found: Sequence[Detection], threshold: float, overlap: float) -> list[Detection]:
+    """Detections from a threshold on, one for each garment, whatever the phrases.
+
+    Args:
+        found: the most certain first.
+        threshold: of the score.
+        overlap: IoU from which two are of the same garment.
+    """
+    certain = [detection for detection in found if detection.score >= threshold]
+    boxes = np.array([detection.box for detection in certain]).reshape(-1, 4)
+    scores = np.array([detection.score for detection in certain])
+    return [certain[i] for i in suppress(boxes, scores, overlap)]
 
 
 class _Answers(NamedTuple):

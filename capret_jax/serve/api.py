@@ -24,7 +24,7 @@ from capret_jax.errors import InputError
 from capret_jax.retrieval.pictures import Pictures
 from capret_jax.serve.batching import Batcher, Overloaded
 from capret_jax.serve.encoder import BATCHES
-from capret_jax.serve.limits import BodyLimit
+from capret_jax.serve.middleware import BodyLimit, Timed
 from capret_jax.serve.photos import read_photo
 from capret_jax.serve.searcher import Searcher, join
 
@@ -248,14 +248,10 @@ def _add_metrics(app: FastAPI, service: _Service) -> None:
     waiting.labels("embed").set_function(service.embed.waiting)
     waiting.labels("detect").set_function(service.detect.waiting)
 
-    @app.middleware("http")
-    async def timed(request: Request, call_next) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")  # not the path: anybody can make up paths
-        path = route.path if route else "other"
-        seconds.labels(path, response.status_code).observe(time.perf_counter() - start)
-        return response
+    def observe(route: str, status: int, taken: float) -> None:
+        seconds.labels(route, status).observe(taken)
+
+    app.add_middleware(Timed, observe=observe)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:

@@ -10,7 +10,12 @@ import numpy as np
 from capret_jax.data.photographs import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
-from capret_jax.detection.phrases import Detection, DetectionConfig, PhraseDetector
+from capret_jax.detection.phrases import (
+    Detection,
+    DetectionConfig,
+    PhraseDetector,
+    garments,
+)
 from capret_jax.detection.threshold import read_threshold
 from capret_jax.errors import InputError
 from capret_jax.loading import LoadedModel, Setup, digest, load_model, load_setup
@@ -38,6 +43,7 @@ class Encoder:
     ):
         """Use `from_dir`."""
         self.model, self.setup, self.threshold = model, setup, threshold
+        self._overlap = detection.overlap
         self.digest = digest(jax.device_get(model.params))
         self.tokenize = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
         self.detector = PhraseDetector(model.config, model.params, self.tokenize, detection)
@@ -113,8 +119,7 @@ class Encoder:
     def detect(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
         """The garments in each photograph, the most certain first."""
         return [
-            [detection for detection in found if detection.score >= self.threshold]
-            for found in self.detector(photographs)
+            garments(found, self.threshold, self._overlap) for found in self.detector(photographs)
         ]
 
     def warm_up(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from capret_jax.data.photographs import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.detection.phrases import PHRASES, DetectionConfig, PhraseDetector
+from capret_jax.detection.phrases import PHRASES, DetectionConfig, PhraseDetector, garments
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
 from tests.conftest import SMALL_MODEL
@@ -35,7 +35,7 @@ def photographs(count):
 
 
 def test_answers_are_boxes_inside_the_photograph_most_certain_first(params, encode):
-    config = DetectionConfig(windows=(1.0, 0.7), batch_size=2, candidates=4, overlap=0.9)
+    config = DetectionConfig(windows=(1.0, 0.7), batch_size=2, candidates=4)
     found = PhraseDetector(SMALL_MODEL, params, encode, config)(photographs(3))
     assert len(found) == 3
     for detections in found:
@@ -79,10 +79,14 @@ def test_a_garment_is_found_where_the_model_says(params, encode):
                 scores[i] = np.where(phrases[i] == 7, 0.8, 0.1)  # trousers are category 8
         return boxes, scores
 
-    detector._ask = ask
+    detector._ask = ask  # both looks agree, so the score is theirs
     (found,) = detector([Photograph.from_pixels(pixels)])
-    assert len(found) == 1 and found[0].category_id == 8 and found[0].score == 0.8
+    assert sorted(detection.category_id for detection in found) == list(range(1, 14))
+    assert found[0].category_id == 8 and found[0].score == pytest.approx(0.8)
     np.testing.assert_allclose(found[0].box, [60, 40, 90, 80], atol=4)
+    # The other phrases' answers are the same garment, and it has one name.
+    assert garments(found, 0.0, 0.6) == found[:1]
+    assert garments(found, 0.9, 0.6) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""A small model in a folder, trained for a few steps, and an index of its gallery."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capret_jax.config import ExperimentConfig
+from capret_jax.data.dataset import DataConfig
+from capret_jax.experiment import Experiment
+from capret_jax.losses.total import LossConfig
+from capret_jax.train.loop import LoopConfig
+from capret_jax.train.optimizer import OptimizerConfig
+from tests.conftest import SMALL_MODEL
+
+
+@pytest.fixture(scope="session")
+def model_dir(prepared_dir, tmp_path_factory):
+    """A workdir with every head trained a little."""
+    folder = tmp_path_factory.mktemp("served")
+    config = ExperimentConfig(
+        batch_size=16,
+        model=SMALL_MODEL,
+        data=DataConfig(variant="mini", prepared_dir=str(prepared_dir), views_per_identity=2),
+        loss=LossConfig(mlm=0.1, matching_group=2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        loop=LoopConfig(steps=2, checkpoint_every=2),
+    )
+    Experiment(config, folder).train()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def index_dir(model_dir):
+    """Its gallery, made by the tool with two processes."""
+    command = [sys.executable, "tools/build_index.py", f"--model={model_dir}"]
+    out = model_dir / "index"
+    flags = [f"--out={out}", "--processes=2", "--shard_size=6", "--export=npy,parquet,faiss"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def photo(splits) -> bytes:
+    """A consumer's photograph, as a file."""
+    split = splits["validation"]
+    row = int(np.flatnonzero(~split.items.is_shop)[0])
+    return split.records.image(int(split.items.record[row]))
+
+
+def picture(size=(40, 30), mode="RGB", kind="PNG", colour=None, **options) -> bytes:
+    """A picture file of one colour."""
+    colours = {"RGB": (200, 30, 30), "RGBA": (200, 30, 30, 0), "L": 90, "P": 3, "1": 1}
+    buffer = io.BytesIO()
+    Image.new(mode, size, colours[mode] if colour is None else colour).save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,227 @@
+"""The HTTP interface: answers, refusals, and a page that works in a real browser."""
+
+import concurrent.futures
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import uvicorn
+from starlette.testclient import TestClient
+
+from capret_jax.errors import InputError
+from capret_jax.retrieval.storage import load_index, save_index
+from capret_jax.serve.api import Limits, create_app
+from capret_jax.serve.searcher import Searcher
+from tests.serve.conftest import picture
+from tests.serve.test_photos import bomb
+
+UPLOAD = 300_000
+
+
+@pytest.fixture(scope="module")
+def searcher(model_dir, index_dir):
+    searcher = Searcher.from_dir(model_dir)
+    searcher.encoder.threshold = 0.0  # a model this young is sure of nothing
+    return searcher
+
+
+@pytest.fixture(scope="module")
+def app(searcher, index_dir):
+    return create_app(searcher, index_dir, Limits(upload_bytes=UPLOAD, waiting=64))
+
+
+@pytest.fixture(scope="module")
+def client(app):
+    with TestClient(app) as client:
+        yield client
+
+
+def test_garments_are_found_and_searched_for(client, searcher, photo):
+    found = client.post("/api/detect", files={"photo": photo}).json()
+    assert found["garments"] and all(0 <= edge <= 1 for edge in found["garments"][0]["box"])
+    answer = client.post("/api/search", files={"photo": photo}, data={"k": 5}).json()
+    assert len(answer["results"]) == 5
+    # Without a box, the most certain garment; and the same from Python.
+    np.testing.assert_allclose(answer["box"], found["garments"][0]["box"], atol=1e-3)
+    ours = searcher.search(photo, k=5)
+    assert [hit["id"] for hit in answer["results"]] == [result.item["id"] for result in ours]
+    scores = [hit["score"] for hit in answer["results"]]
+    np.testing.assert_allclose(scores, [result.score for result in ours], atol=1e-4)
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_an_item_finds_itself(searcher, splits):
+    split = splits["validation"]
+    row = int(np.flatnonzero(split.items.is_shop)[0])
+    pixels = split.photograph(row).pixels()
+    best = searcher.search(pixels, k=1, box=split.items.box[row].tolist())[0]
+    assert best.score > 0.999
+    known = split.items.attributes_of(row)
+    assert best.item["id"] == f"{known['image_id']}/{known['number']}"
+
+
+def test_filters_words_and_boxes(client, photo):
+    category = client.get("/health").json()["filters"]["category"][0]
+    where = f'{{"category": ["{category}"]}}'
+    only = client.post("/api/search", data={"text": "a dress", "where": where}).json()["results"]
+    assert only and {hit["item"]["category"] for hit in only} == {category}
+    box = {"box": "0.1,0.1,0.6,0.9"}
+    both = client.post(
+        "/api/search", files={"photo": photo}, data={**box, "text": "a dress"}
+    ).json()
+    assert both["box"] == [0.1, 0.1, 0.6, 0.9]
+    alone = client.post("/api/search", files={"photo": photo}, data=box).json()
+    assert [h["score"] for h in both["results"]] != [h["score"] for h in alone["results"]]
+
+
+def test_items_have_pictures(client, photo):
+    hit = client.post("/api/search", files={"photo": photo}).json()["results"][0]
+    answer = client.get(hit["picture"])
+    assert answer.headers["content-type"] == "image/jpeg" and answer.content[:2] == b"\xff\xd8"
+    assert client.get("/api/pictures/99999").status_code == 404
+    assert client.get("/api/pictures/-1").status_code == 404
+    assert client.get("/api/pictures/..%2F..%2Fetc%2Fpasswd").status_code in (404, 422)
+
+
+def test_exif_and_alpha_are_understood(client):
+    for data in (picture((60, 80), "RGBA"), picture((60, 80), "L", "TIFF")):
+        answer = client.post("/api/detect", files={"photo": data}).json()
+        assert (answer["width"], answer["height"]) == (60, 80)
+
+
+@pytest.mark.parametrize(
+    "files, data, status, message",
+    [
+        ({"photo": b"no picture"}, {}, 422, "no picture"),
+        ({"photo": b""}, {}, 422, "is empty"),
+        ({"photo": bomb(8_400)}, {}, 422, "8400 x 8400"),
+        ({"photo": bomb(50_000)}, {}, 422, "pixels"),
+        ({"photo": picture()}, {"box": "0.5,0.5,0.5,0.6"}, 422, "box="),
+        ({"photo": picture()}, {"box": "a,b"}, 422, "box="),
+        ({"photo": picture()}, {"box": "nan,0,1,1"}, 422, "box="),
+        ({"photo": picture()}, {"where": "{"}, 422, "where="),
+        ({"photo": picture()}, {"where": '{"colour": ["red"]}'}, 422, "no item has a 'colour'"),
+        ({"photo": picture()}, {"where": '[["red"]]'}, 422, "where="),
+        ({"photo": picture()}, {"k": "0"}, 422, ""),
+        ({"photo": picture()}, {"k": "100000"}, 422, ""),
+        ({}, {"text": "  "}, 422, "nothing to search for"),
+        ({}, {"text": "!!!"}, 422, "no words"),
+        ({}, {"text": "x" * 501}, 422, ""),
+        ({"photo": b"x" * UPLOAD}, {}, 413, "larger than"),
+    ],
+)
+def test_bad_requests_are_refused(client, files, data, status, message):
+    answer = client.post("/api/search", files=files or None, data=data)
+    assert answer.status_code == status, answer.text
+    assert message in str(answer.json()["detail"])
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_an_empty_or_endless_body_is_refused(client):
+    assert client.post("/api/detect").status_code == 422
+
+    def endless():
+        yield b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
+        for _ in range(10):
+            yield b"0" * (UPLOAD // 5)
+
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    answer = client.post("/api/detect", content=endless(), headers=kind)
+    assert answer.status_code == 413
+
+
+def test_many_at_once_are_all_answered(client, photo):
+    def ask(_):
+        return client.post("/api/search", files={"photo": photo}, data={"k": 3}).json()["results"]
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(32)))
+    assert len({hit["id"] for answer in answers for hit in answer}) == 3
+    metrics = client.get("/metrics").text
+    assert 'capret_request_seconds_count{path="/api/search",status="200"}' in metrics
+
+
+def test_the_documentation_and_the_page_are_there(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/api/detect", "/api/search", "/health", "/metrics"} <= paths.keys()
+    assert client.get("/docs").status_code == 200
+    assert "Photo" in client.get("/").text
+
+
+def test_an_index_of_another_model_is_refused(model_dir, index_dir, tmp_path):
+    index = load_index(index_dir)
+    index.model = "other"
+    save_index(index, tmp_path / "index")
+    with pytest.raises(InputError, match="made with another model"):
+        Searcher.from_dir(model_dir, tmp_path / "index")
+    shutil.copytree(index_dir, tmp_path / "truncated")
+    vectors = tmp_path / "truncated" / "vectors.npy"
+    vectors.write_bytes(vectors.read_bytes()[:-1])
+    with pytest.raises(InputError, match="vectors.npy is missing or not what was written"):
+        Searcher.from_dir(model_dir, tmp_path / "truncated")
+
+
+@pytest.fixture
+def address(searcher, index_dir):
+    """Of an application of its own, really served: one cannot run in two event loops."""
+    app = create_app(searcher, index_dir)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+    host, port = server.servers[0].sockets[0].getsockname()
+    assert host == "127.0.0.1"
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
+def test_upload_boxes_results_filter_in_a_browser(address, photo, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        page = browser.new_page()
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.goto(address)
+        page.set_input_files("#file", tmp_path / "photo.jpg")
+        items = page.locator(".item")
+        expect(items.first).to_be_visible()
+        assert page.locator(".box").count() >= 1 and page.locator(".box.chosen").count() == 1
+        before = items.count()
+        # Another garment is picked, and one is drawn.
+        stage = page.locator("#stage").bounding_box()
+        x, y = stage["x"] + 0.2 * stage["width"], stage["y"] + 0.2 * stage["height"]
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 0.5 * stage["width"], y + 0.5 * stage["height"])
+        page.mouse.up()
+        expect(page.locator(".box.chosen span")).to_have_count(0)
+        # A filter leaves some of the items.
+        choices = page.locator("select[name=category] option")
+        expect(choices).not_to_have_count(1)
+        category = choices.nth(1).inner_text()
+        page.select_option("select[name=category]", category)
+        expect(items).not_to_have_count(before)
+        assert set(page.locator(".item b").all_inner_texts()) == {category}
+        # Words alone.
+        page.click("#clear")
+        page.fill("#text", "a dress")
+        expect(page.locator("#status")).to_contain_text("items in")
+        # What is no picture is said, and the page goes on.
+        (tmp_path / "photo.jpg").write_bytes(b"no picture")
+        page.set_input_files("#file", tmp_path / "photo.jpg")
+        expect(page.locator("#status.error")).to_contain_text("no picture")
+        expect(page.locator("#drop")).to_be_visible()
+        browser.close()
+    assert [error for error in errors if "422" not in error] == []
