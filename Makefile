@@ -4,11 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo serve test lint format clean
 
 # Huge pages for XLA's buffers: a third off a training step on a CPU (docs/performance.md).
 demo: $(INSTALLED)
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m capret_jax.main --config=configs/demo.py --workdir=runs/demo
+
+# The demo's model and the shop pictures of its validation set, at http://127.0.0.1:8000
+serve: $(INSTALLED) runs/demo/index/manifest.json
+	$(BIN)/python -m capret_jax.serve.app --model=runs/demo
+
+runs/demo/index/manifest.json:
+	test -f runs/demo/evaluation/metrics.json || $(MAKE) demo
+	$(BIN)/python tools/build_index.py --model=runs/demo --out=runs/demo/index
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest

@@ -60,6 +60,11 @@ class DataConfig:
         variants = [config.name for config in synthetic.SyntheticFashion.BUILDER_CONFIGS]
         if self.variant not in variants:
             raise InputError(f"data.variant={self.variant!r} is none of {', '.join(variants)}.")
+        if self.augment.wide and self.view.kind != "crop":
+            raise InputError(
+                f"data.augment.wide={self.augment.wide} widens crops, and "
+                f"data.view.kind={self.view.kind!r} shows whole photographs as it is."
+            )
         if self.max_tokens < 3:
             raise InputError(f"data.max_tokens={self.max_tokens} leaves no room for a caption.")
 

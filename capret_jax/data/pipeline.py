@@ -159,11 +159,13 @@ class _Examples:
         self._encoder = encoder
         self._masker = masker
         self._identities = split.items.training_identities()
+        nameless = np.flatnonzero(self._identities == NO_IDENTITY)
+        self._nameless = nameless if len(nameless) else np.arange(len(split.items))
 
     def __call__(self, draw: Draw) -> Batch:
         rng = np.random.default_rng(draw.seed)
-        rows = self._rows(draw.row, rng)
         wide = bool(self._augment.wide) and rng.random() < self._augment.wide
+        rows = self._rows(int(rng.choice(self._nameless)) if wide else draw.row, rng)
         captions = [self._captioner(row, rng) for row in rows]
         view = self._look(rows, wide, not any(map(tells_sides, captions)), rng)
         identities = [NO_IDENTITY] if wide else self._identities[rows]

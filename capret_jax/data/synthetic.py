@@ -15,6 +15,9 @@ from tqdm import tqdm
 from capret_jax.data import schema
 from capret_jax.data.drawing import catalogue, pool
 
+# Far from the families' pair_ids.
+_FIRST_SINGLE = 1_000_001
+
 
 @dataclass(eq=False)
 class SyntheticFashionConfig(tfds.core.BuilderConfig):
@@ -25,23 +28,26 @@ class SyntheticFashionConfig(tfds.core.BuilderConfig):
     train_views: int = 4  # of each source
     validation_views: int = 3
     distractors: int = 60  # shop photographs without identity, in validation
+    train_singles: int = 2400  # garments without identity, each in one photograph
     seed: int = 2019
 
     def entries(self, split: str) -> list[catalogue.Entry]:
         """The garments of "train" or "validation"."""
+        families = -(-self.train_identities // catalogue.FAMILY_SIZE)
         if split == "train":
-            return catalogue.catalogue(
+            identities = catalogue.catalogue(
                 identities=self.train_identities,
                 shop_views=self.train_views,
                 user_views=self.train_views,
                 seed=self.seed,
             )
+            return identities + catalogue.singles(self.train_singles, _FIRST_SINGLE, self.seed)
         return catalogue.catalogue(
             identities=self.validation_identities,
             shop_views=self.validation_views,
             user_views=self.validation_views,
             distractors=self.distractors,
-            first_pair_id=1 + -(-self.train_identities // catalogue.FAMILY_SIZE),
+            first_pair_id=1 + families,
             seed=self.seed,
         )
 
@@ -52,7 +58,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     The records, `schema.features`, are the same bytes on every machine.
     """
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS = [
         SyntheticFashionConfig(name="demo", description="Enough to learn from in minutes."),
         SyntheticFashionConfig(
@@ -63,6 +69,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
             train_views=3,
             validation_views=2,
             distractors=4,
+            train_singles=13,
         ),
     ]
     DEFAULT_CONFIG_NAME = "demo"

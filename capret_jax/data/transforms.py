@@ -26,9 +26,10 @@ class AugmentConfig:
         brightness: each image's gain is drawn from 1 +- this.
         colour: each channel's gain is drawn from 1 +- this.
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
-        wide: probability that a training crop is a window of any size between the box and the whole
+        wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view teaches words and boxes, which finding items takes, but no
-            identity: there may be others in it.
+            identity, since there may be others in it; so it shows an item of no identity instead of
+            the one drawn, where there are any.
     """
 
     margin: float = 0.1
@@ -96,8 +97,7 @@ def training_wide_view(
     # One draw for all sides, and one for each, so that the extremes are seen often.
     reach = rng.uniform() ** 0.5 * (1 - rng.uniform(0, 0.5, 4) * (rng.uniform() < 0.5))
     window = box + reach * (frame(photograph) - box)
-    view = _augment(_look(photograph, window, box[None], size), config, rng, may_flip)
-    return view._replace(image=_recolour(view.image, rng))
+    return _augment(_look(photograph, window, box[None], size), config, rng, may_flip)
 
 
 def training_whole_view(
@@ -170,12 +170,6 @@ def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """A copy with each channel multiplied by its gain, rounded and clipped."""
     levels = np.clip(np.outer(np.arange(256), gains) + 0.5, 0, 255).astype(np.uint8)
     return cv2.LUT(pixels, levels[None])
-
-
-def _recolour(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy with its channels shuffled, some of them inverted, so that shapes have to tell."""
-    inverted = rng.integers(0, 2, 3, np.uint8) * 255
-    return np.ascontiguousarray(pixels[..., rng.permutation(3)]) ^ inverted
 
 
 def _erase(pixels: np.ndarray, rng: np.random.Generator) -> None:

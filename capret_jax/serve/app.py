@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
     searcher.encoder.warm_up()
     print(f"http://{_HOST.value}:{_PORT.value}", flush=True)
     app = create_app(searcher, folder, limits)
-    uvicorn.run(app, host=_HOST.value, port=_PORT.value, log_level="warning")
+    # Uvicorn hangs up after 5 idle seconds, which a busy client takes for a lost request.
+    where, port, patience = _HOST.value, _PORT.value, 75
+    uvicorn.run(app, host=where, port=port, log_level="warning", timeout_keep_alive=patience)
 
 
 if __name__ == "__main__":

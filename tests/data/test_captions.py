@@ -82,6 +82,15 @@ def test_captions_are_dropped_as_often_as_asked(items):
     assert dropped == pytest.approx(0.25, abs=0.04)
 
 
+def test_short_captions_are_the_category_as_often_as_asked(items):
+    captioner = Captioner(CaptionConfig(short=0.25), items)
+    rng = np.random.default_rng(0)
+    phrase = template_caption(items.attributes_of(0), ("category",))
+    said = [captioner(0, rng) for _ in range(2000)]
+    assert np.mean([caption == phrase for caption in said]) == pytest.approx(0.25, abs=0.04)
+    assert len(set(said)) == 2
+
+
 def test_a_file_that_lacks_an_item_is_refused(items, write):
     path = write(skip=3)
     first = f"item {items['number'][0]} of image {items['image_id'][0]}"
@@ -100,6 +109,8 @@ def test_impossible_settings_are_refused():
         CaptionConfig(fields=("colour",))
     with pytest.raises(InputError, match=r"dropout=1\.0"):
         CaptionConfig(dropout=1.0)
+    with pytest.raises(InputError, match="short=0.5 needs a template that reveals the category"):
+        CaptionConfig(short=0.5, fields=("scale",))
     with pytest.raises(InputError, match="cannot be read"):
         read_captions("/absent/captions.jsonl")
 

@@ -27,7 +27,7 @@ def captions(splits, tmp_path_factory):
 
 @pytest.fixture
 def iterate(splits, captions):
-    def make(shard=Shard(), masked=False, threads=2, view=ViewConfig()):
+    def make(shard=Shard(), masked=False, threads=2, view=ViewConfig(), wide=0.0):
         sampler = IdentitySampler(splits["train"].items, B, K, 6, 0, shard)
         masker = Masker(captions.tokenizer) if masked else None
         return training_iterator(
@@ -36,7 +36,7 @@ def iterate(splits, captions):
             B // shard.count,
             SIZE,
             view,
-            AugmentConfig(),
+            AugmentConfig(wide=wide),
             Captioner(CaptionConfig(), splits["train"].items),
             captions,
             masker,
@@ -99,6 +99,14 @@ def test_whole_views_take_the_photograph_and_its_box(iterate, splits):
     np.testing.assert_array_equal(crops.identity, wholes.identity)
     area = {name: b.box[:, 2:].prod(axis=1) for name, b in (("crop", crops), ("whole", wholes))}
     assert (area["whole"] < area["crop"]).mean() > 0.5
+
+
+def test_wide_views_teach_no_identity(iterate):
+    batches = list(iterate(wide=0.5))
+    identity = np.concatenate([batch.identity for batch in batches])
+    assert 0.3 < (identity == NO_IDENTITY).mean() < 0.7
+    share = np.concatenate([batch.box[:, 2:].prod(axis=1) for batch in batches])
+    assert share[identity == NO_IDENTITY].mean() < share[identity != NO_IDENTITY].mean()
 
 
 def test_regions_bring_the_other_items_of_their_photograph_along(iterate, splits):

@@ -73,9 +73,18 @@ def test_distractors_are_shop_images_without_identity(records):
     assert sum(record["items"]["style"] == [0] for record in shop) == 4
 
 
+def test_singles_are_one_photograph_of_every_category_without_identity():
+    entries = [entry for entry in CONFIGS["mini"].entries("train") if not entry.style]
+    assert [entry.garment.category_id for entry in entries] == list(range(1, 14))
+    assert all(entry.shop_views + entry.user_views == 1 for entry in entries)
+    # The shop's and users' photographs take turns.
+    shop = sum(entry.shop_views for entry in CONFIGS["demo"].entries("train") if not entry.style)
+    assert shop == pytest.approx(1200, abs=13)
+
+
 def test_image_ids_are_unique(records):
     ids = [record["image_id"] for split in SPLITS for record in records[split]]
-    assert len(ids) == 12 * 6 + 6 * 4 + 4
+    assert len(ids) == 12 * 6 + 13 + 6 * 4 + 4
     assert len(set(ids)) == len(ids)
 
 

@@ -12,6 +12,7 @@ from capret_jax.data.transforms import (
     crop_view,
     training_crop_view,
     training_whole_view,
+    training_wide_view,
     whole_view,
 )
 
@@ -52,6 +53,18 @@ def test_training_box_follows_crop_and_flip(photograph):
     for seed in range(30):
         view = training_crop_view(photograph, BOX, 96, config, np.random.default_rng(seed))
         np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.02)
+
+
+def test_wide_views_hold_the_box_and_range_up_to_the_whole(photograph):
+    config = AugmentConfig(flip=0.5, brightness=0, colour=0, erase=0)
+    shares = []
+    for seed in range(60):
+        view = training_wide_view(photograph, BOX, 96, config, np.random.default_rng(seed))
+        np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.03)
+        shares.append(view.boxes[0, 2:].prod())
+    whole = np.prod(BOX[2:] - BOX[:2]) / (160 * 120)
+    assert min(shares) < 1.3 * whole and max(shares) > 0.7
+    assert min(shares) >= whole - 1e-6
 
 
 def test_a_flip_mirrors_picture_and_box(photograph):

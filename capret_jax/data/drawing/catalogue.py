@@ -107,6 +107,23 @@ def catalogue(
     return named[:identities] + unnamed[:distractors]
 
 
+def singles(count: int, first_pair_id: int, seed: int) -> list[Entry]:
+    """Garments of no identity, of all categories alike, each photographed once.
+
+    The shop's and users' photographs take turns. They show more garments than identities do, which
+    is what telling categories apart takes.
+    """
+    entries = []
+    for number in range(count):
+        pair_id = first_pair_id + number
+        rng = np.random.default_rng([seed, _FAMILY_STREAM, pair_id])
+        (garment,) = _members(rng, 1 + number % len(SILHOUETTES), 1)
+        by_shop = number // len(SILHOUETTES) % 2
+        stream = (seed, _VIEW_STREAM, pair_id, 0)
+        entries.append(Entry(pair_id, 0, garment, stream, by_shop, 1 - by_shop))
+    return entries
+
+
 @functools.cache
 def _wardrobe(seed: int) -> photographs.Wardrobe:
     def draw(category_ids: range) -> list[tuple[Garment, Any]]:
