@@ -1,7 +1,7 @@
 """Photo -> shop item retrieval with vision-language models, in JAX."""
 
 __version__ = "0.1.0"
-__all__ = ["load_model"]
+__all__ = ["Searcher", "load_model"]
 
 
 def __getattr__(name: str):
@@ -10,4 +10,8 @@ def __getattr__(name: str):
         from capret_jax.loading import load_model
 
         return load_model
+    if name == "Searcher":
+        from capret_jax.serve.searcher import Searcher
+
+        return Searcher
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -216,7 +216,7 @@ class Experiment:
             looked = second_look.detect(detector, self._train_split, self._validation_split)
             more["detection"] = looked.metrics
             items = self._validation_split.items
-            found = make_detections(looked.counted, items)
+            found = make_detections(looked.boxes, items)
             # With nothing found on a side there is nothing to search with, or for.
             self._detections = found if len(np.unique(found.items.is_shop)) == 2 else None
             if jax.process_index() == 0:

@@ -25,6 +25,8 @@ from capret_jax.retrieval.vision_tokens import MemoryTokens, Tokens
 
 # Photographs of the training split that the threshold is calibrated on.
 _CALIBRATED_ON = 400
+# Detections that are less certain are not searched with, nor for.
+_FLOOR = 0.05
 # Pictures encoded at once.
 _PICTURES = 32
 
@@ -33,13 +35,15 @@ class Detected(NamedTuple):
     """A split's photographs, looked through.
 
     Attributes:
-        counted: one for each garment, from the threshold on, in COCO's result format.
+        boxes: to search with and for, in COCO's result format: of shop pictures one for each
+            garment, of consumers' photographs one for each phrase, since the official scorer takes
+            a query's detection by category.
         metrics: "AP", "AP50", "AP75" of all answers, and "threshold", "precision" and "recall" of
-            what is counted.
+            one for each garment from the threshold on.
         calibration: of the threshold, on the training split.
     """
 
-    counted: list[dict]
+    boxes: list[dict]
     metrics: dict[str, float]
     calibration: Calibration
 
@@ -63,7 +67,13 @@ def detect(detector: PhraseDetector, train: Split, validation: Split) -> Detecte
     metrics = average_precision(coco_entries(images, found), validation.items)
     metrics |= at_threshold(_judge(validation, rows, counted), calibration.threshold)._asdict()
     metrics |= {"photographs": len(rows), "seconds": seconds}
-    return Detected(coco_entries(images, counted), metrics, calibration)
+    shop = validation.items.is_shop[rows]
+    single = _garments(found, _FLOOR, overlap)
+    likely = [[detection for detection in each if detection.score >= _FLOOR] for each in found]
+    boxes = [
+        one if is_shop else each for one, each, is_shop in zip(single, likely, shop, strict=True)
+    ]
+    return Detected(coco_entries(images, boxes), metrics, calibration)
 
 
 def _garments(

@@ -85,11 +85,15 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
         # What compiles fast: tests/train/test_forward.py has the other terms with regions.
         loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
     )
+    config = dataclasses.replace(
+        config, evaluation=dataclasses.replace(config.evaluation, rerank=3)
+    )
     experiment = Experiment(config, tmp_path)
     experiment.train()
     experiment.evaluate()
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["view"] == "region" and metrics["queries"] > 0
+    assert metrics["reranked"]["k"] == 3
 
 
 def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capret_jax.config import ExperimentConfig
+from capret_jax.config import EvaluationConfig, ExperimentConfig
 from capret_jax.convert.checkpoint import save_converted
 from capret_jax.convert.reference import from_reference
 from capret_jax.convert.state_dict import read_state_dict
@@ -44,6 +44,7 @@ def config(prepared_dir) -> ExperimentConfig:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9),
         loop=LoopConfig(steps=6, log_every=2, checkpoint_every=3, evaluate_every=6),
         mesh=MeshConfig(),
+        evaluation=EvaluationConfig(detect=True, rerank=5),
     )
 
 
@@ -99,6 +100,24 @@ def test_official_results_name_twenty_shop_items_per_query(workdir, splits):
         assert set(entry["gallery_image_id"]) <= shops
         expected = min(20, items.is_shop.sum())
         assert len(entry["gallery_image_id"]) == len(entry["gallery_bbox"]) == expected
+
+
+def test_detection_and_reranking_are_measured_and_reported(workdir):
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    detection, reranked = metrics["detection"], metrics["reranked"]
+    assert 0 <= detection["AP"] <= detection["AP50"] <= 1
+    threshold = json.loads((workdir / "detection.json").read_text())["threshold"]
+    assert detection["threshold"] == threshold
+    assert reranked["k"] == 5 and reranked["queries"] == metrics["queries"]
+    # Beyond the first five nothing changes places.
+    assert reranked["top_20"] == metrics["top_20"] and reranked["top_5"] == metrics["top_5"]
+    page = (workdir / "evaluation" / "report.html").read_text()
+    assert "Re-ranking" in page and "Garments found by phrases" in page
+
+
+def test_boxes_are_found_or_read_but_not_both():
+    with pytest.raises(InputError, match="set one of them"):
+        EvaluationConfig(detect=True, detections="found.json")
 
 
 def test_the_report_is_one_file_with_pictures(workdir):
