@@ -38,7 +38,7 @@ def get_config():
                 # get going: its class directions move only when their identity is seen.
                 views_per_identity=2,
                 augment=AugmentConfig(brightness=0.15, erase=0.0, wide=0.45),
-                read=ReadConfig(threads=1, cached_images=6000),
+                read=ReadConfig(threads=1, cached_images=10_000),
             ),
             loss=LossConfig(itc=1.0, itm=1.0, box_l1=2.0, box_giou=1.0, arcface=0.4),
             optimizer=OptimizerConfig(

@@ -28,7 +28,7 @@ class SyntheticFashionConfig(tfds.core.BuilderConfig):
     train_views: int = 4  # of each source
     validation_views: int = 3
     distractors: int = 60  # shop photographs without identity, in validation
-    train_singles: int = 2400  # garments without identity, each in one photograph
+    train_singles: int = 6000  # garments without identity, each in one photograph
     seed: int = 2019
 
     def entries(self, split: str) -> list[catalogue.Entry]:

@@ -79,7 +79,7 @@ def test_singles_are_one_photograph_of_every_category_without_identity():
     assert all(entry.shop_views + entry.user_views == 1 for entry in entries)
     # The shop's and users' photographs take turns.
     shop = sum(entry.shop_views for entry in CONFIGS["demo"].entries("train") if not entry.style)
-    assert shop == pytest.approx(1200, abs=13)
+    assert shop == pytest.approx(3000, abs=13)
 
 
 def test_image_ids_are_unique(records):
