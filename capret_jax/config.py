@@ -53,6 +53,7 @@ class EvaluationConfig:
         rerank: nearest candidates of each query that the fusion encoder puts in a new order; 0 for
             none.
         cache_mb: of vision tokens kept in memory for that.
+        cache_dir: folder to keep them all in instead, from one evaluation of a model to the next.
     """
 
     batch_size: int = 128
@@ -61,6 +62,7 @@ class EvaluationConfig:
     detection: DetectionConfig = DetectionConfig()
     rerank: int = 0
     cache_mb: int = 1024
+    cache_dir: str = ""
 
     def __post_init__(self):
         if self.detect and self.detections:

@@ -26,7 +26,7 @@ from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.detection.threshold import write_threshold
 from capret_jax.errors import InputError
-from capret_jax.loading import LoadedModel, load_card, load_weights
+from capret_jax.loading import LoadedModel, digest, load_card, load_weights
 from capret_jax.mesh import batch_parts, first_process_first, make_mesh, place
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
@@ -35,6 +35,7 @@ from capret_jax.retrieval.detected import make_detections, read_detections
 from capret_jax.retrieval.embed import Embedder, Views
 from capret_jax.retrieval.evaluate import Conditions, evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
+from capret_jax.retrieval.vision_tokens import Compute, DiskTokens, MemoryTokens, TokenSource
 from capret_jax.train.checkpoint import Checkpoints
 from capret_jax.train.forward import trained_parts
 from capret_jax.train.interruption import RESUME, Interruption
@@ -231,9 +232,18 @@ class Experiment:
                 self._protocol,
                 rank(self._protocol, embeddings),
                 wanted.rerank,
-                wanted.cache_mb * 2**20,
+                functools.partial(self._keep_tokens, params),
             )
         return more
+
+    def _keep_tokens(self, params: dict, compute: Compute) -> TokenSource:
+        wanted = self.config.evaluation
+        if not wanted.cache_dir:
+            return MemoryTokens(compute, wanted.cache_mb * 2**20)
+        # One folder per model, and per process, since they would write the same rows.
+        folder = f"{digest(params)[:16]}-{jax.process_index()}"
+        items = len(self._validation_split.items)
+        return DiskTokens(compute, items, pathlib.Path(wanted.cache_dir) / folder)
 
     def make_step(self) -> StepFunction:
         """The jitted training step."""

@@ -1,6 +1,7 @@
 """What the fusion encoder adds to an evaluation: garments found by phrases, and re-ranking."""
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from capret_jax.retrieval.engines import Found
 from capret_jax.retrieval.evaluate import Ranking
 from capret_jax.retrieval.metrics import summarize
 from capret_jax.retrieval.rerank import Matcher, best_phrases, cross_fit
-from capret_jax.retrieval.vision_tokens import MemoryTokens, Tokens
+from capret_jax.retrieval.vision_tokens import Compute, Tokens, TokenSource
 
 # Photographs of the training split that the threshold is calibrated on.
 _CALIBRATED_ON = 400
@@ -111,7 +112,7 @@ def rerank(
     protocol: Protocol,
     ranking: Ranking,
     k: int,
-    cache_bytes: int,
+    keep: Callable[[Compute], TokenSource],
 ) -> tuple[Ranking, dict]:
     """Re-ranks the first k of every query by the words that the model itself finds for it.
 
@@ -128,13 +129,13 @@ def rerank(
         protocol: of the split.
         ranking: to begin from.
         k: candidates of each query.
-        cache_bytes: of vision tokens that may be kept in memory.
+        keep: how vision tokens are kept, `MemoryTokens` or `DiskTokens` but for their arguments.
 
     Returns:
         The new ranking, and its metrics: mAP and top-k, "k", "weights", "category_accuracy" of the
         words, "seconds_per_query", and "items_encoded".
     """
-    tokens = MemoryTokens(_Looker(model, split, view, margin), cache_bytes)
+    tokens = keep(_Looker(model, split, view, margin))
     matcher = Matcher(model, encode)
     start = time.perf_counter()
     words = best_phrases(matcher, PHRASES, protocol.queries, tokens)

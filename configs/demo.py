@@ -1,4 +1,8 @@
-"""The whole system in minutes on two CPU cores: a tiny X2-VLM, trained from scratch on drawings."""
+"""The whole system in minutes on two CPU cores: a tiny X2-VLM, trained from scratch on drawings.
+
+`configs/demo.py:long` takes a quarter of an hour: more pixels, depth and steps, and more of the
+views that teach to find garments.
+"""
 
 import dataclasses
 
@@ -7,14 +11,29 @@ from capret_jax.data.captions import CaptionConfig
 from capret_jax.data.dataset import DataConfig
 from capret_jax.data.pipeline import ReadConfig
 from capret_jax.data.transforms import AugmentConfig
+from capret_jax.errors import InputError
 from capret_jax.losses.total import LossConfig
 from capret_jax.models.config import SIZES
 from capret_jax.train.loop import LoopConfig
 from capret_jax.train.optimizer import OptimizerConfig
 
 
-def get_config():
-    """Every key can be overridden: --config.loop.steps=200."""
+def get_config(kind: str = "short"):
+    """Every key can be overridden: --config.loop.steps=200.
+
+    Raises:
+        InputError: `kind` is neither "short" nor "long".
+    """
+    if kind not in ("short", "long"):
+        raise InputError(f"configs/demo.py:{kind} does not exist; there are short and long.")
+    config = _short()
+    if kind == "long":
+        config.model.image_size, config.model.vision_depth = 96, 4
+        config.data.augment.wide, config.loop.steps = 0.6, 9000
+    return config
+
+
+def _short():
     return to_config_dict(
         ExperimentConfig(
             batch_size=64,

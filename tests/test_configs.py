@@ -12,6 +12,7 @@ from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.convert.checkpoint import save_converted
 from capret_jax.convert.reference import Converted, Report
 from capret_jax.data.pipeline import ViewConfig
+from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
 from capret_jax.losses.total import LossConfig
 from capret_jax.models.config import ComputeConfig
@@ -22,11 +23,11 @@ from tests.data.raw_deepfashion2 import write_raw
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
-def load(name: str) -> ExperimentConfig:
+def load(name: str, *kind: str) -> ExperimentConfig:
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return from_config_dict(module.get_config())
+    return from_config_dict(module.get_config(*kind))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,13 @@ def test_every_config_is_valid(name):
     assert load(name).mode in ("train_and_evaluate", "evaluate")
 
 
+def test_the_demo_can_be_long():
+    short, long = load("demo"), load("demo", "long")
+    assert long.model.image_size == 96 and long.loop.steps > 2 * short.loop.steps
+    with pytest.raises(InputError, match="there are short and long"):
+        load("demo", "endless")
+
+
 @pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain"])
 def test_training_configs_train(name, shrink, tmp_path):
     Experiment(shrink(load(name)), tmp_path).train()
@@ -85,15 +93,16 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
         # What compiles fast: tests/train/test_forward.py has the other terms with regions.
         loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
     )
-    config = dataclasses.replace(
-        config, evaluation=dataclasses.replace(config.evaluation, rerank=3)
-    )
+    tokens = tmp_path / "tokens"
+    evaluation = dataclasses.replace(config.evaluation, rerank=3, cache_dir=str(tokens))
+    config = dataclasses.replace(config, evaluation=evaluation)
     experiment = Experiment(config, tmp_path)
     experiment.train()
     experiment.evaluate()
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["view"] == "region" and metrics["queries"] > 0
-    assert metrics["reranked"]["k"] == 3
+    assert metrics["reranked"]["k"] == 3 and metrics["reranked"]["items_encoded"] > 0
+    assert list(tokens.glob("*/states.npy"))
 
 
 def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):

@@ -12,6 +12,7 @@ import io
 import json
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -27,14 +28,16 @@ _UPLOADS = flags.DEFINE_integer("uploads", 200, "At once.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that all are sent.", lower_bound=1)
 _SIDE = flags.DEFINE_integer("side", 1600, "Pixels of a photo's longer side.", lower_bound=16)
 _JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
-_PORT = 8765
 
 
 def main(argv: list[str]) -> None:
     """Prints, and writes, what each kind of request took."""
     del argv
     command = [sys.executable, "-m", "capret_jax.serve.app", f"--model={_MODEL.value}"]
-    command += [f"--port={_PORT}", *([f"--index={_INDEX.value}"] if _INDEX.value else [])]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command += [f"--port={port}", *([f"--index={_INDEX.value}"] if _INDEX.value else [])]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -42,19 +45,30 @@ def main(argv: list[str]) -> None:
             while "http://" not in server.stdout.readline():
                 if server.poll() is not None:
                     raise SystemExit("the server did not start")
+            address = f"http://127.0.0.1:{port}"
+            _wait_for(address, server)
             print(f"started and compiled in {time.perf_counter() - start:.1f} s")
-            results = asyncio.run(_load(server.pid))
+            results = asyncio.run(_load(address, server.pid))
         finally:
             server.terminate()
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
 
 
-async def _load(server: int) -> dict:
+def _wait_for(address: str, server: subprocess.Popen) -> None:
+    while server.poll() is None:
+        try:
+            httpx.get(f"{address}/health")
+            return
+        except httpx.ConnectError:
+            time.sleep(0.1)
+    raise SystemExit("the server did not start")
+
+
+async def _load(address: str, server: int) -> dict:
     photos, results = [_photo(seed) for seed in range(8)], {}
     idle = _memory(server, "VmRSS")
     limits = httpx.Limits(max_connections=_UPLOADS.value)
-    address = f"http://127.0.0.1:{_PORT}"
     async with httpx.AsyncClient(base_url=address, limits=limits, timeout=300) as client:
         for path in ("/api/detect", "/api/search"):
             seconds, lost = [], 0

@@ -21,10 +21,10 @@ from absl import flags
 
 from capret_jax.command_line import run
 from capret_jax.errors import InputError
-from capret_jax.retrieval.export import FORMATS, export
-from capret_jax.retrieval.index import KINDS, Index, IndexConfig
-from capret_jax.retrieval.pictures import add_pictures
-from capret_jax.retrieval.storage import save_index
+from capret_jax.retrieval.export import FORMATS, check_installed, export
+from capret_jax.retrieval.index import KINDS, Index, IndexConfig, check_ids
+from capret_jax.retrieval.pictures import write_pictures
+from capret_jax.retrieval.storage import check_free, save_index
 from capret_jax.serve.building import Part, Shards
 from capret_jax.serve.catalogue import dataset_gallery, read_catalogue
 from capret_jax.serve.encoder import Encoder
@@ -51,25 +51,22 @@ def main(argv: list[str]) -> None:
     unknown = set(_EXPORT.value) - set(FORMATS)
     if unknown:
         raise InputError(f"--export={','.join(_EXPORT.value)}: there are {', '.join(FORMATS)}.")
+    check_installed(_EXPORT.value)
     config = IndexConfig(_KIND.value, target_recall=_TARGET.value, seed=_SEED.value)
+    check_free(out)
     encoder = Encoder.from_dir(_MODEL.value, _TOKENIZER.value)
-    shards = Shards(_products(encoder), encoder.digest, _shards_folder(out), _SHARD.value)
-    helpers = _start_helpers(part) if _PROCESSES.value > 1 else []
-    errors = shards.embed(
-        encoder, Part(part.index * _PROCESSES.value, part.count * _PROCESSES.value), _THREADS.value
-    )
-    for helper in helpers:
-        if helper.wait():
-            raise InputError("a process that embeds failed; what it said stands above.")
-    _report(errors)
+    products = _products(encoder)
+    check_ids([product.item["id"] for product in products])
+    shards = Shards(products, encoder.digest, _shards_folder(out), _SHARD.value)
+    _report(_embed(shards, encoder, part))
     missing = shards.missing()
     if _EMBED_ONLY.value or missing:
         print(f"shards of {out}: {missing} still missing, from other parts")
         return
-    vectors, items, pictures = shards.collect()
+    vectors, items = shards.collect()
     index = Index.build(vectors, items, config, encoder.digest)
     save_index(index, out)
-    add_pictures(out, pictures)
+    write_pictures(out, shards.pictures())
     for name in _EXPORT.value:
         print(f"exported {export(index, out, name)}")
     shutil.rmtree(_shards_folder(out))
@@ -77,6 +74,20 @@ def main(argv: list[str]) -> None:
         f"{index.recall:.4f} of {index.recall_queries} queries" if index.recall_queries else "exact"
     )
     print(f"{out}: {len(index)} items, {index.engine.kind}, recall@{config.k} {measured}")
+
+
+def _embed(shards: Shards, encoder: Encoder, part: Part) -> list[str]:
+    """With the help of other processes; returns what was wrong with pictures."""
+    count = _PROCESSES.value
+    helpers = _start_helpers(part) if count > 1 else []
+    try:
+        errors = shards.embed(encoder, Part(part.index * count, part.count * count), _THREADS.value)
+        if any(helper.wait() for helper in helpers):
+            raise InputError("a process that embeds failed; what it said stands above.")
+    finally:
+        for helper in helpers:
+            helper.kill()
+    return errors
 
 
 def _products(encoder: Encoder):
@@ -88,6 +99,7 @@ def _products(encoder: Encoder):
 
 
 def _shards_folder(out: pathlib.Path) -> pathlib.Path:
+    out = out.resolve()
     return out.with_name(out.name + ".shards")
 
 

@@ -19,7 +19,7 @@ EXACT_BELOW = 20_000
 TREE_FROM = 100_000
 _DIMENSIONS_PER_BLOCK = 2
 _ANISOTROPIC_THRESHOLD = 0.2
-# Inner products held at once by exact search: 256 MB.
+# Inner products held at once by exact search: a few times 256 MB with what sorting takes.
 _SCORES_AT_ONCE = 2**26
 # From this many queries on, threads pay.
 _PARALLEL_FROM = 16
@@ -76,10 +76,22 @@ def best(scores: np.ndarray, k: int) -> Found:
         rows = np.argsort(-scores, axis=1, kind="stable")
     else:
         # Positions in ascending order first, so that the stable sort settles ties by them.
-        candidates = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+        candidates = np.sort(_highest(scores, k), axis=1)
         order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
         rows = np.take_along_axis(candidates, order, axis=1)
     return Found(rows, np.take_along_axis(scores, rows, axis=1))
+
+
+def _highest(scores: np.ndarray, k: int) -> np.ndarray:
+    """(Q, k) positions of the k highest, in any order; of equal ones the lower."""
+    found = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    last = np.take_along_axis(scores, found, axis=1).min(axis=1)
+    # Where more are equal to the last one than there is room for, partitioning takes any of them.
+    for query in np.flatnonzero((scores >= last[:, None]).sum(axis=1) > k):
+        above = np.flatnonzero(scores[query] > last[query])
+        equal = np.flatnonzero(scores[query] == last[query])
+        found[query] = np.concatenate([above, equal[: k - len(above)]])
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +129,14 @@ class ScannEngine:
     """ScaNN. Settings of the search may change after building: `with_settings`."""
 
     def __init__(
-        self, searcher: scann.scann_ops_pybind.ScannSearcher, size: int, settings: ScannSettings
+        self,
+        searcher: scann.scann_ops_pybind.ScannSearcher,
+        size: int,
+        k: int,
+        settings: ScannSettings,
     ):
         """Use `build` or `load`."""
-        self._searcher, self._size, self.settings = searcher, size, settings
+        self._searcher, self._size, self._k, self.settings = searcher, size, k, settings
 
     @classmethod
     def build(
@@ -143,11 +159,13 @@ class ScannEngine:
             ).reorder(settings.reorder * k)
         else:
             builder = builder.score_brute_force()
-        return cls(builder.build(), len(gallery), settings)
+        return cls(builder.build(), len(gallery), k, settings)
 
     @classmethod
-    def load(cls, folder: pathlib.Path, size: int, settings: ScannSettings) -> "ScannEngine":
-        """What `save` wrote.
+    def load(
+        cls, folder: pathlib.Path, size: int, k: int, settings: ScannSettings
+    ) -> "ScannEngine":
+        """What `save` wrote of an index of so many vectors, built for k neighbours.
 
         Raises:
             InputError: ScaNN cannot read it.
@@ -158,7 +176,7 @@ class ScannEngine:
             raise InputError(
                 f"{folder} is no ScaNN index that this version reads: {error}"
             ) from error
-        return cls(searcher, size, settings)
+        return cls(searcher, size, min(k, size), settings)
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes into an empty folder, with relative paths, so that it can be moved."""
@@ -166,7 +184,7 @@ class ScannEngine:
 
     def with_settings(self, settings: ScannSettings) -> "ScannEngine":
         """The same structure, searched otherwise."""
-        return ScannEngine(self._searcher, self._size, settings)
+        return ScannEngine(self._searcher, self._size, self._k, settings)
 
     @property
     def kind(self) -> str:
@@ -183,6 +201,8 @@ class ScannEngine:
         if settings.hashing:
             limits["pre_reorder_num_neighbors"] = min(settings.reorder * k, self._size)
         if settings.leaves:
-            limits["leaves_to_search"] = settings.leaves_searched
+            # Tuned for `k` neighbours: more of them lie in more leaves.
+            searched = -(-settings.leaves_searched * max(k, self._k) // self._k)
+            limits["leaves_to_search"] = min(searched, settings.leaves)
         rows, scores = search(np.ascontiguousarray(queries), **limits)
         return Found(rows.astype(np.int64), scores)

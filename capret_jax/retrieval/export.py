@@ -1,7 +1,8 @@
 """An index's embeddings in the formats of others."""
 
+import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,12 +27,20 @@ def export(index: Index, folder: pathlib.Path, name: str) -> pathlib.Path:
     """
     if name not in FORMATS:
         raise InputError(f"{name!r} is no format to export; there are {', '.join(FORMATS)}.")
+    check_installed([name])
     rows = np.flatnonzero(index.alive)
-    items = [index.items[row] for row in rows]
-    try:
-        return FORMATS[name](folder, index.vectors[rows], items)
-    except ImportError as error:
-        raise InputError(f"{error.name} is missing: pip install 'capret_jax[export]'.") from error
+    return FORMATS[name](folder, index.vectors[rows], [index.items[row] for row in rows])
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Whether the libraries of these formats are there.
+
+    Raises:
+        InputError: one is not.
+    """
+    for library in (_LIBRARIES[name] for name in names if name in _LIBRARIES):
+        if importlib.util.find_spec(library) is None:
+            raise InputError(f"{library} is missing: pip install 'capret_jax[export]'.")
 
 
 def _npy(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pathlib.Path:
@@ -46,11 +55,21 @@ def _parquet(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pa
     import pyarrow.parquet
 
     names = sorted({name for item in items for name in item})
-    columns = {name: pyarrow.array([item.get(name) for item in items]) for name in names}
+    columns = {name: _column(pyarrow, [item.get(name) for item in items]) for name in names}
+    if "embedding" in columns:
+        columns["item.embedding"] = columns.pop("embedding")
     flat = pyarrow.array(np.ascontiguousarray(vectors).reshape(-1))
     columns["embedding"] = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "export.parquet")
     return folder / "export.parquet"
+
+
+def _column(pyarrow, values: list):
+    """Of one type; as text where values are of several."""
+    try:
+        return pyarrow.array(values)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return pyarrow.array([None if value is None else str(value) for value in values])
 
 
 def _faiss(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pathlib.Path:
@@ -64,6 +83,7 @@ def _faiss(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> path
     return folder / "export.faiss"
 
 
+_LIBRARIES = {"parquet": "pyarrow", "faiss": "faiss"}
 FORMATS: dict[str, Callable[[pathlib.Path, np.ndarray, list[Item]], pathlib.Path]] = {
     "npy": _npy,
     "parquet": _parquet,

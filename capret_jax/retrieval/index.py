@@ -1,13 +1,17 @@
 """A shop's embeddings as one thing: searched, filtered, added to, deleted from, kept on disk."""
 
+import collections
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval.engines import EXACT_BELOW, ExactEngine, Found, best
+from capret_jax.mesh import MeshConfig, make_mesh
+from capret_jax.retrieval.engines import EXACT_BELOW, Engine, ExactEngine, Found, best
+from capret_jax.retrieval.sharded import ShardedEngine
 from capret_jax.retrieval.tuning import Tuned, tune
 
 # What one item is: its "id", and whatever else there is to know, such as "category" and "shop".
@@ -15,7 +19,7 @@ Item = dict[str, Any]
 # Value, or values, that an item must have, by name.
 Filter = Mapping[str, Any]
 
-KINDS = ("auto", "exact", "scann")
+KINDS = ("auto", "exact", "scann", "mesh")
 # When so many are new or deleted, the engine is built again.
 _STALE_SHARE = 0.2
 _STALE_ROWS = 1000
@@ -28,7 +32,9 @@ class IndexConfig:
     """How to search.
 
     Attributes:
-        kind: "exact", "scann", or "auto", which is exact under 20,000 items.
+        kind: "exact"; "scann"; "auto", the first under 20,000 items and the second from there on;
+            or "mesh", exact over all devices of this process (`sharded.ShardedEngine`).
+        mesh_recall: with "mesh", less than 1 for `lax.approx_max_k`, which is fast on TPUs.
         k: neighbours that searches usually ask for, at which recall is measured.
         target_recall: of exact search's neighbours, for which ScaNN is tuned.
         held_out: queries to tune and to report with, where none are given.
@@ -38,16 +44,18 @@ class IndexConfig:
     kind: str = "auto"
     k: int = 20
     target_recall: float = 0.99
+    mesh_recall: float = 1.0
     held_out: int = 512
     seed: int = 0
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise InputError(f"index kind {self.kind!r} is none of {', '.join(KINDS)}.")
-        if not 0 < self.target_recall <= 1:
-            raise InputError(f"target_recall={self.target_recall} is not in (0, 1].")
-        if min(self.k, self.held_out) < 1:
-            raise InputError("an index needs k and held_out of at least 1.")
+        for name in ("target_recall", "mesh_recall"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} is not in (0, 1].")
+        if self.k < 1 or self.held_out < 2:
+            raise InputError("an index needs a k of at least 1, and to hold out at least 2.")
 
 
 class Index:
@@ -80,7 +88,7 @@ class Index:
         self.engine, self.recall, self.recall_queries = tuned.engine, tuned.recall, tuned.queries
         self.vectors, self.built, self.alive = vectors, built, alive
         self._row_of = {item["id"]: row for row, item in enumerate(items) if alive[row]}
-        self._columns: dict[str, np.ndarray] = {}
+        self._rows_with: dict[str, dict[str, list[int]]] = {}
 
     @classmethod
     def build(
@@ -126,11 +134,14 @@ class Index:
         Args:
             queries: (Q, E).
             k: how many; fewer come back only where fewer pass.
-            where: {"category": "trousers"} or {"category": ["trousers", "shorts"], "shop": "a"}.
+            where: {"category": "trousers"} or {"category": ["trousers", "shorts"], "shop": "a"}. Of
+                an item's property that is a list, any value will do.
 
         Raises:
-            InputError: queries of another width, or no item has such a property.
+            InputError: queries of another width, no item has such a property, or k is less than 1.
         """
+        if k < 1:
+            raise InputError(f"k={k} results cannot be searched for.")
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise InputError(
@@ -173,7 +184,7 @@ class Index:
             self.items.append(dict(item))
         self.vectors = np.concatenate([self.vectors, vectors])
         self.alive = np.concatenate([self.alive, np.ones(len(vectors), bool)])
-        self._columns.clear()
+        self._rows_with.clear()
         self._rebuild_if_stale(queries)
 
     def delete(self, ids: Collection[str], queries: np.ndarray | None = None) -> None:
@@ -193,9 +204,8 @@ class Index:
 
     def values(self, name: str) -> list[str]:
         """The values that items have of a property, sorted; for choosing a filter."""
-        return sorted(
-            {str(self.items[row][name]) for row in self._row_of.values() if name in self.items[row]}
-        )
+        rows = self._postings(name).items()
+        return sorted(value for value, found in rows if self.alive[found].any())
 
     def _search_built(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
         """k columns; those that are missing have row 0 and a score of -inf."""
@@ -222,19 +232,26 @@ class Index:
     def _passing(self, where: Filter) -> np.ndarray:
         passing = np.ones(len(self.items), bool)
         for name, value in where.items():
-            values = [value] if isinstance(value, str) else list(value)
-            passing &= np.isin(self._column(name), [str(each) for each in values])
+            rows_with, matching = self._postings(name), np.zeros(len(self.items), bool)
+            for each in _several(value):
+                matching[rows_with.get(str(each), [])] = True
+            passing &= matching
         return passing
 
-    def _column(self, name: str) -> np.ndarray:
-        if name not in self._columns:
+    def _postings(self, name: str) -> dict[str, list[int]]:
+        """Rows by the value of a property."""
+        if name not in self._rows_with:
             if not any(name in item for item in self.items):
                 known = sorted({key for item in self.items for key in item})
                 raise InputError(
-                    f"no item has a {name!r} to filter by; there are {', '.join(known)}."
+                    f"no item has a {name!a} to filter by; there are {', '.join(known)}."
                 )
-            self._columns[name] = np.array([str(item.get(name, "")) for item in self.items])
-        return self._columns[name]
+            rows: dict[str, list[int]] = {}
+            for row, item in enumerate(self.items):
+                for value in _several(item.get(name, [])):
+                    rows.setdefault(str(value), []).append(row)
+            self._rows_with[name] = rows
+        return self._rows_with[name]
 
     def _rebuild_if_stale(self, queries: np.ndarray | None) -> None:
         stale = len(self.items) - int(self.alive[: self.built].sum())
@@ -249,14 +266,26 @@ class Index:
 
 
 def _engine(vectors: np.ndarray, config: IndexConfig, queries: np.ndarray | None) -> Tuned:
-    exact = config.kind == "exact" or (config.kind == "auto" and len(vectors) < EXACT_BELOW)
-    if exact:
-        return Tuned(ExactEngine(vectors), 1.0, 0, 0.0)
+    few = len(vectors) < EXACT_BELOW
+    if config.kind in ("exact", "mesh") or (config.kind == "auto" and few):
+        return Tuned(exact_engine(vectors, config), 1.0, 0, 0.0)
     if queries is None:
         rng = np.random.default_rng(config.seed)
         count = min(config.held_out, len(vectors))
         queries = vectors[rng.choice(len(vectors), count, replace=False)]
-    return tune(vectors, queries, config.k, config.target_recall)
+    return tune(vectors, np.asarray(queries, np.float32), config.k, config.target_recall)
+
+
+def exact_engine(vectors: np.ndarray, config: IndexConfig) -> Engine:
+    """What compares with every vector, as the config says."""
+    if config.kind != "mesh":
+        return ExactEngine(vectors)
+    target = None if config.mesh_recall == 1 else config.mesh_recall
+    return ShardedEngine(vectors, make_mesh(MeshConfig(), jax.local_devices()), target)
+
+
+def _several(value: Any) -> Collection:
+    return value if isinstance(value, list | tuple | set) else [value]
 
 
 def _among(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> Found:
@@ -277,6 +306,15 @@ def _check(vectors: np.ndarray, items: Sequence[Item]) -> None:
     ids = [item.get("id") for item in items]
     if not all(isinstance(item_id, str) and item_id for item_id in ids):
         raise InputError('every item of an index needs an "id", a string.')
-    if len(set(ids)) < len(ids):
-        twice = next(item_id for item_id in ids if ids.count(item_id) > 1)
-        raise InputError(f"the id {twice!r} is there twice.")
+    check_ids([str(item_id) for item_id in ids])
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Whether each is there once.
+
+    Raises:
+        InputError: one is there twice.
+    """
+    (most, count), *_ = collections.Counter(ids).most_common(1)
+    if count > 1:
+        raise InputError(f"the id {most!r} is there twice.")

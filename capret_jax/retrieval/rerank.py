@@ -53,18 +53,17 @@ class Matcher:
         Returns:
             (Q, k) float32.
         """
-        words = [self._encode(text) for text in texts]
+        # Many queries may share few texts.
+        distinct, place = np.unique(np.asarray(texts, object), return_inverse=True)
+        words = [self._encode(text) for text in distinct]
         ids, mask = (np.stack(column) for column in zip(*words, strict=True))
-        # Queries with candidates in common come one after the other as they are: neighbours in a
-        # dataset; and every group of pairs asks for its tokens once.
-        owner = np.repeat(np.arange(len(texts)), rows.shape[1])
-        flat = rows.reshape(-1)
+        owner, flat = np.repeat(place, rows.shape[1]), rows.reshape(-1)
         states = np.concatenate(
             [
                 np.asarray(self._model.encode_text(*_filled(_PAIRS, ids[chunk], mask[chunk])))[
                     : len(ids[chunk])
                 ]
-                for chunk in _chunks(len(texts))
+                for chunk in _chunks(len(ids))
             ]
         )
         found = []
@@ -88,8 +87,10 @@ def best_phrases(
     tokens: Callable[[np.ndarray], Tokens],
 ) -> np.ndarray:
     """(n,) int64, for each item the phrase that matches it best: its words when nobody said any."""
-    every = np.broadcast_to(rows, (len(phrases), len(rows)))
-    return matcher.candidates(phrases, every, tokens).argmax(axis=0)
+    # Item by item, so that tokens are asked for once.
+    texts, every = list(phrases) * len(rows), np.repeat(rows, len(phrases))[:, None]
+    match = matcher.candidates(texts, every, tokens)
+    return match.reshape(len(rows), len(phrases)).argmax(axis=1)
 
 
 def rerank(found: Found, match: np.ndarray, weight: float) -> Found:

@@ -27,7 +27,8 @@ class ShardedEngine:
             recall_target: use `lax.approx_max_k` with this recall on each device, which is fast on
                 TPUs; exact when None.
         """
-        self.kind = "exact" if recall_target is None else f"approximate, recall {recall_target}"
+        how = "exact" if recall_target is None else f"approximate, recall {recall_target}"
+        self.kind = f"{how}, over {mesh.size} devices"
         self._size, self._mesh = len(gallery), mesh
         parts = mesh.size
         rows = np.full((len(gallery) + -len(gallery) % parts, gallery.shape[1]), 0, np.float32)
@@ -40,7 +41,7 @@ class ShardedEngine:
     def search(self, queries: np.ndarray, k: int) -> Found:
         """(Q, E) float32 -> the k best rows, or all there are if fewer."""
         k = min(k, self._size)
-        chunks = []
+        chunks = [(np.empty((0, k), np.int32), np.empty((0, k), np.float32))]
         for start in range(0, len(queries), _CHUNK):
             chunk = queries[start : start + _CHUNK]
             filled = np.zeros((_CHUNK, queries.shape[1]), np.float32)  # one shape is compiled
@@ -53,7 +54,8 @@ class ShardedEngine:
     def _merged(self, gallery: jax.Array, queries: jax.Array, k: int):
         def on_device(part, queries):
             first = jax.lax.axis_index(AXES) * len(part)
-            scores = queries @ part.T
+            # TPUs would multiply in bfloat16.
+            scores = jnp.matmul(queries, part.T, precision=jax.lax.Precision.HIGHEST)
             scores = jnp.where(first + jnp.arange(len(part)) < self._size, scores, -jnp.inf)
             few = min(k, len(part))
             if self._recall_target is None:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval.engines import Engine, ExactEngine, ScannEngine, ScannSettings
-from capret_jax.retrieval.index import Index, IndexConfig, Item
+from capret_jax.retrieval.engines import Engine, ScannEngine, ScannSettings
+from capret_jax.retrieval.index import Index, IndexConfig, Item, exact_engine
 from capret_jax.retrieval.tuning import Tuned
 
 MANIFEST, VECTORS, ITEMS = "manifest.json", "vectors.npy", "items.jsonl"
@@ -33,9 +33,11 @@ def save_index(index: Index, folder: pathlib.Path) -> None:
     Raises:
         InputError: the folder holds something else.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds something that is no index: choose another folder.")
-    partial = folder.with_name(folder.name + ".partial")
+    folder = folder.resolve()
+    check_free(folder)
+    partial, before = (folder.with_name(folder.name + end) for end in (".partial", ".before"))
+    if before.exists() and not folder.exists():
+        before.rename(folder)  # a save was killed between its last two steps
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     np.save(partial / VECTORS, index.vectors)
@@ -45,12 +47,25 @@ def save_index(index: Index, folder: pathlib.Path) -> None:
         (partial / _SCANN).mkdir()
         index.engine.save(partial / _SCANN)
     (partial / MANIFEST).write_text(json.dumps(_manifest(index, partial), indent=2) + "\n")
-    # What else was beside it, such as pictures of the items, stays.
-    for path in folder.iterdir() if folder.exists() else ():
-        if path.name not in (MANIFEST, VECTORS, ITEMS, _ALIVE, _SCANN):
-            path.rename(partial / path.name)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
     partial.rename(folder)
+    # What else was beside it, such as pictures of the items, stays.
+    for path in before.iterdir() if before.exists() else ():
+        if path.name not in (MANIFEST, VECTORS, ITEMS, _ALIVE, _SCANN):
+            path.rename(folder / path.name)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def check_free(folder: pathlib.Path) -> None:
+    """Whether an index can be written here.
+
+    Raises:
+        InputError: there is something else.
+    """
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not (empty or (folder / MANIFEST).is_file()):
+        raise InputError(f"{folder} holds something that is no index: choose another folder.")
 
 
 def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
@@ -77,7 +92,7 @@ def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
     config = IndexConfig(**manifest["config"])
     built = manifest["built"]
     measured = manifest["recall"]
-    engine = _load_engine(folder, manifest["engine"], vectors[:built], config.k)
+    engine = _load_engine(folder, manifest["engine"], vectors[:built], config)
     tuned = Tuned(engine, measured["value"], measured["queries"], 0.0)
     return Index(
         vectors, read_items(folder / ITEMS), config, manifest["model"], tuned, built, alive
@@ -97,20 +112,21 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} is no index ({error}): build one with tools/build_index.py."
         ) from error
-    if manifest.get("format") != _FORMAT:
-        raise InputError(f"{path} has format {manifest.get('format')}, and this reads {_FORMAT}.")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != _FORMAT:
+        raise InputError(f"{path} has format {found}, and this reads {_FORMAT}.")
     return manifest
 
 
 def write_items(path: pathlib.Path, items: list[Item]) -> None:
     """One item a line, as JSON."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
 def read_items(path: pathlib.Path) -> list[Item]:
     """What `write_items` wrote."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
@@ -142,11 +158,13 @@ def _manifest(index: Index, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _load_engine(folder: pathlib.Path, engine: dict, vectors: np.ndarray, k: int) -> Engine:
+def _load_engine(
+    folder: pathlib.Path, engine: dict, vectors: np.ndarray, config: IndexConfig
+) -> Engine:
     if "settings" not in engine:
-        return ExactEngine(vectors)
+        return exact_engine(vectors, config)
     settings = ScannSettings(**engine["settings"])
     if engine["scann"] != importlib.metadata.version("scann"):
         # Its files are its own version's; the vectors are everybody's.
-        return ScannEngine.build(vectors, k, settings)
-    return ScannEngine.load(folder / _SCANN, len(vectors), settings)
+        return ScannEngine.build(vectors, config.k, settings)
+    return ScannEngine.load(folder / _SCANN, len(vectors), config.k, settings)

@@ -7,7 +7,7 @@ either the most recent ones in memory, or all of them in a file that the system 
 import collections
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,6 +28,14 @@ class Tokens(NamedTuple):
 
 # Rows of a gallery -> their tokens.
 Compute = Callable[[np.ndarray], Tokens]
+
+
+class TokenSource(Protocol):
+    """Rows of a gallery -> their tokens, of which it has computed so many."""
+
+    computed: int
+
+    def __call__(self, rows: np.ndarray) -> Tokens: ...
 
 
 class MemoryTokens:

@@ -42,7 +42,8 @@ class Limits:
 
     Attributes:
         upload_bytes: of one request.
-        waiting: photos that may wait for the model; a request more is refused with 503.
+        waiting: photos that may wait to be decoded, and inputs that may wait for the model; what
+            comes on top is refused with 503.
         decoding: photos decoded at once, which bounds the memory they take.
     """
 
@@ -104,6 +105,9 @@ class _Service:
         # One thread: calls of the model share all cores as it is.
         model = ThreadPoolExecutor(1, "model")
         self._decoding = ThreadPoolExecutor(limits.decoding, "decoding")
+        # Not behind all photos that wait to be decoded.
+        self._searching = ThreadPoolExecutor(1, "searching")
+        self._photos, self._most = 0, limits.waiting
         encoder = searcher.encoder
         self.embed = Batcher[View, np.ndarray](encoder.embed, model, BATCHES[-1], limits.waiting)
         self.detect = Batcher[Photograph, Sequence](
@@ -115,10 +119,26 @@ class _Service:
     def _texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self._words(text) for text in texts]
 
+    async def decode(self, upload: UploadFile) -> Photograph:
+        """An uploaded photo.
+
+        Raises:
+            InputError: it is none.
+            Overloaded: too many wait already.
+        """
+        if self._photos >= self._most:
+            raise Overloaded
+        self._photos += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._decoding, _read, upload)
+        finally:
+            self._photos -= 1
+
     async def in_thread(self, function: Callable, *arguments):
-        """Off the event loop, a few at once."""
+        """Off the event loop, one at a time."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, function, *arguments)
+        return await loop.run_in_executor(self._searching, function, *arguments)
 
     @contextlib.asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
@@ -143,8 +163,8 @@ def create_app(searcher: Searcher, folder: pathlib.Path, limits: Limits = Limits
     service, pictures = _Service(searcher, limits), Pictures(folder)
     index = searcher.index
     app = FastAPI(title="capret_jax", description="Photo -> shop items", lifespan=service.running)
-    _add_metrics(app, service)
     app.add_middleware(BodyLimit, limit=limits.upload_bytes)
+    _add_metrics(app, service)
     app.add_exception_handler(InputError, _refused)
     app.add_exception_handler(Overloaded, _overloaded)
     names = sorted({name for item in index.items for name in item} - {"id", "box", "image"})
@@ -171,7 +191,7 @@ def create_app(searcher: Searcher, folder: pathlib.Path, limits: Limits = Limits
     async def detect(photo: Annotated[UploadFile, File()]) -> Detected:
         """The garments in a photo."""
         start = time.perf_counter()
-        photograph = await _photograph(service, photo)
+        photograph = await service.decode(photo)
         found = await service.detect(photograph)
         garments = [
             Garment(
@@ -199,9 +219,9 @@ def create_app(searcher: Searcher, folder: pathlib.Path, limits: Limits = Limits
         found.
         """
         start = time.perf_counter()
-        wanted, edges, parts = _where(where), _box(box), []
+        wanted, edges, parts = _where(where, filters), _box(box), []
         if photo is not None:
-            photograph = await _photograph(service, photo)
+            photograph = await service.decode(photo)
             scale = np.tile([photograph.width, photograph.height], 2)
             if edges is None:
                 garments = await service.detect(photograph)
@@ -216,22 +236,23 @@ def create_app(searcher: Searcher, folder: pathlib.Path, limits: Limits = Limits
             Hit(
                 id=result.item["id"],
                 score=result.score,
-                picture=f"/api/pictures/{index.row(result.item['id'])}",
-                item=result.item,
+                picture=name and f"/api/pictures/{name}",
+                # Where its file is on this machine is nobody's business.
+                item={key: value for key, value in result.item.items() if key != "image"},
             )
             for result in results
+            for name in [pictures.name(result.item["id"])]
         ]
         shown = None if edges is None else [float(edge) for edge in edges]
         return Found(results=hits, box=shown, seconds=time.perf_counter() - start)
 
-    @app.get("/api/pictures/{row}", response_class=Response)
-    async def picture(row: int) -> Response:
-        """The small picture of an item, by its row."""
-        known = 0 <= row < len(index.items)
-        data = await service.in_thread(pictures, index.items[row]["id"]) if known else None
+    @app.get("/api/pictures/{name}", response_class=Response)
+    async def picture(name: str) -> Response:
+        """The small picture of an item, as a result names it."""
+        data = await service.in_thread(pictures, name)
         if data is None:
             raise HTTPException(404, "there is no such picture")
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
     return app
 
@@ -247,6 +268,7 @@ def _add_metrics(app: FastAPI, service: _Service) -> None:
     )
     waiting.labels("embed").set_function(service.embed.waiting)
     waiting.labels("detect").set_function(service.detect.waiting)
+    waiting.labels("text").set_function(service.text.waiting)
 
     def observe(route: str, status: int, taken: float) -> None:
         seconds.labels(route, status).observe(taken)
@@ -257,10 +279,6 @@ def _add_metrics(app: FastAPI, service: _Service) -> None:
     async def metrics() -> str:
         """In Prometheus' text format."""
         return prometheus_client.generate_latest(registry).decode()
-
-
-async def _photograph(service: _Service, upload: UploadFile) -> Photograph:
-    return await service.in_thread(_read, upload)
 
 
 def _read(upload: UploadFile) -> Photograph:
@@ -286,15 +304,18 @@ def _box(text: str) -> np.ndarray | None:
     return edges.clip(0, 1)
 
 
-def _where(text: str) -> dict[str, Any]:
+def _where(text: str, filters: dict[str, list[str]]) -> dict[str, Any]:
     try:
         where = json.loads(text) if text else {}
         values = [v if isinstance(v, list) else [v] for v in where.values()]
         fits = all(isinstance(value, str | int) for several in values for value in several)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         fits = False
     if not fits:
-        raise InputError(f'where={text[:80]!r} is no filter such as {{"category": ["skirt"]}}.')
+        raise InputError(f'where={text[:80]!a} is no filter such as {{"category": ["skirt"]}}.')
+    unknown = where.keys() - filters.keys()
+    if unknown:
+        raise InputError(f"no filter {min(unknown)!a}; there are {', '.join(filters) or 'none'}.")
     return {name: value if isinstance(value, list) else [value] for name, value in where.items()}
 
 

@@ -67,21 +67,27 @@ class Batcher(Generic[Input, Output]):
             await asyncio.gather(self._worker, return_exceptions=True)
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
             while len(batch) < self._largest and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            values = [value for value, _ in batch]
-            pending: Awaitable = loop.run_in_executor(self._executor, self._call, values)
-            try:
-                outputs = await pending
-            except Exception as error:  # whatever the call raises belongs to those who asked
-                for _, answer in batch:
-                    _settle(answer, error)
+            await self._answer(batch)
+
+    async def _answer(self, batch: list[tuple[Input, asyncio.Future]]) -> None:
+        values = [value for value, _ in batch]
+        loop = asyncio.get_running_loop()
+        try:
+            called: Awaitable = loop.run_in_executor(self._executor, self._call, values)
+            pairs = list(zip(batch, await called, strict=True))
+        except Exception as error:  # whatever the call raises belongs to whoever asked for it
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
             else:
-                for (_, answer), output in zip(batch, outputs, strict=True):
-                    _settle(answer, output)
+                for one in batch:
+                    await self._answer([one])
+        else:
+            for (_, answer), output in pairs:
+                _settle(answer, output)
 
 
 def _settle(answer: asyncio.Future, outcome) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -75,25 +75,29 @@ class Shards:
         """Shards that nobody has made yet."""
         return sum(not self._path(number).exists() for number in range(len(self._slices)))
 
-    def collect(self) -> tuple[np.ndarray, list[Item], dict[str, bytes]]:
-        """All shards: (n, E) float32, items, and small pictures by id.
+    def collect(self) -> tuple[np.ndarray, list[Item]]:
+        """All shards' (n, E) float32 embeddings and items.
 
         Raises:
             InputError: no picture of the catalogue could be read.
         """
         vectors: list[np.ndarray] = []
         items: list[Item] = []
-        pictures: dict[str, bytes] = {}
         for number in tqdm(range(len(self._slices)), "collecting", unit="shard"):
             with zipfile.ZipFile(self._path(number)) as shard:
                 with shard.open("vectors.npy") as file:
                     vectors.append(np.lib.format.read_array(file))  # type: ignore[arg-type]
-                own = json.loads(shard.read("items.json"))
-                pictures |= {item["id"]: shard.read(f"{i}.jpg") for i, item in enumerate(own)}
-                items += own
+                items += json.loads(shard.read("items.json"))
         if not items:
             raise InputError("no picture of the catalogue could be read.")
-        return np.concatenate([each for each in vectors if len(each)]), items, pictures
+        return np.concatenate([each for each in vectors if len(each)]), items
+
+    def pictures(self) -> Iterator[tuple[str, bytes]]:
+        """All shards' small pictures by item id, one after the other."""
+        for number in range(len(self._slices)):
+            with zipfile.ZipFile(self._path(number)) as shard:
+                for i, item in enumerate(json.loads(shard.read("items.json"))):
+                    yield item["id"], shard.read(f"{i}.jpg")
 
     def _embed(self, number: int, encoder: Encoder, threads: int) -> list[str]:
         products = self._products[self._slices[number]]
@@ -108,7 +112,7 @@ class Shards:
                 view = encoder.view(photograph, product.box)
                 return product.item, view, jpeg(_cut(photograph, product.box), _PICTURE_SIDE)
             except InputError as error:
-                return str(error)
+                return f"{product.item['id']}: {error}"
 
         with ThreadPoolExecutor(threads) as pool:
             # A batch at a time, or the views of all would be in memory.

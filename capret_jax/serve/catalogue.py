@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -57,9 +58,9 @@ def read_folder(folder: pathlib.Path) -> list[Product]:
     products: list[Product] = []
     for path in paths:
         relative = path.relative_to(folder)
-        item: Item = {"id": relative.as_posix(), "image": str(path)}
+        item: Item = {"id": _text(relative), "image": _text(path)}
         if relative.parent != pathlib.Path("."):
-            item["category"] = relative.parent.name
+            item["category"] = _text(relative.parent.name)
         products.append(Product(item, lambda path=path: _read(path)))  # type: ignore[misc]
     return products
 
@@ -117,6 +118,11 @@ def _dataset_product(split: Split, row: int) -> Product:
         "box": items.box[row].tolist(),
     }
     return Product(item, lambda: split.photograph(row), items.box[row].astype(np.float64))
+
+
+def _text(path: str | os.PathLike) -> str:
+    """A name as text, even where it is not in UTF-8."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _box(row: dict[str, str], where: str) -> np.ndarray | None:

@@ -133,11 +133,13 @@ class Encoder:
 
 
 def _checked(photograph: Photograph, box: np.ndarray) -> np.ndarray:
+    """The box cut at the photograph's edges, and at least a pixel wide."""
     limits = frame(photograph)
-    inside = np.concatenate([np.maximum(box[:2], 0), np.minimum(box[2:], limits[2:])])
-    if box.shape != (4,) or not np.isfinite(box).all() or (inside[2:] - inside[:2] < 1).any():
-        raise InputError(
-            f"box {box.tolist()} is not x1, y1, x2, y2 inside a photo of {photograph.width} x "
-            f"{photograph.height} pixels."
-        )
-    return inside
+    if box.shape == (4,) and np.isfinite(box).all() and (box[:2] < box[2:]).all():
+        low = np.clip(box[:2], 0, limits[2:] - 1)
+        if (box[:2] < limits[2:]).all() and (box[2:] > 0).all():
+            return np.concatenate([low, np.clip(box[2:], low + 1, limits[2:])])
+    raise InputError(
+        f"box {box.tolist()} is not x1, y1, x2, y2 inside a photo of {photograph.width} x "
+        f"{photograph.height} pixels."
+    )

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from capret_jax.data.photographs import Photograph
 from capret_jax.errors import InputError
@@ -11,12 +11,14 @@ from capret_jax.errors import InputError
 # More pixels than phones and most cameras have; decoded, they take 190 MB.
 MAX_PIXELS = 64_000_000
 _WHITE = (255, 255, 255)
+# Pillow knows others, of which some start programs, or hide a picture in a picture.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def read_photo(
     data: bytes, longest_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Photograph:
-    """Any picture file that Pillow knows, as an upright RGB photograph.
+    """A JPEG, PNG, WebP, GIF, BMP or TIFF file as an upright RGB photograph.
 
     Transparent parts become white. Of an animation the first frame is taken.
 
@@ -31,7 +33,7 @@ def read_photo(
     if not data:
         raise InputError("the photo is empty.")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise InputError(
@@ -45,6 +47,10 @@ def read_photo(
             return as_photograph(image)
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"the photo is no picture that can be read: {', '.join(_FORMATS)} are."
+        ) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsers do
         raise InputError(f"the photo is no picture that can be read ({error}).") from error
 
@@ -52,6 +58,9 @@ def read_photo(
 def as_photograph(image: Image.Image) -> Photograph:
     """A Pillow image, upright and without transparency."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow would cut 16 bits off at 255.
+        image = Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer)

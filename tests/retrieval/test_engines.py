@@ -22,6 +22,13 @@ def test_exact_search_finds_the_query_itself_and_breaks_ties_by_row():
     np.testing.assert_array_equal(ExactEngine(same).search(same[:1], 9).rows, [[0, 1, 2, 3]])
 
 
+def test_ties_at_the_last_place_go_to_the_lower_rows():
+    gallery = np.ones((1000, 1), np.float32)
+    gallery[:3] = 0.5
+    found = ExactEngine(gallery).search(np.ones((1, 1), np.float32), 5)
+    np.testing.assert_array_equal(found.rows, [[3, 4, 5, 6, 7]])
+
+
 def test_exact_search_in_chunks_is_a_sort(monkeypatch):
     monkeypatch.setattr(engines, "_SCORES_AT_ONCE", 150)  # 3 queries at once
     gallery, queries = unit_vectors(50, 0), unit_vectors(10, 1)
@@ -51,7 +58,7 @@ def test_scann_is_configured_by_size_and_finds_neighbours(
     truth = ExactEngine(gallery).search(queries, 10)
     assert recall(found.rows, truth.rows) >= (0.4 if kind == "tree" else 0.95)
     scann.save(tmp_path)
-    again = ScannEngine.load(tmp_path, size, scann.settings).search(queries, 10)
+    again = ScannEngine.load(tmp_path, size, 10, scann.settings).search(queries, 10)
     np.testing.assert_array_equal(again.rows, found.rows)
 
 

@@ -42,7 +42,7 @@ def truth(vectors, rows, queries, k):
     return np.asarray(rows)[np.argsort(-scores, axis=1, kind="stable")[:, :k]]
 
 
-@pytest.mark.parametrize("kind", ["auto", "exact", "scann"])
+@pytest.mark.parametrize("kind", ["auto", "exact", "scann", "mesh"])
 def test_filters_lose_no_results(kind):
     shop, queries = build(kind), clustered(20, 2)
     for where, passes in (
@@ -168,3 +168,32 @@ def test_impossible_questions_are_refused():
     with pytest.raises(InputError, match="cannot be left without items"):
         shop.delete([item["id"] for item in shop.items])
     assert shop.values("category") == ["skirt", "trousers", "vest"]
+    with pytest.raises(InputError, match="k=0"):
+        shop.search(clustered(1, 0), 0)
+
+
+def test_filters_know_numbers_lists_and_what_is_missing():
+    entries = [{"id": "a", "size": 42}, {"id": "b", "colours": ["red", "blue"]}, {"id": "c"}]
+    shop = Index.build(unit_vectors(3, 0), entries)
+
+    def ids(where):
+        return [shop.items[row]["id"] for row in shop.search(unit_vectors(1, 1), 3, where).rows[0]]
+
+    assert ids({"size": 42}) == ids({"size": ["42"]}) == ["a"]
+    assert ids({"colours": "blue"}) == ["b"]
+    assert ids({"colours": ""}) == [] and ids({"size": "None"}) == []
+
+
+def test_a_mesh_is_loaded_as_a_mesh(tmp_path):
+    shop = build("mesh")
+    assert "over 8 devices" in shop.engine.kind
+    save_index(shop, tmp_path / "index")
+    assert load_index(tmp_path / "index").engine.kind == shop.engine.kind
+
+
+def test_a_save_that_was_killed_between_its_last_steps_is_mended(tmp_path):
+    save_index(build("exact"), tmp_path / "index")
+    (tmp_path / "index").rename(tmp_path / "index.before")
+    save_index(build("exact"), tmp_path / "index")
+    assert len(load_index(tmp_path / "index")) == SIZE
+    assert not (tmp_path / "index.before").exists()

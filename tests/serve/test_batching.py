@@ -39,18 +39,19 @@ def test_everyone_gets_an_own_answer_and_calls_are_shared():
     assert sum(sizes) == 10 and max(sizes) == 4 and len(sizes) < 10
 
 
-def test_an_error_is_everyones_who_asked_and_the_next_call_works():
+def test_an_error_is_only_theirs_whose_input_it_was():
     def call(values):
         if "bad" in values:
             raise ValueError("bad")
-        return values
+        return values if "few" not in values else []
 
     async def work(batcher):
-        with pytest.raises(ValueError, match="bad"):
-            await batcher("bad")
-        return await batcher("good")
+        tasks = [asyncio.create_task(batcher(value)) for value in ("good", "bad", "few", "fine")]
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
-    assert run(call, work) == "good"
+    good, bad, few, fine = run(call, work)
+    assert (good, fine) == ("good", "fine")
+    assert isinstance(bad, ValueError) and isinstance(few, ValueError)
 
 
 def test_too_many_are_turned_away_and_those_who_left_disturb_nobody():

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval.pictures import Pictures
+from capret_jax.retrieval.pictures import Pictures, write_pictures
 from capret_jax.retrieval.storage import load_index, read_items
 from capret_jax.serve.building import Part, Shards
 from capret_jax.serve.catalogue import read_catalogue
@@ -73,15 +73,15 @@ def test_a_folder_in_parts_is_a_folder_at_once(encoder, shop, tmp_path):
     once = Shards(products, encoder.digest, tmp_path / "once", 100)
     errors = once.embed(encoder, Part(), 2)
     assert len(errors) == 1 and "e.png" in errors[0]
-    vectors, items, pictures = once.collect()
+    vectors, items = once.collect()
     assert [item["category"] for item in items] == ["skirts", "skirts", "tops", "tops"]
-    assert pictures["tops/a.png"][:2] == b"\xff\xd8"
+    assert dict(once.pictures())["tops/a.png"][:2] == b"\xff\xd8"
 
     parts = Shards(products, encoder.digest, tmp_path / "parts", 2)
     for i in (1, 0):
         assert parts.missing() == (3 if i else 2)
         parts.embed(encoder, Part(i, 2), 1)
-    again, same, _ = parts.collect()
+    again, same = parts.collect()
     assert same == items
     np.testing.assert_allclose(again, vectors, atol=1e-5)
 
@@ -153,6 +153,13 @@ def test_what_is_no_catalogue_is_refused(tmp_path):
 def test_pictures_are_found_by_id(index_dir):
     pictures = Pictures(index_dir)
     index = json.loads((index_dir / "items.jsonl").read_text().splitlines()[0])
-    assert pictures(index["id"])[:2] == b"\xff\xd8"
-    assert pictures("../../etc/passwd") is None
+    assert pictures(pictures.name(index["id"]))[:2] == b"\xff\xd8"
+    assert pictures("../../etc/passwd") is None and pictures.name("unknown") is None
     assert Pictures(index_dir.parent)("anything") is None
+
+
+def test_pictures_are_written_anew(tmp_path):
+    write_pictures(tmp_path, [("a", b"old"), ("b", b"other")])
+    write_pictures(tmp_path, [("a", b"new")])
+    pictures = Pictures(tmp_path)
+    assert pictures(pictures.name("a")) == b"new" and pictures.name("b") is None

@@ -19,6 +19,12 @@ def test_transparent_parts_are_white():
     np.testing.assert_allclose(read_photo(half).pixels(), 127, atol=1)
 
 
+def test_sixteen_bits_are_not_cut_off():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 0x4000, np.uint16)).save(buffer, "PNG")
+    assert (read_photo(buffer.getvalue()).pixels() == 0x40).all()
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGB"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_all_modes_become_rgb(mode, kind):
