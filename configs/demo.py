@@ -29,7 +29,7 @@ def get_config(kind: str = "short"):
     config = _short()
     if kind == "long":
         config.model.image_size, config.model.vision_depth = 96, 4
-        config.data.augment.wide, config.loop.steps = 0.6, 9000
+        config.data.augment.wide, config.loop.steps = 0.6, 13_000
     return config
 
 
