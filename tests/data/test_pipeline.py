@@ -7,6 +7,7 @@ import pytest
 
 from capret_jax.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.data.captions import CaptionConfig, Captioner, template_caption
+from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import ReadConfig, ViewConfig, training_iterator
 from capret_jax.data.sampler import IdentitySampler, Shard
@@ -107,6 +108,13 @@ def test_wide_views_teach_no_identity(iterate):
     assert 0.3 < (identity == NO_IDENTITY).mean() < 0.7
     share = np.concatenate([batch.box[:, 2:].prod(axis=1) for batch in batches])
     assert share[identity == NO_IDENTITY].mean() < share[identity != NO_IDENTITY].mean()
+
+
+def test_wide_views_of_named_items_teach_no_identity_either(iterate, monkeypatch):
+    usual = ItemTable.training_identities
+    monkeypatch.setattr(ItemTable, "training_identities", lambda items: abs(usual(items)))
+    identity = np.concatenate([batch.identity for batch in iterate(wide=0.5)])
+    assert 0.3 < (identity == NO_IDENTITY).mean() < 0.7
 
 
 def test_regions_bring_the_other_items_of_their_photograph_along(iterate, splits):
