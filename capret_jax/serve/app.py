@@ -16,9 +16,10 @@ from absl import flags, logging
 
 from capret_jax.command_line import run
 from capret_jax.detection.phrases import DetectionConfig
-from capret_jax.serve.api import Limits, create_app
+from capret_jax.serve.api import create_app
 from capret_jax.serve.encoder import BATCHES
 from capret_jax.serve.searcher import Searcher
+from capret_jax.serve.service import Limits
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir or converted model.", required=True)
 _INDEX = flags.DEFINE_string("index", None, "What build_index.py wrote; MODEL/index by default.")

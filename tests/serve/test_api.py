@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 
 from capret_jax.errors import InputError
 from capret_jax.retrieval.storage import load_index, save_index
-from capret_jax.serve.api import Limits, create_app
+from capret_jax.serve.api import create_app
 from capret_jax.serve.searcher import Searcher
+from capret_jax.serve.service import Limits
 from tests.serve.conftest import picture
 from tests.serve.test_photos import bomb
 
