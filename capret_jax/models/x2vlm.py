@@ -164,11 +164,13 @@ def bind(graphdef: nnx.GraphDef, params: dict, dtype: str = "float32") -> X2VLM:
 
     Args:
         graphdef: from `abstract_model`.
-        params: float32.
+        params: float32; of the whole model, or of the part that `graphdef` is of.
         dtype: to compute in, `ComputeConfig.dtype`; the temperature stays float32.
     """
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    return nnx.merge(graphdef, _integer_keys(cast | {"temperature": params["temperature"]}))
+    if "temperature" in params:
+        cast["temperature"] = params["temperature"]
+    return nnx.merge(graphdef, _integer_keys(cast))
 
 
 def _string_keys(tree):
