@@ -29,6 +29,8 @@ class Batch:
         masked_ids: (B, T) int32, the tokens with some of them masked; None without MLM.
         masked_positions: (B, M) int32 positions to predict; None without MLM.
         masked_labels: (B, M) int32 tokens there, `IGNORED_LABEL` where unused; None without MLM.
+        question_ids, question_mask: (B, T) int32 of a question about the item; None without VQA.
+        answer_ids, answer_mask: (B, A) int32 of its answer; None without VQA.
     """
 
     image: Array
@@ -41,6 +43,10 @@ class Batch:
     masked_ids: Array = None
     masked_positions: Array = None
     masked_labels: Array = None
+    question_ids: Array = None
+    question_mask: Array = None
+    answer_ids: Array = None
+    answer_mask: Array = None
 
 
 @jax.tree_util.register_dataclass
@@ -51,13 +57,16 @@ class Outputs:
     Attributes:
         image_features, text_features: (B, E) float32, L2-normalised.
         temperature: () float32, by which contrastive logits are divided.
-        class_weights: (R, K, E) float32, K directions of any length for each of the C training
-            identities; the R - C rows behind them are padding.
+        class_weights: (R, K, E or 2E) float32, K directions of any length for each of the C
+            training identities; the R - C rows behind them are padding.
         match_logits: (B, 3, 2) float32 for the pair itself, its text with a hard-negative image,
             and its image with a hard-negative text; class 1 means that they match.
         match_valid: (B, 3) bool, False where no negative could be drawn.
         boxes: (B, 4) float32 cx, cy, w, h as fractions of the image.
         masked_lm_logits: (B, M, vocab) float32.
+        answer_logits: (B, A-1, vocab) float32, of each next token of the answer.
+        embedding: (B, E or 2E) float32, L2-normalised, by which items are compared; None
+            where these are the image features.
     """
 
     image_features: Array
@@ -68,3 +77,5 @@ class Outputs:
     match_valid: Array = None
     boxes: Array = None
     masked_lm_logits: Array = None
+    answer_logits: Array = None
+    embedding: Array = None

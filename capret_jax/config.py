@@ -27,6 +27,8 @@ _FREE_KEYS = (
     "mesh",
     "compute",
     "evaluation",
+    "embedding.captions",
+    "embedding.file",
     "data.prepared_dir",
     "data.prepare",
     "data.source_dir",
@@ -36,7 +38,7 @@ _FREE_KEYS = (
     "loop.evaluate_every",
 )
 # What may differ between a model and the checkpoint that it starts from.
-_FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout")
+_FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,58 @@ class EvaluationConfig:
             raise InputError("evaluation.rerank must not be negative, nor evaluation.cache_mb 0.")
 
 
+SAID = ("none", "oracle", "generated")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig:
+    """What items are compared by, and which captions of the validation items it reads.
+
+    Attributes:
+        kind: "image", "text", "joined" or "fusion", see `X2VLM.item_features`; trained by ArcFace.
+        captions: "none"; "oracle", the template of `data.captions.fields`, filled from the
+            annotations, which nobody has of a shopper's photo; "generated", of `file`.
+        file: JSON lines as in `data.captions.file`, of which those with the split "validation"
+            count.
+    """
+
+    kind: str = "image"
+    captions: str = "none"
+    file: str = ""
+
+    def __post_init__(self):
+        if self.captions not in SAID:
+            raise InputError(f"embedding.captions={self.captions!r} is none of {', '.join(SAID)}.")
+        if (self.captions == "generated") != bool(self.file):
+            raise InputError(
+                f"embedding.captions={self.captions!r} with embedding.file={self.file!r}: "
+                "generated captions are those of a file, and no others are."
+            )
+        if self.kind == "image" and self.captions != "none":
+            raise InputError(
+                f"embedding.captions={self.captions!r}, but embedding.kind='image' reads no "
+                "captions: choose text, joined or fusion."
+            )
+        if self.kind == "text" and self.captions == "none":
+            raise InputError(
+                "embedding.kind='text' without captions says the same of every item: set "
+                "embedding.captions."
+            )
+
+    def describe(self, fields: tuple[str, ...]) -> str:
+        """For the record: what reaches a validation item's caption.
+
+        Args:
+            fields: of the template.
+        """
+        said = {
+            "none": "none",
+            "oracle": f"the annotations' {', '.join(fields)}",
+            "generated": f"file {self.file}",
+        }
+        return said[self.captions]
+
+
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
     """One run.
@@ -86,7 +140,8 @@ class ExperimentConfig:
             loss and gradients, at the price of a second forward pass.
         init_from: folder of a converted checkpoint, or of a finished run, whose model a new run
             starts from; empty starts from scratch. A run's own checkpoint comes before it.
-        model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
+        embedding, model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
+            `model.embedding` follows `embedding.kind`.
     """
 
     mode: str = "train_and_evaluate"
@@ -94,6 +149,7 @@ class ExperimentConfig:
     batch_size: int = 64
     accumulation: int = 1
     init_from: str = ""
+    embedding: EmbeddingConfig = EmbeddingConfig()
     model: ModelConfig = SIZES["base"]
     compute: ComputeConfig = ComputeConfig()
     data: DataConfig = DataConfig()
@@ -104,6 +160,9 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
+        # One key to set, and every part of the program that has a model knows.
+        model = dataclasses.replace(self.model, embedding=self.embedding.kind)
+        object.__setattr__(self, "model", model)
         if self.mode not in MODES:
             raise InputError(f"config.mode={self.mode!r} is none of {', '.join(MODES)}.")
         if min(self.batch_size, self.evaluation.batch_size, self.accumulation) < 1:
@@ -115,6 +174,17 @@ class ExperimentConfig:
             raise InputError(
                 f"config.data.max_tokens={self.data.max_tokens} is more than "
                 f"config.model.max_positions={self.model.max_positions}."
+            )
+        if self.loss.vqa and not self.model.decoder_layers:
+            raise InputError(
+                "config.loss.vqa trains the answer decoder, which the model lacks: set "
+                "config.model.decoder_layers."
+            )
+        looked = self.evaluation.detect or self.evaluation.detections
+        if self.embedding.kind != "image" and looked:
+            raise InputError(
+                f"config.embedding.kind={self.embedding.kind!r} reads a caption of every item, and "
+                "detected boxes have none: leave evaluation.detect and evaluation.detections out."
             )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable, Iterable
 
 import grain
 import jax
@@ -13,16 +14,17 @@ from jax.experimental import multihost_utils
 
 from capret_jax import second_look
 from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
-from capret_jax.convert.checkpoint import is_converted
+from capret_jax.convert.checkpoint import ModelCard, is_converted
 from capret_jax.convert.reference import parts
 from capret_jax.convert.relative_position import with_image_size
-from capret_jax.data.captions import Captioner
+from capret_jax.data.captions import Captioner, captions_from, template_captions
 from capret_jax.data.dataset import open_dataset, open_tokenizer
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import Split, ViewConfig, training_iterator
+from capret_jax.data.questions import Quizzer, questions_about, vocabulary_of
 from capret_jax.data.sampler import IdentitySampler, Shard
-from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.detection.threshold import write_threshold
 from capret_jax.errors import InputError
@@ -32,7 +34,7 @@ from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol, read_truth
 from capret_jax.retrieval.detected import make_detections, read_detections
-from capret_jax.retrieval.embed import Embedder, Views
+from capret_jax.retrieval.embed import Embedder, Views, no_caption
 from capret_jax.retrieval.evaluate import Conditions, evaluate, rank
 from capret_jax.retrieval.metrics import TOP_K, summarize
 from capret_jax.retrieval.vision_tokens import Compute, DiskTokens, MemoryTokens, TokenSource
@@ -45,6 +47,13 @@ from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.state import TrainState, abstract_state, init_state
 from capret_jax.train.step import StepFunction, make_step
 
+# What each kind of embedding is read off with.
+_PROJECTIONS = {
+    "image": ("vision_proj",),
+    "text": ("text_proj",),
+    "joined": ("vision_proj", "text_proj"),
+    "fusion": ("fusion_proj",),
+}
 _SHOWN = ("mAP", *(f"top_{k}" for k in TOP_K))
 
 
@@ -85,8 +94,10 @@ class Experiment:
             path = config.evaluation.detections
             self._detections = read_detections(path, dataset.validation.items)
         self._captioner = Captioner(config.data.captions, self._train_split.items)
+        self._questions = questions_about(config.data.name)
+        said = [*self._captioner, *(vocabulary_of(self._questions) if config.loss.vqa else ())]
         tokenizer = first_process_first(
-            lambda: open_tokenizer(config.data, self._captioner, workdir, config.model.vocab_size)
+            lambda: open_tokenizer(config.data, said, workdir, config.model.vocab_size)
         )
         self._encoder = CaptionEncoder(tokenizer, config.data.max_tokens)
         self._sampler = IdentitySampler(
@@ -193,7 +204,12 @@ class Experiment:
             embeddings,
             self._workdir / "evaluation",
             f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
-            Conditions(self.config.data.view.kind, self.config.data.captions.describe()),
+            Conditions(
+                self.config.data.view.kind,
+                self.config.data.captions.describe(),
+                self.config.embedding.kind,
+                self.config.embedding.describe(self.config.data.captions.fields),
+            ),
             detected,
             more,
         )
@@ -274,11 +290,10 @@ class Experiment:
         loaded, card = load_weights(source, functools.partial(place, self.mesh))
         loaded, _ = with_image_size(loaded, card.config, self.config.model.image_size)
         given = flatten_dict(loaded, sep="/")
-        model = {
-            path: leaf if path in card.fresh else given[path]
-            for path, leaf in flatten_dict(state.params["model"], sep="/").items()
-        }
-        fresh = f"; fresh: {', '.join(parts(card.fresh))}" if card.fresh else ""
+        wanted = flatten_dict(state.params["model"], sep="/")
+        random = _fresh(card, wanted)
+        model = {path: leaf if path in random else given[path] for path, leaf in wanted.items()}
+        fresh = f"; fresh: {', '.join(parts(random))}" if random else ""
         print(f"starting from {source}, a {card.kind} checkpoint{fresh}")
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self._abstract.params["model"])
         params = jax.device_put(unflatten_dict(model, sep="/"), shardings)
@@ -314,6 +329,9 @@ class Experiment:
             self._encoder,
             Masker(self._encoder.tokenizer) if config.loss.mlm else None,
             config.data.read,
+            Quizzer(self._questions, self._train_split.items, self._encoder)
+            if config.loss.vqa
+            else None,
         )
 
     def views(self) -> Views:
@@ -322,7 +340,21 @@ class Experiment:
 
     def _views(self, split: Split) -> Views:
         data, shard = self.config.data, Shard(jax.process_index(), jax.process_count())
-        return self._make_views(split, data.view, data.augment.margin, shard)
+        captions = self._read_captions if self.config.embedding.kind != "image" else None
+        return self._make_views(split, data.view, data.augment.margin, shard, captions)
+
+    @functools.cached_property
+    def _said(self) -> list[str]:
+        """The captions that embeddings of the validation items read."""
+        wanted, items = self.config.embedding, self._validation_split.items
+        if wanted.captions == "generated":
+            return [texts[0] for texts in captions_from(wanted.file, items, "validation")]
+        if wanted.captions == "oracle":
+            return template_captions(self.config.data.captions.fields, items)
+        return [""] * len(items)
+
+    def _read_captions(self, row: int) -> Tokens:
+        return self._encoder(self._said[row])
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -335,7 +367,14 @@ class Experiment:
             self.mesh,
         )
 
-    def _make_views(self, split: Split, view: ViewConfig, margin: float, shard: Shard) -> Views:
+    def _make_views(
+        self,
+        split: Split,
+        view: ViewConfig,
+        margin: float,
+        shard: Shard,
+        captions: Callable[[int], Tokens] | None = None,
+    ) -> Views:
         config = self.config
         return Views(
             split,
@@ -345,6 +384,7 @@ class Experiment:
             config.evaluation.batch_size,
             config.data.read,
             shard,
+            captions or no_caption,
         )
 
     def _embed(self, state: TrainState, items: ItemTable | None = None) -> np.ndarray:
@@ -368,21 +408,22 @@ class Experiment:
         """Parameters that stay as random as they began."""
         if self._checkpoints.latest_step() is not None:
             return self._checkpoints.metadata().get("untrained", [])
+        fresh = list(flatten_dict(self._abstract.params["model"], sep="/"))
         if self.config.init_from:
-            fresh = load_card(self.config.init_from).fresh
-        else:
-            fresh = flatten_dict(self._abstract.params["model"], sep="/")
-        trained = trained_parts(self.config.loss)
+            fresh = _fresh(load_card(self.config.init_from), fresh)
+        trained = trained_parts(self.config.loss, self.config.embedding.kind)
         return [path for path in fresh if path.split("/")[0] not in trained]
 
     def _check_projection(self) -> None:
         card = load_card(self.config.init_from)
-        if "vision_proj" in parts(card.fresh):
-            raise InputError(
-                f"config.init_from={self.config.init_from} (a {card.kind} checkpoint) holds no "
-                "vision_proj, so its image embedding would be random: train first, or start from "
-                "a pretrain or retrieval checkpoint."
-            )
+        fresh = parts(_fresh(card, flatten_dict(self._abstract.params["model"], sep="/")))
+        for part in _PROJECTIONS[self.config.embedding.kind]:
+            if part in fresh:
+                raise InputError(
+                    f"config.init_from={self.config.init_from} (a {card.kind} checkpoint) holds no "
+                    f"{part}, so its embedding would be random: train first, or start from a "
+                    "pretrain or retrieval checkpoint."
+                )
 
     def _check_divisible(self) -> None:
         config, parts = self.config, batch_parts(self.mesh)
@@ -404,6 +445,12 @@ class Experiment:
                 f"config.loss.matching_group={group} does not divide the "
                 f"{examples} items of each of {parts} parts of the batch."
             )
+
+
+def _fresh(card: ModelCard, wanted: Iterable[str]) -> list[str]:
+    """Parameters, of those wanted, that a checkpoint holds no trained values of."""
+    held = set(flatten_dict(abstract_model(card.config)[1], sep="/")) - set(card.fresh)
+    return [path for path in wanted if path not in held]
 
 
 def summary(metrics: dict, workdir: pathlib.Path) -> str:

@@ -84,7 +84,7 @@ class Ours:
         rng = np.random.default_rng(0)
         images, tokens = _BATCH.value, _TOKENS.value
         picture = rng.integers(0, 256, (images, _SIZE.value, _SIZE.value, 3), np.uint8)
-        self._pictures = Pictures(picture, np.ones((images, 1, 4), np.float32))
+        self._pictures = Pictures.without_captions(picture, np.ones((images, 1, 4), np.float32))
         batch = Batch(
             image=picture,
             token_ids=rng.integers(0, config.vocab_size, (images, tokens), np.int32),

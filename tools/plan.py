@@ -189,9 +189,11 @@ def _embedding(config: ExperimentConfig, mesh: Mesh):
     graphdef, params = abstract_model(config.model, config.compute)
     embedder = Embedder(graphdef, params, config.data.view.regions, config.compute.dtype, mesh)
     images, size = config.evaluation.batch_size, config.model.image_size
+    tokens = config.data.max_tokens if config.embedding.kind != "image" else 0
     pictures = Pictures(
         jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
         jax.ShapeDtypeStruct((images, 1, 4), jnp.float32),
+        *[jax.ShapeDtypeStruct((images, 1, tokens), jnp.int32)] * 2,
     )
     return embedder.features, (params, pictures), ideal_embedding_flops(config.model, images)
 

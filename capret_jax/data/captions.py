@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from capret_jax.data.items import ItemTable
-from capret_jax.data.schema import CATEGORIES, LEVELS
+from capret_jax.data.schema import CATEGORIES, DETAILS, LEVELS
 from capret_jax.errors import InputError
 
 # What the template says of each field, in its order.
@@ -18,8 +18,12 @@ _PHRASES = {
     "occlusion": "occlusion level {}",
     "scale": "scale {}",
     "zoom_in": "zoom in {}",
+    **{detail: f"{detail} {{}}" for detail in DETAILS},
 }
-FIELDS = ("category", *_PHRASES)
+_VALUES = {**LEVELS, **DETAILS}
+# What DeepFashion2 annotates; and what is known of drawn garments, too.
+FIELDS = ("category", *LEVELS)
+ALL_FIELDS = (*FIELDS, *DETAILS)
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 # Words kept of a caption, as X2-VLM's fine-tuning does.
 _MAX_WORDS = 40
@@ -30,7 +34,8 @@ class CaptionConfig:
     """What captions say in training. At evaluation only pictures are embedded.
 
     Attributes:
-        fields: of `FIELDS`, those that the template reveals.
+        fields: of `ALL_FIELDS`, those that the template reveals; with none of them it says "an
+            image of an item" of all.
         file: JSON lines {"image_id": 1, "item": 1, "caption": "..."} in place of the template,
             `item` being the n of the annotation's item<n>; an item with several lines has several
             captions, one of which is drawn each time. Lines with a "split" other than "train" are
@@ -47,9 +52,9 @@ class CaptionConfig:
 
     def __post_init__(self):
         for field in self.fields:
-            if field not in FIELDS:
+            if field not in ALL_FIELDS:
                 raise InputError(
-                    f"data.captions.fields has {field!r}, which is none of {', '.join(FIELDS)}."
+                    f"data.captions.fields has {field!r}, which is none of {', '.join(ALL_FIELDS)}."
                 )
         for name in ("dropout", "short"):
             if not 0 <= getattr(self, name) < 1:
@@ -74,17 +79,15 @@ class Captioner:
             items: of the training split.
 
         Raises:
-            InputError: the file cannot be read, or lacks an item.
+            InputError: the file cannot be read or lacks an item, or the dataset knows nothing of a
+                field.
         """
         self._dropout, self._short = config.dropout, config.short
         self._categories = items["category_id"]
         if config.file:
-            self._captions = _captions_of(read_captions(config.file), items, config.file)
+            self._captions = captions_from(config.file, items, "train")
         else:
-            self._captions = [
-                (template_caption(items.attributes_of(row), config.fields),)
-                for row in range(len(items))
-            ]
+            self._captions = [(caption,) for caption in template_captions(config.fields, items)]
 
     def __call__(self, row: int, rng: np.random.Generator) -> str:
         """The caption of one example of the item in `row`; empty when dropped."""
@@ -100,6 +103,43 @@ class Captioner:
         return (caption for choices in self._captions for caption in choices)
 
 
+def _check_known(fields: tuple[str, ...], items: ItemTable) -> None:
+    for field in fields:
+        if field in DETAILS and not items[field].any():
+            raise InputError(
+                f"data.captions.fields has {field!r}, which the dataset knows of no item: it is "
+                "known of the synthetic one's alone."
+            )
+
+
+def template_captions(fields: tuple[str, ...], items: ItemTable) -> list[str]:
+    """The template's caption of every item.
+
+    Raises:
+        InputError: the dataset knows nothing of a field.
+    """
+    _check_known(fields, items)
+    return [template_caption(items.attributes_of(row), fields) for row in range(len(items))]
+
+
+def captions_from(path: str, items: ItemTable, split: str) -> list[tuple[str, ...]]:
+    """Every item's captions in a file, as `CaptionConfig.file` describes it.
+
+    Raises:
+        InputError: the file cannot be read, or lacks an item.
+    """
+    captions = read_captions(path, split)
+    keys = list(zip(items["image_id"].tolist(), items["number"].tolist(), strict=True))
+    missing = [key for key in keys if key not in captions]
+    if missing:
+        image, number = missing[0]
+        raise InputError(
+            f"{path} has no caption for {len(missing)} of {len(keys)} {split} items, the first "
+            f"being item {number} of image {image}."
+        )
+    return [captions[key] for key in keys]
+
+
 def category_phrase(category_id: int) -> str:
     """The template's caption of a category, 1..13, of which nothing else is known."""
     return template_caption({"category_id": category_id}, ("category",))
@@ -110,14 +150,14 @@ def template_caption(item: dict[str, int], fields: tuple[str, ...] = FIELDS) -> 
 
     Args:
         item: `category_id` (1..13) and the levels `viewpoint`, `occlusion`, `scale`, `zoom_in`
-            (1..3); other keys do not matter.
+            (1..3); those of `DETAILS` where they are known; other keys do not matter.
         fields: what it reveals, of `FIELDS`; without the category it is "an item".
     """
     name = f"a {CATEGORIES[item['category_id'] - 1]}" if "category" in fields else "an item"
     phrases = [
-        phrase.format(LEVELS[field][item[field] - 1])
+        phrase.format(_VALUES[field][item[field] - 1])
         for field, phrase in _PHRASES.items()
-        if field in fields
+        if field in fields and item.get(field)
     ]
     if not phrases:
         return f"an image of {name}"
@@ -127,8 +167,8 @@ def template_caption(item: dict[str, int], fields: tuple[str, ...] = FIELDS) -> 
     return f"an image of {name} with {phrases[0]}"
 
 
-def read_captions(path: str) -> dict[tuple[int, int], tuple[str, ...]]:
-    """(image id, item number) -> captions, from a file as `CaptionConfig.file` describes it.
+def read_captions(path: str, of: str = "train") -> dict[tuple[int, int], tuple[str, ...]]:
+    """(image id, item number) -> captions of a split, from a file as `CaptionConfig` describes it.
 
     Raises:
         InputError: the file cannot be read, or a line is something else; the message names it.
@@ -146,27 +186,11 @@ def read_captions(path: str) -> dict[tuple[int, int], tuple[str, ...]]:
                         f"{path}, line {number} is no caption: expected "
                         '{"image_id": 1, "item": 1, "caption": "..."}.'
                     ) from error
-                if split == "train":
+                if split == of:
                     captions[key].append(caption)
     except OSError as error:
-        raise InputError(
-            f"data.captions.file={path!r} cannot be read: {error.strerror}."
-        ) from error
+        raise InputError(f"the captions in {path!r} cannot be read: {error.strerror}.") from error
     return {key: tuple(texts) for key, texts in captions.items()}
-
-
-def _captions_of(
-    captions: dict[tuple[int, int], tuple[str, ...]], items: ItemTable, path: str
-) -> list[tuple[str, ...]]:
-    keys = list(zip(items["image_id"].tolist(), items["number"].tolist(), strict=True))
-    missing = [key for key in keys if key not in captions]
-    if missing:
-        image, number = missing[0]
-        raise InputError(
-            f"{path} has no caption for {len(missing)} of {len(keys)} training items, the first "
-            f"being item {number} of image {image}."
-        )
-    return [captions[key] for key in keys]
 
 
 def tells_sides(caption: str) -> bool:

@@ -6,9 +6,9 @@ import numpy as np
 
 from capret_jax.batch import NO_IDENTITY
 from capret_jax.data.records import Records
-from capret_jax.data.schema import LEVELS
+from capret_jax.data.schema import DETAILS, LEVELS
 
-_NUMBERS = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS)
+_NUMBERS = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS, *DETAILS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,8 @@ class ItemTable:
         is_shop: (n,) bool, True for shop pictures, False for consumers' photographs.
         box: (n, 4) float32 x1, y1, x2, y2 in pixels.
         attributes: name -> (n,) int64, for image_id, pair_id, number (the n of the annotation's
-            item<n>), style, category_id and the levels.
+            item<n>), style, category_id, the levels and the details; 0 where an item has no such
+            detail, or a dataset knows none.
     """
 
     record: np.ndarray
@@ -66,9 +67,8 @@ def read_items(records: Records) -> ItemTable:
         record = records.annotation(index)
         items = record["items"]
         for i in range(len(items["style"])):
-            numbers = {name: items[name][i] for name in items} | {
-                name: record[name] for name in ("image_id", "pair_id")
-            }
+            numbers = dict.fromkeys(DETAILS, 0) | {name: items[name][i] for name in items}
+            numbers |= {name: record[name] for name in ("image_id", "pair_id")}
             is_shop = record["source"] == b"shop"
             rows.append((index, is_shop, items["bounding_box"][i], numbers))
     records_, is_shop_, boxes, numbers_ = zip(*rows, strict=True) if rows else ((),) * 4

@@ -13,6 +13,7 @@ from capret_jax.data.captions import Captioner, tells_sides
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.photographs import Photograph
+from capret_jax.data.questions import Quizzer
 from capret_jax.data.records import Records
 from capret_jax.data.sampler import Draw, IdentitySampler
 from capret_jax.data.tokenizer import CaptionEncoder
@@ -123,6 +124,7 @@ def training_iterator(
     encoder: CaptionEncoder,
     masker: Masker | None,
     read: ReadConfig,
+    quizzer: Quizzer | None = None,
 ) -> grain.DatasetIterator:
     """This process's `Batch`es, NumPy arrays, in an order that depends on the sampler alone.
 
@@ -137,11 +139,12 @@ def training_iterator(
         encoder: captions -> tokens.
         masker: hides tokens for masked language modelling; None for none.
         read: threads and batches to keep ready.
+        quizzer: asks questions for learning to answer them; None for none.
 
     Returns:
         An iterator whose position Orbax can save and restore.
     """
-    examples = _Examples(split, image_size, view, augment, captioner, encoder, masker)
+    examples = _Examples(split, image_size, view, augment, captioner, encoder, masker, quizzer)
     dataset = grain.MapDataset.source(sampler).map(examples).batch(batch_size, batch_fn=_collate)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
     return iter(dataset.to_iter_dataset(options))
@@ -150,7 +153,7 @@ def training_iterator(
 class _Examples:
     """Draws -> batches of one picture."""
 
-    def __init__(self, split, size, view, augment, captioner, encoder, masker):
+    def __init__(self, split, size, view, augment, captioner, encoder, masker, quizzer):
         self._split = split
         self._size = size
         self._view = view
@@ -158,6 +161,7 @@ class _Examples:
         self._captioner = captioner
         self._encoder = encoder
         self._masker = masker
+        self._quizzer = quizzer
         self._identities = split.items.training_identities()
         nameless = np.flatnonzero(self._identities == NO_IDENTITY)
         self._nameless = nameless if len(nameless) else np.arange(len(split.items))
@@ -182,7 +186,16 @@ class _Examples:
             box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
             **({} if masked is None else _stack_masked(masked)),
+            **(self._questions(rows, empty, rng) if self._quizzer else {}),
         )
+
+    def _questions(self, rows: np.ndarray, empty: int, rng) -> dict[str, np.ndarray]:
+        quizzes = [self._quizzer(row, rng) for row in rows] + [self._quizzer.nothing()] * empty
+        return {
+            f"{kind}_{name}": np.stack([getattr(getattr(quiz, kind), name) for quiz in quizzes])
+            for kind in ("question", "answer")
+            for name in ("ids", "mask")
+        }
 
     def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
         """The item drawn, and those of its photograph that come along."""

@@ -6,6 +6,9 @@ Source: Ge et al., "DeepFashion2", CVPR 2019, arXiv:1901.07973.
 import numpy as np
 import tensorflow_datasets as tfds
 
+from capret_jax.data.drawing.fabric import MOTIFS, PALETTE, PATTERNS
+from capret_jax.data.drawing.outlines import NECKLINES
+
 # The category with id i is CATEGORIES[i - 1].
 CATEGORIES = (
     "short sleeve top",
@@ -33,12 +36,21 @@ LEVELS = {
     "viewpoint": ("no wear", "frontal", "side or back"),
 }
 
+# What is known of drawn garments alone: the values 1, 2, ... of an item; 0 where it has none.
+DETAILS = {
+    "colour": tuple(PALETTE),
+    "pattern": tuple(PATTERNS),
+    "print": tuple(MOTIFS),
+    "neckline": NECKLINES,
+}
 
-def features(outlines: bool = False) -> tfds.features.FeaturesDict:
+
+def features(outlines: bool = False, details: bool = False) -> tfds.features.FeaturesDict:
     """Features of one photograph.
 
-    With `outlines`, each item's `outline` is JSON: its `landmarks` x, y, v, ... in pixels (v 2
-    visible, 1 occluded, 0 not labelled) and its `segmentation`, polygons x, y, ...
+    With `details`, items have those of `DETAILS`. With `outlines`, each item's `outline` is JSON:
+    its `landmarks` x, y, v, ... in pixels (v 2 visible, 1 occluded, 0 not labelled) and its
+    `segmentation`, polygons x, y, ...
 
     An item's identity is (pair_id, style) where style > 0; style 0 is no identity. Its box is
     x1, y1, x2, y2 in pixels. The image is stored as its JPEG file, byte for byte; read it so
@@ -51,6 +63,7 @@ def features(outlines: bool = False) -> tfds.features.FeaturesDict:
         "style": number,
         "bounding_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
         **dict.fromkeys(LEVELS, number),
+        **(dict.fromkeys(DETAILS, number) if details else {}),
     }
     if outlines:
         item["outline"] = tfds.features.Text()

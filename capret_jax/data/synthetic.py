@@ -58,7 +58,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     The records, `schema.features`, are the same bytes on every machine.
     """
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")
     BUILDER_CONFIGS = [
         SyntheticFashionConfig(name="demo", description="Enough to learn from in minutes."),
         SyntheticFashionConfig(
@@ -78,7 +78,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            description=__doc__, features=schema.features(), homepage="", citation=None
+            description=__doc__, features=schema.features(details=True), homepage="", citation=None
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

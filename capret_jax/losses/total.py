@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from capret_jax.batch import Batch, Outputs
+from capret_jax.batch import IGNORED_LABEL, Batch, Outputs
 from capret_jax.errors import InputError
 from capret_jax.losses import Loss, Metrics
 from capret_jax.losses.arcface import arcface_loss
@@ -27,7 +27,7 @@ class LossConfig:
     """Weights of the terms; a term of weight 0 is not computed at all.
 
     Attributes:
-        itc, itm, mlm, box_l1, box_giou, arcface: the weights.
+        itc, itm, mlm, vqa, box_l1, box_giou, arcface: the weights; vqa learns to answer questions.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         arcface_margin: radians.
         arcface_scale: range of the ArcFace logits.
@@ -41,6 +41,7 @@ class LossConfig:
     itc: float = 1.0
     itm: float = 1.0
     mlm: float = 0.0
+    vqa: float = 0.0
     box_l1: float = 1.0
     box_giou: float = 1.0
     arcface: float = 1.0
@@ -91,11 +92,11 @@ class LossConfig:
 
     @property
     def text(self) -> bool:
-        """Whether any term reads the captions."""
-        return bool(self.itc or self.itm or self.mlm or self.box)
+        """Whether any term reads the captions as they are."""
+        return bool(self.itc or self.itm or self.box)
 
 
-TERMS = ("itc", "itm", "mlm", "box_l1", "box_giou", "arcface")
+TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface")
 
 
 def total_loss(
@@ -147,11 +148,15 @@ def _terms(outputs, batch, config, mesh, key, class_sizes) -> dict[str, Loss]:
         terms["itm"] = matching_loss(outputs.match_logits, labels, outputs.match_valid)
     if config.mlm:
         terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels)
+    if config.vqa:
+        spoken = (batch.answer_mask > 0) & batch.valid[:, None]
+        labels = jnp.where(spoken, batch.answer_ids, IGNORED_LABEL)[:, 1:]
+        terms["vqa"] = masked_lm_loss(outputs.answer_logits, labels)
     if config.box:
         terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, batch.valid)
     if config.arcface:
         terms["arcface"] = arcface_loss(
-            outputs.image_features,
+            outputs.image_features if outputs.embedding is None else outputs.embedding,
             outputs.class_weights,
             batch.identity,
             class_sizes,

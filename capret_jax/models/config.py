@@ -5,6 +5,7 @@ import dataclasses
 from capret_jax.errors import InputError
 
 PATCH_SIZE = 16
+EMBEDDINGS = ("image", "text", "joined", "fusion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class ModelConfig:
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
         drop_path: stochastic depth of the last vision block; it grows linearly from 0.
         dropout: rate on the hidden states of the text and fusion layers.
+        embedding: what items are compared by, see `X2VLM.item_features`; of a run,
+            `config.embedding.kind`.
     """
 
     image_size: int
@@ -40,8 +43,13 @@ class ModelConfig:
     layer_scale: float = 0.1
     drop_path: float = 0.1
     dropout: float = 0.1
+    embedding: str = "image"
 
     def __post_init__(self):
+        if self.embedding not in EMBEDDINGS:
+            raise InputError(
+                f"embedding.kind={self.embedding!r} is none of {', '.join(EMBEDDINGS)}."
+            )
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
             raise InputError(
                 f"model.image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}."
@@ -57,6 +65,11 @@ class ModelConfig:
     def grid(self) -> int:
         """Patches along one side of the image."""
         return self.image_size // PATCH_SIZE
+
+    @property
+    def item_width(self) -> int:
+        """Numbers in an item's embedding: E, or 2E where two are joined."""
+        return self.embed_dim * (2 if self.embedding == "joined" else 1)
 
 
 DTYPES = ("float32", "bfloat16")

@@ -11,7 +11,7 @@ from capret_jax.models.text import BertLayer, TextEmbeddings, causal_mask
 class AnswerDecoder(nnx.Module):
     """Predicts each next token of an answer from those before it and the question's states.
 
-    It has embeddings of its own. Evaluation only: it has no dropout keys.
+    It has embeddings of its own, and no dropout.
     """
 
     def __init__(self, config: ModelConfig):

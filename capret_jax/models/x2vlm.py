@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from capret_jax.errors import InputError
 from capret_jax.models.config import PLAIN, ComputeConfig, ModelConfig
 from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.fusion import FusionEncoder
@@ -54,6 +55,9 @@ class X2VLM(nnx.Module):
         self.mlm_head = MaskedLmHead(config)
         if config.decoder_layers:
             self.decoder = AnswerDecoder(config)
+        self.embedding = config.embedding
+        if config.embedding == "fusion":
+            self.fusion_proj = dense(config.text_width, config.embed_dim)
 
     def encode_image(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(B, H, W, 3) normalised float -> (B, 1+N, D): mean of the patches, then the patches."""
@@ -87,6 +91,43 @@ class X2VLM(nnx.Module):
     def text_features(self, text: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, E) float32, L2-normalised."""
         return normalize(_float32(self.text_proj(text[:, 0])))
+
+    def item_features(
+        self,
+        image: jax.Array,
+        image_mask: jax.Array | None,
+        text: jax.Array | None,
+        token_mask: jax.Array | None,
+        fused: jax.Array | None = None,
+    ) -> jax.Array:
+        """What items are compared by, as `ModelConfig.embedding` says.
+
+        "image": the image features alone; "text": the text features alone; "joined": both, of equal
+        weight, beside each other; "fusion": the fusion encoder's [CLS], projected.
+
+        Args:
+            image, image_mask: (B, 1+N, D'), and (B, 1+N) 0/1 of regions or None.
+            text, token_mask: (B, T, D) and (B, T) of the items' captions; not read by "image".
+            fused: (B, T, D), when the two have been fused already.
+
+        Returns:
+            (B, E) float32, or (B, 2E) of "joined"; L2-normalised.
+
+        Raises:
+            InputError: it reads captions, and there are none.
+        """
+        if self.embedding == "image":
+            return self.image_features(image)
+        if text is None or token_mask is None:
+            raise InputError(f"the {self.embedding} embedding reads captions, and there are none.")
+        if self.embedding == "text":
+            return self.text_features(text)
+        if self.embedding == "joined":
+            both = self.image_features(image), self.text_features(text)
+            return normalize(jnp.concatenate(both, axis=-1))
+        if fused is None:
+            fused = self.fuse(text, token_mask, image, image_mask)
+        return normalize(_float32(self.fusion_proj(fused[:, 0])))
 
     def match_logits(self, fused: jax.Array) -> jax.Array:
         """(B, T, D) -> (B, 2) float32; class 1 means that text and image match."""

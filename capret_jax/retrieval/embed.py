@@ -1,6 +1,6 @@
 """Items to embeddings, on all devices, a batch of pictures at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from capret_jax.data.pipeline import ReadConfig, Split, ViewConfig
 from capret_jax.data.sampler import Shard
+from capret_jax.data.tokenizer import Tokens
 from capret_jax.mesh import batch_sharding, param_shardings, replicated, to_global
 from capret_jax.models.vision import box_regions
 from capret_jax.models.x2vlm import bind, normalize_pixels
@@ -24,10 +25,25 @@ class Pictures(NamedTuple):
     Attributes:
         image: (b, S, S, 3) uint8.
         boxes: (b, M, 4) float32 cx, cy, w, h as fractions of the picture.
+        token_ids, token_mask: (b, M, T) int32 of the items' captions; T is 0 where none are read.
     """
 
     image: np.ndarray
     boxes: np.ndarray
+    token_ids: np.ndarray
+    token_mask: np.ndarray
+
+    @classmethod
+    def without_captions(cls, image: np.ndarray, boxes: np.ndarray) -> "Pictures":
+        """For embeddings that read none."""
+        nothing = np.zeros((*boxes.shape[:2], 0), np.int32)
+        return cls(image, boxes, nothing, nothing)
+
+
+def no_caption(row: int) -> Tokens:
+    """For embeddings that read none."""
+    del row
+    return Tokens(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 class Views:
@@ -46,6 +62,7 @@ class Views:
         batch_size: int,
         read: ReadConfig,
         shard: Shard = Shard(),
+        captions: Callable[[int], Tokens] = no_caption,
     ):
         """
         Args:
@@ -57,7 +74,9 @@ class Views:
             batch_size: global, a multiple of `shard.count`.
             read: threads and batches to keep ready.
             shard: this process's part of every batch.
+            captions: row -> (T,) tokens, for embeddings that read them.
         """
+        self._captions = captions
         self.rows = _rows_of_photographs(split.items.record) if view.whole else _each_row(split)
         self._split, self._size, self._margin, self._read = split, size, margin, read
         self._whole = view.whole
@@ -77,9 +96,11 @@ class Views:
 
     def _load(self, picture: int) -> Pictures:
         rows = self.rows[picture]
+        tokens = [np.stack(column) for column in zip(*map(self._captions, rows), strict=True)]
         if self._whole:
-            return Pictures(*self._split.whole_view(rows, self._size))
-        return Pictures(*self._split.crop_view(int(rows[0]), self._size, self._margin))
+            return Pictures(*self._split.whole_view(rows, self._size), *tokens)
+        view = self._split.crop_view(int(rows[0]), self._size, self._margin)
+        return Pictures(*view, *tokens)
 
     def by_item(self, values: np.ndarray) -> np.ndarray:
         """(pictures or more, M, ...) values of the items of each picture -> (n, ...) by row."""
@@ -100,10 +121,10 @@ def _rows_of_photographs(record: np.ndarray) -> np.ndarray:
 
 
 class Embedder:
-    """Image embeddings of a model; compiled once for a batch size.
+    """Embeddings of a model, as its config says; compiled once for a batch size.
 
     Attributes:
-        features: the jitted (params, `Pictures`) -> (b, M, E) float32.
+        features: the jitted (params, `Pictures`) -> (b, M, E or 2E) float32.
     """
 
     def __init__(
@@ -128,10 +149,20 @@ class Embedder:
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 model = bind(graphdef, params, dtype)
                 states = model.encode_image(normalize_pixels(pictures.image))
+                if model.embedding == "image" and not regions:
+                    return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
+                mask = text = None
                 if regions:
-                    states, _ = box_regions(states, pictures.boxes.reshape(-1, 4))
-                    return model.image_features(states).reshape(images, items, -1)
-                return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
+                    states, mask = box_regions(states, pictures.boxes.reshape(-1, 4))
+                else:
+                    states = jnp.repeat(states, items, axis=0)
+                ids, token_mask = (
+                    x.reshape(images * items, -1) for x in (pictures.token_ids, pictures.token_mask)
+                )
+                if model.embedding != "image":
+                    text = model.encode_text(ids, token_mask)
+                found = model.item_features(states, mask, text, token_mask)
+                return found.reshape(images, items, -1)
 
         self._mesh = mesh
         self.features = jax.jit(
@@ -148,10 +179,10 @@ class Embedder:
             views: this process's part; its batch size a multiple of the devices.
 
         Returns:
-            (n, E) float32, L2-normalised, by row of the item table, on every process.
+            (n, E or 2E) float32, L2-normalised, by row of the item table, on every process.
         """
         return views.by_item(np.concatenate([self.embed(params, batch) for batch in views]))
 
     def embed(self, params: dict, pictures: Pictures) -> np.ndarray:
-        """(b, M, E) of one batch, that of all processes."""
+        """(b, M, E or 2E) of one batch, that of all processes."""
         return np.asarray(self.features(params, to_global(self._mesh, pictures)))

@@ -76,10 +76,14 @@ class Conditions:
     Attributes:
         view: what the model saw of an item.
         captions: where those of the training came from.
+        embedding: what items were compared by.
+        said: where the validation items' captions came from, if it read them.
     """
 
     view: str
     captions: str
+    embedding: str = "image"
+    said: str = "none"
 
 
 def evaluate(
@@ -128,8 +132,9 @@ def evaluate(
         **_tables(split, protocol, ranking.precision, ranking.first),
         "gallery": len(protocol.gallery),
         "view": conditions.view,
-        # Queries are pictures alone: nothing of the ground truth reaches them but their box.
-        "captions": {"of_queries": "none", "in_training": conditions.captions},
+        "embedding": conditions.embedding,
+        # Where they are none, nothing of the ground truth reaches a query but its box.
+        "captions": {"of_queries": conditions.said, "in_training": conditions.captions},
         # The same answers through the official scorer, which looks at boxes and nothing else.
         "official": _official(protocol, results["deepfashion2_retrieval.json"]),
         "index": _measure_index(protocol, embeddings[model]),

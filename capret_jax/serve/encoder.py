@@ -18,7 +18,7 @@ from capret_jax.detection.phrases import (
 )
 from capret_jax.detection.threshold import read_threshold
 from capret_jax.errors import InputError
-from capret_jax.loading import LoadedModel, Setup, digest, load_model, load_setup
+from capret_jax.loading import LoadedModel, Setup, digest, load_card, load_model, load_setup
 from capret_jax.mesh import MeshConfig, make_mesh
 from capret_jax.models.config import PLAIN
 from capret_jax.models.x2vlm import abstract_model
@@ -67,8 +67,14 @@ class Encoder:
             detection: how garments are looked for.
 
         Raises:
-            InputError: the folder holds no model.
+            InputError: the folder holds no model, or one whose embeddings read captions.
         """
+        embedding = load_card(folder).config.embedding
+        if embedding != "image":
+            raise InputError(
+                f"{folder} was trained with embedding.kind={embedding!r}, which reads a caption "
+                "of every picture: only embedding.kind='image' can be served."
+            )
         threshold = read_threshold(pathlib.Path(folder), detection.threshold)
         model = load_model(folder, image_size)
         return cls(model, load_setup(folder, tokenizer), threshold, detection)
@@ -98,7 +104,7 @@ class Encoder:
             chunk = views[start : start + BATCHES[-1]]
             size = next(size for size in BATCHES if size >= len(chunk))
             filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
-            pictures = Pictures(
+            pictures = Pictures.without_captions(
                 np.stack([view.image for view in filled]), np.stack([view.boxes for view in filled])
             )
             found.append(self._embedder.embed(self.model.params, pictures)[: len(chunk), 0])

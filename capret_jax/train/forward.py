@@ -1,6 +1,6 @@
 """A batch through the model: only what the weighted losses need is computed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,10 @@ class Images(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """(B, T, D) states and their (B, T) 0/1 mask."""
+    """(B, T, D) states and their (B, T) 0/1 mask; None where nothing reads the captions."""
 
-    states: jax.Array
-    mask: jax.Array
+    states: Any
+    mask: Any
 
 
 def forward(
@@ -57,8 +57,8 @@ def forward(
     """
     # Negatives are those of the whole batch; what is dropped differs between the parts.
     mining_key, noise_key = jax.random.split(key)
-    vision_key, text_key, fusion_key, mlm_key = jax.random.split(
-        jax.random.fold_in(noise_key, part), 4
+    vision_key, text_key, fusion_key, mlm_key, vqa_key = jax.random.split(
+        jax.random.fold_in(noise_key, part), 5
     )
     pictures = model.encode_image(normalize_pixels(batch.image), vision_key)
     images = Images(*box_regions(pictures, batch.box)) if regions else Images(pictures, None)
@@ -66,30 +66,34 @@ def forward(
         "image_features": model.image_features(images.states),
         "class_weights": class_weights,
     }
-    if config.text:
+    texts = Texts(None, None)
+    fused: Any = None
+    if config.text or model.embedding != "image":
         states = model.encode_text(batch.token_ids, batch.token_mask, text_key)
         texts = Texts(states, batch.token_mask)
         outputs |= {
             "text_features": model.text_features(states),
             "temperature": model.temperature[...],
         }
-    pair = None
     if config.itm:
         group = config.matching_group
-        fused, valid = _fuse_with_negatives(
+        matched, valid = _fuse_with_negatives(
             model, batch, outputs, images, texts, group, mesh, fusion_key, mining_key, part, parts
         )
-        outputs |= {"match_logits": _match_logits(model, fused), "match_valid": valid}
-        pair = fused[:, 0]
+        outputs |= {"match_logits": _match_logits(model, matched), "match_valid": valid}
+        fused = matched[:, 0]
+    elif (config.box and not regions) or (config.arcface and model.embedding == "fusion"):
+        fused = model.fuse(*texts, *images, key=fusion_key)
     if config.box:
-        if regions:
-            # With the whole picture: a pooled and masked region would give the box away.
-            pair = model.fuse(*texts, pictures, key=fusion_key)
-        elif pair is None:
-            pair = model.fuse(*texts, *images, key=fusion_key)
-        outputs["boxes"] = model.predict_boxes(pair)
+        # A pooled and masked region would give the box away: there with the whole picture.
+        seen = model.fuse(*texts, pictures, key=fusion_key) if regions else fused
+        outputs["boxes"] = model.predict_boxes(seen)
     if config.mlm:
         outputs["masked_lm_logits"] = _masked_lm_logits(model, batch, images, mlm_key)
+    if config.vqa:
+        outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
+    if config.arcface and model.embedding != "image":
+        outputs["embedding"] = model.item_features(*images, *texts, fused)
     return Outputs(**outputs)
 
 
@@ -98,15 +102,28 @@ _REACHED = {
     "itc": ("vision", "vision_proj", "text", "text_proj", "temperature"),
     "itm": ("vision", "text", "fusion", "itm_head"),
     "mlm": ("vision", "text", "fusion", "mlm_head"),
+    "vqa": ("vision", "text", "fusion", "decoder"),
     "box_l1": ("vision", "text", "fusion", "bbox_head"),
     "box_giou": ("vision", "text", "fusion", "bbox_head"),
-    "arcface": ("vision", "vision_proj"),
+}
+# And those that ArcFace's reaches, by what items are compared by.
+_EMBEDDED = {
+    "image": ("vision", "vision_proj"),
+    "text": ("text", "text_proj"),
+    "joined": ("vision", "vision_proj", "text", "text_proj"),
+    "fusion": ("vision", "text", "fusion", "fusion_proj"),
 }
 
 
-def trained_parts(config: LossConfig) -> set[str]:
-    """Names of the parts of the model that the weighted losses train."""
-    return {part for term in TERMS if getattr(config, term) for part in _REACHED[term]}
+def trained_parts(config: LossConfig, embedding: str = "image") -> set[str]:
+    """Names of the parts of the model that the weighted losses train.
+
+    Args:
+        config: the weights.
+        embedding: what items are compared by.
+    """
+    reached = _REACHED | {"arcface": _EMBEDDED[embedding]}
+    return {part for term in TERMS if getattr(config, term) for part in reached[term]}
 
 
 def _fuse_with_negatives(
@@ -146,6 +163,14 @@ def _match_logits(model, fused):
 def _fold(x):
     """(B, 3, ...) -> (3B, ...)."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def _answer_logits(model, batch, images, key):
+    text_key, fusion_key = jax.random.split(key)
+    questions = model.encode_text(batch.question_ids, batch.question_mask, text_key)
+    fused = model.fuse(questions, batch.question_mask, *images, key=fusion_key)
+    ids, mask = batch.answer_ids[:, :-1], batch.answer_mask[:, :-1]
+    return model.answer_logits(ids, mask, fused, batch.question_mask)
 
 
 def _masked_lm_logits(model, batch, images, key):

@@ -51,7 +51,7 @@ def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: i
         subcentres: K, directions per class.
     """
     model_key, head_key = jax.random.split(key)
-    head = (classes + -classes % _HEAD_ROWS, subcentres, config.embed_dim)
+    head = (classes + -classes % _HEAD_ROWS, subcentres, config.item_width)
     return {
         "model": init_params(config, model_key),
         # Small, so that Adam's first steps can turn the class directions.

@@ -105,8 +105,8 @@ def test_a_line_that_is_no_caption_is_named(write, line, items):
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(InputError, match="'colour', which is none of category"):
-        CaptionConfig(fields=("colour",))
+    with pytest.raises(InputError, match="'size', which is none of category"):
+        CaptionConfig(fields=("size",))
     with pytest.raises(InputError, match=r"dropout=1\.0"):
         CaptionConfig(dropout=1.0)
     with pytest.raises(InputError, match="short=0.5 needs a template that reveals the category"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from capret_jax.data.drawing import fabric, photographs
 from capret_jax.data.drawing.garments import Garment, draw_garment
-from capret_jax.data.drawing.outlines import SILHOUETTES, Cut
+from capret_jax.data.drawing.outlines import NECKLINES, SILHOUETTES, Cut
 from capret_jax.data.drawing.placing import Appearance
 
 FAMILY_SIZE = 3
@@ -58,14 +58,13 @@ def _members(rng: np.random.Generator, category_id: int, count: int) -> list[Gar
     main, second, motif_colour = COLOURWAYS[int(rng.integers(len(COLOURWAYS)))]
     patterns = rng.permutation(list(fabric.PATTERNS))
     motifs = rng.permutation(list(fabric.MOTIFS))
-    necklines = ("round", "v", "square")
     members = []
     for pattern, motif in zip(patterns[:count], motifs[:count], strict=True):
         swap = bool(rng.integers(2)) and pattern != "solid"
         members.append(
             Garment(
                 category_id,
-                Cut(necklines[int(rng.integers(3))], *(rng.uniform(-1, 1, 4).tolist())),
+                Cut(NECKLINES[int(rng.integers(3))], *(rng.uniform(-1, 1, 4).tolist())),
                 colour=second if swap else main,
                 second_colour=main if swap else second,
                 pattern=str(pattern),
@@ -134,26 +133,30 @@ def _wardrobe(seed: int) -> photographs.Wardrobe:
     return photographs.Wardrobe(tops=draw(range(1, 7)), bottoms=draw(range(7, 10)))
 
 
-def _item(number: int, category_id: int, style: int, appearance: Appearance) -> dict[str, Any]:
+def _item(number: int, garment: Garment, style: int, appearance: Appearance) -> dict[str, Any]:
     return {
         "number": number,
-        "category_id": category_id,
+        "category_id": garment.category_id,
         "style": style,
         "bounding_box": np.array(appearance.bounding_box, np.float32),
         "scale": appearance.scale,
         "occlusion": appearance.occlusion,
         "zoom_in": appearance.zoom_in,
         "viewpoint": appearance.viewpoint,
+        "colour": 1 + list(fabric.PALETTE).index(garment.colour),
+        "pattern": 1 + list(fabric.PATTERNS).index(garment.pattern),
+        "print": 1 + list(fabric.MOTIFS).index(garment.motif),
+        "neckline": 1 + NECKLINES.index(garment.cut.neckline) if garment.silhouette.top else 0,
     }
 
 
 def _record(entry: Entry, source: str, photograph: photographs.Photograph) -> dict[str, Any]:
     jpeg = io.BytesIO()
     photograph.picture.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
-    items = [_item(1, entry.garment.category_id, entry.style, photograph.main)]
+    items = [_item(1, entry.garment, entry.style, photograph.main)]
     if photograph.companion is not None:
-        category_id, appearance = photograph.companion
-        items.append(_item(2, category_id, 0, appearance))
+        garment, appearance = photograph.companion
+        items.append(_item(2, garment, 0, appearance))
     return {
         "image": jpeg.getvalue(),
         "source": source,

@@ -15,6 +15,9 @@ ARM_DIRECTION = (0.36, 0.933)  # unit vector from the shoulder to the hand
 SHOULDER = (0.195, 0.035)
 
 
+NECKLINES = ("round", "v", "square")
+
+
 @dataclass(frozen=True)
 class Silhouette:
     """How a category is built: its upper part, sleeves, lower part and front."""
@@ -48,7 +51,7 @@ SILHOUETTES = (
 class Cut:
     """What a tailor may change; the numbers are -1 to 1, 0 is average."""
 
-    neckline: str = "round"  # "round", "v" or "square"
+    neckline: str = "round"  # of `NECKLINES`
     fit: float = 0.0  # tight to loose
     length: float = 0.0
     flare: float = 0.0  # how far the hem widens

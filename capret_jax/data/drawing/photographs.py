@@ -35,7 +35,7 @@ class Photograph:
     picture: Image.Image
     main: Appearance
     main_layer: Layer
-    companion: tuple[int, Appearance] | None = None  # category id, appearance
+    companion: tuple[Garment, Appearance] | None = None
 
 
 def shop(rng: np.random.Generator, garment: Garment, cloth: Cloth) -> Photograph:
@@ -101,7 +101,7 @@ def _user(
     companion = None
     if other is not None:
         seen = measure(other_layer, hidden | layer.covered, viewpoint)
-        companion = (other[0].category_id, seen) if seen else None
+        companion = (other[0], seen) if seen else None
     picture = scenery.light(rng, picture, 1.0)
     if rng.integers(3) == 0:
         picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 0.8))))
