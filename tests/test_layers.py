@@ -10,13 +10,14 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "capret_jax"
 FLOORS = {
     "errors": 0,
     "batch": 1,
+    "batching": 1,
     "mesh": 1,
     "processes": 1,
     "models": 2,  # asks the mesh for each device's part of a kernel
     "data": 3,
     "losses": 3,
     "convert": 3,
-    "captioning": 3,
+    "captioning": 4,
     "detection": 4,
     "train": 5,
     "retrieval": 5,

@@ -1,8 +1,10 @@
-"""Visual question answering by ranking a list of answers, as X2-VLM does (ALBEF, 2107.07651)."""
+"""Visual question answering: ranking a list of answers, as X2-VLM does (ALBEF, 2107.07651), or
+writing one."""
 
 import jax
 import jax.numpy as jnp
 
+from capret_jax.captioning.beam_search import BeamConfig, beam_search
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import X2VLM
 
@@ -68,3 +70,36 @@ def rank_answers(
     losses = answer_losses(model, candidates, mask, question, question_mask)
     scores, order = jax.lax.top_k(first - losses.reshape(questions, k), k)
     return jnp.take_along_axis(rows, order, axis=1), jax.nn.softmax(scores)
+
+
+def write_answers(
+    model: X2VLM,
+    question: jax.Array,
+    question_mask: jax.Array,
+    first: int,
+    end: int,
+    config: BeamConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """One answer for each question, whatever it may be.
+
+    Args:
+        model: with an answer decoder.
+        question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
+        first, end: ids of [CLS] and [SEP].
+        config: of the search.
+
+    Returns:
+        (Q, max_tokens) int32, 0 after the end; (Q,) summed log-probabilities.
+    """
+    rows, length = len(question), config.max_tokens
+
+    def next_token(last, written, tokens):
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, last[:, None], written, axis=1)
+        mask = jnp.broadcast_to(jnp.arange(length) <= written, tokens.shape).astype(jnp.int32)
+        # Answers are short: all of one is computed anew for each token.
+        logits = model.answer_logits(tokens, mask, question, question_mask)
+        logits = jax.lax.dynamic_index_in_dim(logits, written, axis=1, keepdims=False)
+        return jax.nn.log_softmax(logits), tokens
+
+    empty = jnp.zeros((rows * config.beams, length), jnp.int32)
+    return beam_search(next_token, empty, jnp.full(rows, first, jnp.int32), end, config)

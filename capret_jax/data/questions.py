@@ -20,27 +20,30 @@ class Question(NamedTuple):
         topic: what it is about: a word that a caption may say beside the answer.
         text: as it is asked.
         answers: the list that is ranked.
+        except_for: categories that have nothing to answer.
     """
 
     topic: str
     text: str
     answers: tuple[str, ...]
+    except_for: tuple[str, ...] = ()
 
 
 _SLEEVES = ("short", "long", NO_SLEEVES)
+_BOTTOMS = ("shorts", "trousers", "skirt")
 # Of drawn garments, whose true answers are known.
 DRAWN = (
     Question("category", "what kind of garment is it", CATEGORIES),
-    Question("sleeve", "what sleeves does it have", _SLEEVES),
+    Question("sleeve", "what sleeves does it have", _SLEEVES, _BOTTOMS),
     Question("colour", "what colour is it", DETAILS["colour"]),
     Question("pattern", "what pattern does it have", DETAILS["pattern"]),
     Question("print", "what is printed on it", DETAILS["print"]),
-    Question("neckline", "what neckline does it have", DETAILS["neckline"]),
+    Question("neckline", "what neckline does it have", DETAILS["neckline"], _BOTTOMS),
 )
-# Of photographs; the lists are this project's, the questions as people ask them of pictures.
+# Of photographs; the lists are this project's, and the questions as people ask them of pictures.
 PHOTOGRAPHED = (
     Question("category", "what kind of garment is it", CATEGORIES),
-    Question("sleeve", "what kind of sleeves does it have", _SLEEVES),
+    Question("sleeve", "what kind of sleeves does it have", _SLEEVES, _BOTTOMS),
     Question(
         "colour",
         "what color is it",
@@ -62,6 +65,7 @@ PHOTOGRAPHED = (
         "neckline",
         "what neckline does it have",
         ("round", "v neck", "square", "collar", "turtleneck", "hood", "off shoulder", "halter"),
+        _BOTTOMS,
     ),
     Question("length", "how long is it", ("cropped", "short", "knee length", "midi", "long")),
     Question(

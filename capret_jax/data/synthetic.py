@@ -61,6 +61,18 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.3.0")
     BUILDER_CONFIGS = [
         SyntheticFashionConfig(name="demo", description="Enough to learn from in minutes."),
+        # Its own seed, so no garment is in both.
+        SyntheticFashionConfig(
+            name="pretrain",
+            description="Other garments than the demo's, to learn language and objects from.",
+            train_identities=3000,
+            validation_identities=39,
+            train_views=1,
+            validation_views=2,
+            distractors=0,
+            train_singles=0,
+            seed=1906,
+        ),
         SyntheticFashionConfig(
             name="mini",
             description="For tests.",

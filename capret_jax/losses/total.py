@@ -28,6 +28,7 @@ class LossConfig:
 
     Attributes:
         itc, itm, mlm, vqa, box_l1, box_giou, arcface: the weights; vqa learns to answer questions.
+        mlm_causal: tokens see only those before them, which is what a writer of captions needs.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         arcface_margin: radians.
         arcface_scale: range of the ArcFace logits.
@@ -45,6 +46,7 @@ class LossConfig:
     box_l1: float = 1.0
     box_giou: float = 1.0
     arcface: float = 1.0
+    mlm_causal: bool = False
     itc_kind: str = "softmax"
     arcface_margin: float = 0.15
     arcface_scale: float = 30.0

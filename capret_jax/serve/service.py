@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, UploadFile
 
+from capret_jax.batching import Batcher, Overloaded
 from capret_jax.data.photographs import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import View
 from capret_jax.retrieval.pictures import Pictures
-from capret_jax.serve.batching import Batcher, Overloaded
 from capret_jax.serve.encoder import BATCHES
 from capret_jax.serve.messages import Detected, Found, Garment, Health, Hit
 from capret_jax.serve.photos import read_photo

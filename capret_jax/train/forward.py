@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from capret_jax.batch import Batch, Outputs
 from capret_jax.losses.matching import mine_hard_negatives
 from capret_jax.losses.total import TERMS, LossConfig
+from capret_jax.models.text import causal_mask
 from capret_jax.models.vision import box_regions
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
@@ -89,7 +90,9 @@ def forward(
         seen = model.fuse(*texts, pictures, key=fusion_key) if regions else fused
         outputs["boxes"] = model.predict_boxes(seen)
     if config.mlm:
-        outputs["masked_lm_logits"] = _masked_lm_logits(model, batch, images, mlm_key)
+        outputs["masked_lm_logits"] = _masked_lm_logits(
+            model, batch, images, config.mlm_causal, mlm_key
+        )
     if config.vqa:
         outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
     if config.arcface and model.embedding != "image":
@@ -173,10 +176,11 @@ def _answer_logits(model, batch, images, key):
     return model.answer_logits(ids, mask, fused, batch.question_mask)
 
 
-def _masked_lm_logits(model, batch, images, key):
+def _masked_lm_logits(model, batch, images, causal, key):
     text_key, fusion_key = jax.random.split(key)
-    texts = model.encode_text(batch.masked_ids, batch.token_mask, text_key)
-    fused = model.fuse(texts, batch.token_mask, *images, key=fusion_key)
+    mask = causal_mask(batch.token_mask) if causal else batch.token_mask
+    texts = model.encode_text(batch.masked_ids, mask, text_key)
+    fused = model.fuse(texts, mask, *images, key=fusion_key)
     # The vocabulary is wide: predict at the masked positions alone.
     masked = jnp.take_along_axis(fused, batch.masked_positions[:, :, None], axis=1)
     return model.masked_lm_logits(masked)

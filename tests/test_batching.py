@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from capret_jax.serve.batching import Batcher, Overloaded
+from capret_jax.batching import Batcher, Overloaded
 
 
 def run(call, work, largest=4, waiting=100):

@@ -1,0 +1,189 @@
+"""X2-VLM as the one who answers: questions about many pictures at once."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from capret_jax.captioning.answers import rank_answers, write_answers
+from capret_jax.captioning.beam_search import BeamConfig
+from capret_jax.data.questions import ANSWER_TOKENS
+from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.models.config import PLAIN, ComputeConfig, ModelConfig
+from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
+
+# Of a list, as many answers are scored whole as their first token makes likely.
+_SCORED = 32
+_WRITTEN = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
+# Probabilities under this are as good as none.
+_TINY = 1e-12
+
+
+class Asked(NamedTuple):
+    """A question about a picture.
+
+    Attributes:
+        states: (1+N, D) of `Answerer.look`.
+        question: in words.
+        answers: to choose from; empty when any answer will do.
+    """
+
+    states: np.ndarray
+    question: str
+    answers: tuple[str, ...] = ()
+
+
+class Answer(NamedTuple):
+    """What was answered, and how probable the model finds it."""
+
+    text: str
+    probability: float
+
+
+class Answerer:
+    """Answers questions in batches of one size, so that few programs are compiled.
+
+    Attributes:
+        temperature: probabilities are p^(1 / temperature), normalised over the list;
+            `fit_temperature` finds the one that makes them mean what they say.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        params: dict,
+        encode: CaptionEncoder,
+        batch_size: int = 64,
+        compute: ComputeConfig = PLAIN,
+    ):
+        """
+        Args:
+            model: with an answer decoder.
+            params: the model's, trained to answer.
+            encode: texts -> tokens.
+            batch_size: pictures, and questions, of one call.
+            compute: how the model is computed.
+        """
+        graphdef, _ = abstract_model(model, compute)
+        self._params, self._encode, self._batch = params, encode, batch_size
+        self._encode_answer = CaptionEncoder(encode.tokenizer, ANSWER_TOKENS)
+        self.temperature = 1.0
+        tokenizer = encode.tokenizer
+        first, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+
+        def fuse(model: X2VLM, states, ids, mask):
+            # Everyone is asked the same: one question for all.
+            text = jnp.broadcast_to(model.encode_text(ids, mask), (len(states), ids.shape[1], -1))
+            mask = jnp.broadcast_to(mask, (len(states), ids.shape[1]))
+            return model.fuse(text, mask, states.astype(compute.dtype)), mask
+
+        def look(params, images):
+            model = bind(graphdef, params, compute.dtype)
+            return model.encode_image(normalize_pixels(images)).astype(jnp.float16)
+
+        def rank(params, states, ids, mask, answer_ids, answer_mask):
+            model = bind(graphdef, params, compute.dtype)
+            k = min(_SCORED, len(answer_ids))
+            return rank_answers(model, answer_ids, answer_mask, *fuse(model, states, ids, mask), k)
+
+        def write(params, states, ids, mask):
+            model = bind(graphdef, params, compute.dtype)
+            return write_answers(model, *fuse(model, states, ids, mask), first, end, _WRITTEN)
+
+        self._look, self._rank, self._write = jax.jit(look), jax.jit(rank), jax.jit(write)
+
+    def look(self, images: np.ndarray) -> np.ndarray:
+        """(n, S, S, 3) uint8 -> (n, 1+N, D) float16, for any number of questions."""
+        return self._in_batches(self._look, images)
+
+    def __call__(self, asked: Sequence[Asked]) -> list[Answer]:
+        """All answers, in order; equal questions are asked together."""
+        together: dict[tuple, list[int]] = {}
+        for place, (_, question, answers) in enumerate(asked):
+            together.setdefault((question, answers), []).append(place)
+        found: list[Answer] = [Answer("", 0.0)] * len(asked)
+        for (question, answers), places in together.items():
+            states = np.stack([asked[place].states for place in places])
+            reply = self._choose if answers else self._say
+            for place, answer in zip(places, reply(states, question, answers), strict=True):
+                found[place] = answer
+        return found
+
+    def probabilities(
+        self, states: np.ndarray, question: str, answers: tuple[str, ...]
+    ) -> np.ndarray:
+        """(n, 1+N, D) -> (n, K) float32 of each answer of a list, at the temperature."""
+        listed = np.stack([self._encode_answer(answer).ids for answer in answers])
+        mask = np.stack([self._encode_answer(answer).mask for answer in answers])
+        tokens = self._encode(question)
+        rows, found = self._in_batches(
+            self._rank, states, (tokens.ids[None], tokens.mask[None], listed, mask)
+        )
+        table = np.zeros((len(states), len(answers)), np.float32)
+        np.put_along_axis(table, rows, found, axis=1)
+        return sharpen(table, self.temperature)
+
+    def _choose(self, states, question, answers):
+        table = self.probabilities(states, question, answers)
+        best = table.argmax(axis=1)
+        return [Answer(answers[i], float(p[i])) for i, p in zip(best, table, strict=True)]
+
+    def _say(self, states, question, answers):
+        del answers
+        tokens = self._encode(question)
+        ids, scores = self._in_batches(self._write, states, (tokens.ids[None], tokens.mask[None]))
+        texts = self._encode.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [Answer(*each) for each in zip(texts, np.exp(scores).tolist(), strict=True)]
+
+    def _in_batches(self, function, rows: np.ndarray, shared: tuple = ()):
+        """A function of a full batch, over any number of rows."""
+        parts = []
+        for start in range(0, len(rows), self._batch):
+            chunk = rows[start : start + self._batch]
+            filled = np.concatenate([chunk, np.repeat(chunk[-1:], self._batch - len(chunk), 0)])
+            found = jax.device_get(function(self._params, filled, *shared))
+            parts.append(jax.tree.map(lambda x, n=len(chunk): x[:n], found))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def sharpen(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """(n, K) -> (n, K) p^(1 / temperature), normalised again."""
+    logs = np.log(np.maximum(probabilities, _TINY)) / temperature
+    raised = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(tables: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
+    """The temperature at which true answers are likeliest (Guo et al., arXiv 1706.04599).
+
+    Args:
+        tables: (n, K) probabilities at temperature 1, one table for each question.
+        truths: (n,) int, the true answer's column.
+    """
+
+    def loss(log_temperature):
+        return sum(
+            -np.log(np.maximum(sharpen(table, np.exp(log_temperature)), _TINY))[
+                np.arange(len(truth)), truth
+            ].sum()
+            for table, truth in zip(tables, truths, strict=True)
+        )
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: |confidence - accuracy|, averaged over bins of confidence.
+
+    Args:
+        confidence: (n,) in [0, 1].
+        right: (n,) bool.
+        bins: of equal width.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    weight = np.bincount(place, minlength=bins)
+    gap = np.bincount(place, confidence - right, minlength=bins)
+    return float(np.abs(gap).sum() / max(weight.sum(), 1))
