@@ -247,7 +247,7 @@ class LoadedModel:
         config: BeamConfig = BeamConfig(),
     ) -> tuple[jax.Array, jax.Array]:
         """One caption per image; see `captioning.writer.write_captions`."""
-        self._check(("fusion", "mlm_head"))
+        self.check_trained("fusion", "mlm_head")
         write = self._compiled(self.config, write_captions, special=special, config=config)
         return write(self.params, image, prompt_ids)
 
@@ -256,10 +256,14 @@ class LoadedModel:
         return jax.device_put(params), config
 
     def _call(self, method: Callable, needed: tuple[str, ...], *arguments):
-        self._check(needed)
+        self.check_trained(*needed)
         return self._compiled(self.config, method)(self.params, *arguments)
 
-    def _check(self, needed: tuple[str, ...]) -> None:
+    def check_trained(self, *needed: str) -> None:
+        """
+        Raises:
+            InputError: a part of the model is random.
+        """
         for part in needed:
             if part in self._random_parts:
                 raise InputError(

@@ -1,7 +1,7 @@
 """The whole system in minutes on two CPU cores: a tiny X2-VLM, trained from scratch on drawings.
 
-`configs/demo.py:long` takes ten minutes or so: more pixels, depth and steps, and more of the
-views that teach to find garments.
+`configs/demo.py:long` takes a quarter of an hour: more pixels, depth, garments and steps, and
+more of the views that teach to find garments.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ def get_config(kind: str = "short"):
     config = _short()
     if kind == "long":
         config.model.image_size, config.model.vision_depth = 96, 4
-        config.data.augment.wide, config.loop.steps = 0.6, 9000
+        config.data.variant, config.data.read.cached_images = "large", 30_000
+        config.data.augment.wide, config.loop.steps = 0.6, 12_000
     return config
 
 

@@ -76,8 +76,9 @@ class Answerer:
 
         def fuse(model: X2VLM, states, ids, mask):
             # Everyone is asked the same: one question for all.
-            text = jnp.broadcast_to(model.encode_text(ids, mask), (len(states), ids.shape[1], -1))
-            mask = jnp.broadcast_to(mask, (len(states), ids.shape[1]))
+            text, mask = (
+                jnp.repeat(x, len(states), axis=0) for x in (model.encode_text(ids, mask), mask)
+            )
             return model.fuse(text, mask, states.astype(compute.dtype)), mask
 
         def look(params, images):

@@ -32,48 +32,9 @@ _SYNONYMS = {
 _NOTHING = ("", "none", "nothing", "no", "solid")
 # What a sentence is held together by; it says nothing of a garment.
 _GLUE = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "with",
-        "of",
-        "in",
-        "on",
-        "it",
-        "its",
-        "is",
-        "has",
-        "have",
-        "that",
-        "this",
-        "which",
-        "for",
-        "as",
-        "by",
-        "to",
-        "at",
-        "made",
-        "featuring",
-        "features",
-        "item",
-        "garment",
-        "clothing",
-        "piece",
-        "image",
-        "photo",
-        "picture",
-        "style",
-        "styled",
-        "design",
-        "designed",
-        "coloured",
-        "colored",
-        "type",
-        "kind",
-        "look",
-    ]
+    "a an the and with of in on it its is has have that this which for as by to at made".split()
+    + "featuring features item garment clothing piece image photo picture style styled".split()
+    + "design designed coloured colored type kind look".split()
 )
 _LABEL = re.compile(
     r"^[\s\"'*>-]*(?:(?:question|q|caption|description|answer|assistant)\s*\d*\s*[:.)]|\d+\s*[.)])?"

@@ -27,7 +27,8 @@ class DataConfig:
 
     Attributes:
         name: "synthetic", the embedded dataset, or "deepfashion2".
-        variant: of the synthetic dataset, "demo", "pretrain" (other garments) or "mini".
+        variant: of the synthetic dataset: "demo", "large" (more of it), "pretrain" (other
+            garments) or "mini".
         source_dir: a raw DeepFashion2 folder, prepared at first use; not needed afterwards.
         prepare: how raw data is prepared.
         prepared_dir: where prepared datasets are kept.

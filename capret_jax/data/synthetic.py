@@ -61,6 +61,11 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.3.0")
     BUILDER_CONFIGS = [
         SyntheticFashionConfig(name="demo", description="Enough to learn from in minutes."),
+        SyntheticFashionConfig(
+            name="large",
+            description="The demo with more garments to tell categories apart by.",
+            train_singles=20_000,
+        ),
         # Its own seed, so no garment is in both.
         SyntheticFashionConfig(
             name="pretrain",

@@ -1,0 +1,199 @@
+"""Those who ask and sum up: a script, or a language model with prompts."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from capret_jax.captioning.dialogue import (
+    NOT_SURE,
+    Dialogue,
+    Nonsense,
+    parse_caption,
+    parse_question,
+    plain_caption,
+    sources_of,
+    unsupported,
+)
+from capret_jax.captioning.language_models import LanguageModel
+
+# Times that a language model is asked for the same thing, told each time what was wrong.
+_ATTEMPTS = 3
+
+_ASK = """\
+Someone looks at a photo of one garment from a shop and answers your questions. You cannot see it. \
+Find out what tells this garment from similar ones.
+
+Known so far:
+{known}
+
+Ask ONE short question with an answer of one to three words, about one of these: {topics}. \
+Write the question and nothing else; do not answer it. If there is nothing left to ask, write DONE.\
+"""
+_SUM_UP = """\
+Facts about a garment:
+{known}
+
+Write one short sentence in English that describes the garment with these facts. Leave none out, \
+add none. Write the sentence and nothing else.\
+"""
+_CONDENSE = """\
+Several people described the same garment, and none of them is always right:
+{known}
+
+Write one short sentence in English that keeps what most of them agree on. Use their words and no \
+others. Write the sentence and nothing else.\
+"""
+_AGAIN = "\n\nYour last attempt was refused: {why}. It was: {reply}"
+
+Parsed = TypeVar("Parsed")
+
+
+class Usage(NamedTuple):
+    """What a text cost: calls of a language model, their tokens, and replies that were refused."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    refused: tuple[str, ...] = ()
+
+
+class Said(NamedTuple):
+    """A text, None for no more questions; and what it cost."""
+
+    text: str | None
+    usage: Usage = Usage()
+
+
+class Questioner(Protocol):
+    """Asks about garments and sums up what was answered.
+
+    Attributes:
+        name: for the record.
+    """
+
+    name: str
+
+    async def ask(self, dialogue: Dialogue) -> Said: ...
+    async def sum_up(self, dialogue: Dialogue) -> Said: ...
+    async def close(self) -> None: ...
+
+
+class Script:
+    """Asks what is on the list, one after the other, without a language model."""
+
+    name = "script"
+
+    async def ask(self, dialogue: Dialogue) -> Said:
+        """The next question of the list that suits the garment."""
+        left = dialogue.open_questions()
+        return Said(f"{left[0].text}?" if left else None)
+
+    async def sum_up(self, dialogue: Dialogue) -> Said:
+        """The facts in a row."""
+        return Said(plain_caption(dialogue.facts()))
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
+
+class Prompted:
+    """A language model that asks; where it keeps failing to, the script goes on in its place."""
+
+    def __init__(self, model: LanguageModel, name: str, close: Callable[[], Awaitable[None]]):
+        """
+        Args:
+            model: replies to prompts.
+            name: of it, for the record.
+            close: ends it.
+        """
+        self._model, self.name, self._close = model, name, close
+        self._script = Script()
+
+    async def ask(self, dialogue: Dialogue) -> Said:
+        """The next question.
+
+        Raises:
+            NoReply: the model gave no reply.
+        """
+        left = dialogue.open_questions()
+        topics = ", ".join(question.topic for question in left) or "anything else worth knowing"
+        prompt = _ASK.format(known=_known(dialogue), topics=topics)
+        asked = {turn.question.lower() for turn in dialogue.turns}
+
+        def parse(reply: str) -> str | None:
+            question = parse_question(reply)
+            if question and question.lower() in asked:
+                raise Nonsense("that was asked before")
+            return question
+
+        return await self._attempt(prompt, parse, lambda: self._script.ask(dialogue))
+
+    async def sum_up(self, dialogue: Dialogue) -> Said:
+        """A caption of the facts; checked to say nothing else.
+
+        Raises:
+            NoReply: the model gave no reply.
+        """
+        facts = dialogue.facts()
+        if not facts:
+            return await self._script.sum_up(dialogue)
+        known = "\n".join(f"- {turn.topic or turn.question}: {turn.answer}" for turn in facts)
+        return await self._attempt(
+            _SUM_UP.format(known=known),
+            lambda reply: _supported(reply, sources_of(facts)),
+            lambda: self._script.sum_up(dialogue),
+        )
+
+    async def condense(self, captions: Sequence[str]) -> Said:
+        """One caption of several, in their words (IC3, arXiv 2302.01328).
+
+        Raises:
+            NoReply: the model gave no reply.
+        """
+
+        async def first() -> Said:
+            return Said(captions[0])
+
+        return await self._attempt(
+            _CONDENSE.format(known="\n".join(f"- {caption}" for caption in captions)),
+            lambda reply: _supported(reply, captions),
+            first,
+        )
+
+    async def close(self) -> None:
+        """Ends the language model."""
+        await self._close()
+
+    async def _attempt(
+        self,
+        prompt: str,
+        parse: Callable[[str], str | None],
+        otherwise: Callable[[], Awaitable[Said]],
+    ) -> Said:
+        calls = read = written = 0
+        again = ""
+        refused: list[str] = []
+        for _ in range(_ATTEMPTS):
+            reply = await self._model(prompt + again)
+            calls, read = calls + 1, read + reply.prompt_tokens
+            written += reply.completion_tokens
+            try:
+                return Said(parse(reply.text), Usage(calls, read, written, tuple(refused)))
+            except Nonsense as error:
+                refused.append(reply.text)
+                again = _AGAIN.format(why=error, reply=" ".join(reply.text.split())[:200])
+        usage = Usage(calls, read, written, tuple(refused))
+        return (await otherwise())._replace(usage=usage)
+
+
+def _known(dialogue: Dialogue) -> str:
+    lines = [
+        f"- {turn.question} {turn.answer if turn.sure else NOT_SURE}" for turn in dialogue.turns
+    ]
+    return "\n".join(lines) or "- nothing yet"
+
+
+def _supported(reply: str, sources: Sequence[str]) -> str:
+    caption = parse_caption(reply)
+    if extra := unsupported(caption, sources):
+        raise Nonsense(f"it says what is not known: {', '.join(extra[:5])}")
+    return caption

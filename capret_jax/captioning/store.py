@@ -1,0 +1,128 @@
+"""What was asked, answered and concluded, on disk as it happens.
+
+Two files of JSON lines. OUT has a line for each finished item, with "split", "image_id", "item",
+"caption" and how it came about: what `data.captions.file` reads. OUT.journal has every question,
+answer and refused reply the moment it is there, so that a stopped collection goes on in the middle
+of its conversations; its first line says what was collected and how.
+"""
+
+import fcntl
+import json
+import os
+import pathlib
+from typing import Any, NamedTuple, TextIO
+
+from capret_jax.errors import InputError
+
+
+class Key(NamedTuple):
+    """An item: the n of the annotation's item<n> in an image of a split."""
+
+    split: str
+    image_id: int
+    item: int
+
+
+Event = dict[str, Any]
+
+
+class Store:
+    """One collection of captions, open for one program at a time.
+
+    Attributes:
+        finished: the lines of OUT, by item.
+    """
+
+    def __init__(self, path: str | os.PathLike, settings: dict[str, Any]):
+        """
+        Args:
+            path: OUT; goes on where it ends.
+            settings: of this collection; must be those it was begun with.
+
+        Raises:
+            InputError: the files cannot be written or are something else, another program has them
+                open, or they were begun with other settings.
+        """
+        self._path = pathlib.Path(path)
+        journal = self._path.with_name(self._path.name + ".journal")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._out, self._journal = self._path.open("a+"), journal.open("a+")
+        except OSError as error:
+            raise InputError(f"--out={path} cannot be written: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"--out={path} is being written by another program.") from error
+        self.finished = {_key(line): line for line in _read(self._out, self._path)}
+        events = _read(self._journal, journal)
+        if events:
+            _check_same(events[0], settings, self._path)
+        else:
+            _append(self._journal, settings)
+        self._events: dict[Key, list[Event]] = {}
+        for event in events[1:]:
+            self._events.setdefault(_key(event), []).append(event)
+
+    def events(self, key: Key) -> list[Event]:
+        """What has happened to an item so far."""
+        return self._events.get(key, [])
+
+    def log(self, key: Key, event: Event) -> None:
+        """Keeps what has just happened to an item."""
+        _append(self._journal, {**key._asdict(), **event})
+
+    def finish(self, key: Key, caption: str, **more: Any) -> None:
+        """Keeps an item's caption, and how it came about."""
+        line = {**key._asdict(), "caption": caption, **more}
+        _append(self._out, line)
+        self.finished[key] = line
+
+    def close(self) -> None:
+        """Lets others open it."""
+        self._out.close()
+        self._journal.close()
+
+
+def _append(file: TextIO, line: dict) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()  # a killed program loses nothing that it has seen
+
+
+def _read(file: TextIO, path: pathlib.Path) -> list[dict]:
+    """All lines; what a kill left of the last one is cut off."""
+    file.seek(0)
+    lines = file.read().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        cut = lines.pop()
+        file.truncate(os.fstat(file.fileno()).st_size - len(cut.encode()))
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number} is no line of a collection ({error}): choose another --out."
+            ) from error
+        parsed.append(entry)
+    return parsed
+
+
+def _key(line: dict) -> Key:
+    try:
+        return Key(str(line["split"]), int(line["image_id"]), int(line["item"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"a line of the collection names no item ({error!r}): choose another --out."
+        ) from error
+
+
+def _check_same(before: dict, now: dict, path: pathlib.Path) -> None:
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"--out={path} was begun with {name}={before.get(name)!r} and this is "
+                f"{now.get(name)!r}: choose another --out, or set it back."
+            )

@@ -1,0 +1,271 @@
+"""Captions for the items of a dataset, collected by a model that looks at them."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from capret_jax.captioning.answerer import (
+    Answerer,
+    calibration_error,
+    fit_temperature,
+    sharpen,
+)
+from capret_jax.captioning.collection import Collector
+from capret_jax.captioning.describing import Describer, describe
+from capret_jax.captioning.dialogue import DialogueConfig
+from capret_jax.captioning.language_models import ServerConfig, open_language_model
+from capret_jax.captioning.questioner import Prompted, Questioner, Script
+from capret_jax.captioning.store import Key, Store
+from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
+from capret_jax.data.items import ItemTable
+from capret_jax.data.pipeline import Split
+from capret_jax.data.questions import Question, known_answers, questions_about
+from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
+from capret_jax.errors import InputError
+from capret_jax.loading import LoadedModel, digest, load_model, load_setup
+
+METHODS = ("conversation", "captioner", "ic3")
+SPLITS = ("train", "validation")
+# Training items whose known answers say how far the model's probabilities can be trusted.
+_CALIBRATED_ON = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """How captions come about.
+
+    Attributes:
+        method: "conversation"; "captioner", X2-VLM's own; or "ic3", several of those condensed by a
+            language model.
+        questioner: "script", an OpenAI-compatible server's address, or "transformers:PATH".
+        language_model: of the server's; empty for its first.
+        splits: whose items.
+        limit: of items, over all splits; 0 for all.
+        in_flight: conversations at once.
+        batch_size: pictures and questions of one call of the model.
+        dialogue: when a conversation ends, and what counts as a fact.
+        server: how to treat it.
+    """
+
+    method: str = "conversation"
+    questioner: str = "script"
+    language_model: str = ""
+    splits: tuple[str, ...] = SPLITS
+    limit: int = 0
+    in_flight: int = 512
+    batch_size: int = 64
+    dialogue: DialogueConfig = DialogueConfig()
+    server: ServerConfig = ServerConfig()
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise InputError(f"--method={self.method} is none of {', '.join(METHODS)}.")
+        for split in self.splits:
+            if split not in SPLITS:
+                raise InputError(f"--splits has {split!r}, which is none of {', '.join(SPLITS)}.")
+        if self.method == "ic3" and self.questioner == "script":
+            raise InputError(
+                "--method=ic3 condenses captions with a language model: set --questioner."
+            )
+        if min(self.in_flight, self.batch_size) < 1 or self.limit < 0:
+            raise InputError("--in_flight and --batch_size must be positive, --limit not negative.")
+
+
+class Calibration(NamedTuple):
+    """How far the answers can be trusted, on items whose true answers are known.
+
+    Attributes:
+        temperature: that makes probabilities mean what they say.
+        error_before, error: expected calibration error without it and with it.
+        accuracy: topic -> share of right answers.
+    """
+
+    temperature: float
+    error_before: float
+    error: float
+    accuracy: dict[str, float]
+
+
+def collect_captions(
+    data: DataConfig, model_dir: str | os.PathLike, out: str | os.PathLike, config: CollectConfig
+) -> dict[str, Any]:
+    """Writes captions of a dataset's items to `out`; goes on where an earlier call stopped.
+
+    Args:
+        data: the dataset.
+        model_dir: of the model that looks, as `load_model` takes it.
+        out: JSON lines for `data.captions.file`, see `captioning.store`.
+        config: how.
+
+    Returns:
+        What it took: "items" and "already" done, "unfinished", "items_per_second"; of
+        conversations "questions", "calls", "prompt_tokens" and "completion_tokens" per item,
+        "calibration", and of the facts whose truth is known the "precision", by topic.
+
+    Raises:
+        InputError: the model cannot do it, the language model cannot be reached or falls silent,
+            or `out` belongs to another collection.
+    """
+    # Before anything takes long.
+    questioner = _open_questioner(config)
+    model, setup = load_model(model_dir), load_setup(model_dir)
+    _check_able(model, config.method, model_dir)
+    encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
+    dataset = open_dataset(data)
+    views = Views(dataset, model.config.image_size, data.augment.margin)
+    keys = views.keys(config.splits)[: config.limit or None]
+    settings = _settings(config, questioner, data, digest(jax.device_get(model.params)))
+    store = Store(out, settings)
+    try:
+        if config.method == "conversation":
+            return _converse(model, encode, dataset, views, keys, questioner, store, config, data)
+        condenser = questioner if isinstance(questioner, Prompted) else None
+        describer = Describer(model.config, model.params, encode)
+        start, left = time.perf_counter(), sum(key not in store.finished for key in keys)
+        unfinished = describe(keys, views, describer, store, condenser)
+        seconds = time.perf_counter() - start
+        return {
+            "items": left - unfinished,
+            "already": len(keys) - left,
+            "unfinished": unfinished,
+            "items_per_second": (left - unfinished) / seconds,
+        }
+    finally:
+        store.close()
+
+
+def _converse(model, encode, dataset, views, keys, questioner, store, config, data) -> dict:
+    answerer = Answerer(model.config, model.params, encode, config.batch_size)
+    questions = questions_about(data.name)
+    calibration = calibrate(answerer, questions, dataset.train, views)
+    answerer.temperature = calibration.temperature
+    collector = Collector(answerer, questioner, questions, config.dialogue, store, config.in_flight)
+    tally = collector.collect(keys, views)
+    each = max(tally.items, 1)
+    return {
+        "items": tally.items,
+        "already": tally.already,
+        "unfinished": tally.unfinished,
+        "items_per_second": tally.items / tally.seconds,
+        "questions": tally.questions / each,
+        "calls": tally.usage.calls / each,
+        "prompt_tokens": tally.usage.prompt_tokens / each,
+        "completion_tokens": tally.usage.completion_tokens / each,
+        "refused": len(tally.usage.refused),
+        "calibration": calibration._asdict(),
+        "precision": precision(store, keys, views),
+    }
+
+
+def calibrate(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    split: Split,
+    look: Callable[[Key], np.ndarray],
+) -> Calibration:
+    """Compares answers with what is known of some training items.
+
+    Args:
+        answerer: at temperature 1.
+        questions: of which those are asked whose answers the dataset knows.
+        split: the training split.
+        look: the picture of an item.
+    """
+    items = split.items
+    rows = np.unique(np.linspace(0, len(items) - 1, _CALIBRATED_ON).astype(int))
+    states = answerer.look(np.stack([look(_key_of("train", items, row)) for row in rows]))
+    known = [known_answers(items.attributes_of(int(row))) for row in rows]
+    tables, truths, accuracy = [], [], {}
+    for question in questions:
+        places = [i for i, k in enumerate(known) if k.get(question.topic) in question.answers]
+        if not places:
+            continue
+        table = answerer.probabilities(states[places], question.text, question.answers)
+        truth = np.array([question.answers.index(known[i][question.topic]) for i in places])
+        tables.append(table)
+        truths.append(truth)
+        accuracy[question.topic] = float((table.argmax(axis=1) == truth).mean())
+    temperature = fit_temperature(tables, truths)
+    before, after = (_error(tables, truths, each) for each in (1.0, temperature))
+    return Calibration(temperature, before, after, accuracy)
+
+
+def _error(tables, truths, temperature: float) -> float:
+    sharpened = [sharpen(table, temperature) for table in tables]
+    confidence = np.concatenate([table.max(axis=1) for table in sharpened])
+    right = [table.argmax(axis=1) == truth for table, truth in zip(tables, truths, strict=True)]
+    return calibration_error(confidence, np.concatenate(right))
+
+
+def precision(store: Store, keys: Sequence[Key], views: "Views") -> dict[str, float]:
+    """Topic -> share of the facts in finished conversations that are true, where that is known."""
+    judged: dict[str, list[bool]] = {}
+    for key in keys:
+        known = known_answers(views.attributes_of(key))
+        for turn in store.finished.get(key, {}).get("turns", []):
+            if turn["sure"] and turn["topic"] in known:
+                judged.setdefault(turn["topic"], []).append(turn["answer"] == known[turn["topic"]])
+    return {topic: float(np.mean(right)) for topic, right in judged.items()}
+
+
+class Views:
+    """The crop of an item, by its key."""
+
+    def __init__(self, dataset: Dataset, size: int, margin: float):
+        self._splits = {"train": dataset.train, "validation": dataset.validation}
+        self._size, self._margin = size, margin
+        self._rows = {
+            _key_of(name, split.items, row): row
+            for name, split in self._splits.items()
+            for row in range(len(split.items))
+        }
+
+    def keys(self, splits: Sequence[str]) -> list[Key]:
+        """Of all items of some splits."""
+        return [key for split in splits for key in self._rows if key.split == split]
+
+    def attributes_of(self, key: Key) -> dict[str, int]:
+        """What is known of an item."""
+        return self._splits[key.split].items.attributes_of(self._rows[key])
+
+    def __call__(self, key: Key) -> np.ndarray:
+        split = self._splits[key.split]
+        return split.crop_view(self._rows[key], self._size, self._margin).image
+
+
+def _key_of(split: str, items: ItemTable, row: int) -> Key:
+    return Key(split, int(items["image_id"][row]), int(items["number"][row]))
+
+
+def _open_questioner(config: CollectConfig) -> Questioner:
+    if config.questioner == "script" or config.method == "captioner":
+        return Script()
+    model = open_language_model(config.questioner, config.language_model, config.server)
+    return Prompted(model, model.name, model.close)
+
+
+def _check_able(model: LoadedModel, method: str, folder: str | os.PathLike) -> None:
+    if method == "conversation" and not model.config.decoder_layers:
+        raise InputError(
+            f"{folder} has no answer decoder, so it answers no questions: convert a vqa checkpoint."
+        )
+    if method != "conversation":
+        model.check_trained("fusion", "mlm_head")
+
+
+def _settings(
+    config: CollectConfig, questioner: Questioner, data: DataConfig, model: str
+) -> dict[str, Any]:
+    """What makes captions of one file alike."""
+    settings = {
+        "method": config.method,
+        "questioner": questioner.name,
+        "model": model,
+        "dataset": f"{data.name}/{data.variant}" if data.name == "synthetic" else data.name,
+    }
+    return settings | (vars(config.dialogue) if config.method == "conversation" else {})

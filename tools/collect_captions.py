@@ -1,0 +1,129 @@
+"""Captions by conversation: a language model asks about each garment, X2-VLM answers, one sums up.
+
+    python tools/collect_captions.py --limit=1000 --out=captions.jsonl
+    python tools/collect_captions.py --config=configs/df2_finetune.py --model=DIR \\
+        --questioner=http://localhost:8000/v1 --out=captions.jsonl
+
+`--questioner` is "script" (the list of questions, no language model), the address of an
+OpenAI-compatible server, or transformers:PATH. `--method=captioner` takes X2-VLM's own captions in
+place of a conversation, `--method=ic3` several of them, condensed by the language model.
+
+Without `--config` the items are those of the embedded dataset; without `--model` (or
+`config.init_from`) the one who answers is a small model that is trained on other drawings at first
+use, in runs/demo_pretrain. OUT is what `--config.data.captions.file` reads; a second call goes on
+where the first one stopped.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import flags
+from ml_collections import config_flags
+
+from capret_jax.captioning.dialogue import DialogueConfig
+from capret_jax.captioning.language_models import ServerConfig
+from capret_jax.collecting import METHODS, SPLITS, CollectConfig, collect_captions
+from capret_jax.command_line import run
+from capret_jax.config import ExperimentConfig, from_config_dict
+from capret_jax.data.dataset import DataConfig
+from capret_jax.errors import InputError
+from capret_jax.loading import load_card
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data (and init_from) to take.")
+_MODEL = flags.DEFINE_string("model", "", "Who looks: a converted checkpoint, or a workdir.")
+_OUT = flags.DEFINE_string("out", None, "JSON lines to write, or to go on with.", required=True)
+_METHOD = flags.DEFINE_enum("method", "conversation", METHODS, "How captions come about.")
+_QUESTIONER = flags.DEFINE_string("questioner", "script", "script, URL, or transformers:PATH.")
+_LANGUAGE_MODEL = flags.DEFINE_string("language_model", "", "Of a server that has several.")
+_SPLITS = flags.DEFINE_list("splits", list(SPLITS), "Whose items.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Items at most; 0 for all.", lower_bound=0)
+_TURNS = flags.DEFINE_integer("max_turns", 8, "Questions about an item at most.")
+_PATIENCE = flags.DEFINE_integer("patience", 3, "Turns without news after which it ends.")
+_SURE = flags.DEFINE_float("sure", 0.5, "Calibrated probability from which an answer is a fact.")
+_IN_FLIGHT = flags.DEFINE_integer("in_flight", 512, "Conversations at once.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Pictures, and questions, of one call.")
+_WORKERS = flags.DEFINE_integer("workers", 32, "Requests to a server at once.", lower_bound=1)
+_RATE = flags.DEFINE_float("per_second", 0.0, "Requests begun per second at most; 0: no limit.")
+_TIMEOUT = flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a reply.")
+_RETRIES = flags.DEFINE_integer("retries", 4, "Of a request that failed.", lower_bound=0)
+_PRICES = flags.DEFINE_list("prices", [], "Of a million tokens read, and written: 0.05,0.15")
+
+_ROOT = pathlib.Path(__file__).parent.parent
+STAND_IN = pathlib.Path("runs/demo_pretrain")
+
+
+def main(argv: list[str]) -> None:
+    """Collects, and prints what it took."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}.")
+    prices = _prices()
+    config = CollectConfig(
+        _METHOD.value,
+        _QUESTIONER.value,
+        _LANGUAGE_MODEL.value,
+        tuple(_SPLITS.value),
+        _LIMIT.value,
+        _IN_FLIGHT.value,
+        _BATCH.value,
+        DialogueConfig(_TURNS.value, _PATIENCE.value, _SURE.value),
+        ServerConfig(_WORKERS.value, _RATE.value, _TIMEOUT.value, _RETRIES.value),
+    )
+    experiment = from_config_dict(_CONFIG.value) if _CONFIG.value else None
+    data = experiment.data if experiment else DataConfig()
+    took = collect_captions(data, _looker(data, experiment), _OUT.value, config)
+    if prices:
+        cost = (
+            took.get("prompt_tokens", 0) * prices[0] + took.get("completion_tokens", 0) * prices[1]
+        )
+        took["price_per_1000_items"] = cost / 1000
+    print(json.dumps(took, indent=2))
+    if took["unfinished"]:
+        raise InputError(
+            f"{took['unfinished']} items got no reply: run the same command again for them."
+        )
+
+
+def _looker(data: DataConfig, experiment: ExperimentConfig | None) -> str:
+    """The model's folder."""
+    folder = _MODEL.value or (experiment.init_from if experiment else "")
+    if folder:
+        return folder
+    if data.name != "synthetic":
+        raise InputError(
+            "nobody is there to answer: set --model to a converted VQA checkpoint "
+            "(tools/convert_torch_ckpt.py)."
+        )
+    return stand_in()
+
+
+def stand_in() -> str:
+    """The small model that knows drawings; trained if it is not there."""
+    try:
+        load_card(STAND_IN)
+        return str(STAND_IN)
+    except InputError:
+        print(f"training a small model to answer, once, in {STAND_IN}", flush=True)
+    config = _ROOT / "configs" / "demo_pretrain.py"
+    command = [sys.executable, "-m", "capret_jax.main", f"--config={config}"]
+    subprocess.run([*command, f"--workdir={STAND_IN}", "--config.mode=train"], check=True)
+    return str(STAND_IN)
+
+
+def _prices() -> list[float]:
+    try:
+        prices = [float(price) for price in _PRICES.value]
+    except ValueError as error:
+        raise InputError(f"--prices={','.join(_PRICES.value)}: two numbers.") from error
+    if len(prices) not in (0, 2):
+        raise InputError("--prices takes two numbers: of tokens read, and of tokens written.")
+    return prices
+
+
+if __name__ == "__main__":
+    run(main)
