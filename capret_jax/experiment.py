@@ -327,7 +327,7 @@ class Experiment:
             config.data.augment,
             self._captioner,
             self._encoder,
-            Masker(self._encoder.tokenizer) if config.loss.mlm else None,
+            Masker(self._encoder.tokenizer, config.loss.mlm_causal) if config.loss.mlm else None,
             config.data.read,
             Quizzer(self._questions, self._train_split.items, self._encoder)
             if config.loss.vqa

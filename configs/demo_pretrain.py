@@ -39,15 +39,15 @@ def get_config():
                 captions=CaptionConfig(fields=("category", *DETAILS), short=0.2),
                 max_tokens=28,
                 views_per_identity=2,
-                augment=AugmentConfig(brightness=0.15, erase=0.0, wide=0.25),
-                read=ReadConfig(threads=1, cached_images=10_000),
+                augment=AugmentConfig(brightness=0.15, erase=0.0, wide=0.1),
+                read=ReadConfig(threads=1, cached_images=20_000),
             ),
             loss=LossConfig(
                 itc=1.0,
                 itm=1.0,
                 mlm=1.0,
                 mlm_causal=True,
-                vqa=1.0,
+                vqa=2.0,
                 box_l1=2.0,
                 box_giou=1.0,
                 arcface=0.0,
@@ -60,6 +60,6 @@ def get_config():
                 clip_norm=1.0,
                 rate_multipliers=(("model/vision/patch_embed", 0.2),),
             ),
-            loop=LoopConfig(steps=2000, log_every=50, checkpoint_every=1000),
+            loop=LoopConfig(steps=5000, log_every=50, checkpoint_every=1000),
         )
     )

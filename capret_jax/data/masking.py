@@ -32,17 +32,23 @@ class Masked(NamedTuple):
 class Masker:
     """Hides whole words: half of the tokens, 12 at most, some as runs of up to 3 words."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: bool = False):
+        """
+        Args:
+            tokenizer: whose tokens these are.
+            ends: hides [SEP] as one more word, so that a writer learns when to stop.
+        """
         self._mask_id = tokenizer.mask_token_id
         self._vocabulary = len(tokenizer)
         special = set(tokenizer.all_special_ids)
         self._special = np.array([i in special for i in range(self._vocabulary)])
+        self._end = tokenizer.sep_token_id if ends else None
         self._ordinary = np.flatnonzero(~self._special)
         pieces = tokenizer.convert_ids_to_tokens(list(range(self._vocabulary)))
         self._continues = np.array([piece.startswith("##") for piece in pieces])
 
     def __call__(self, tokens: Tokens, rng: np.random.Generator) -> Masked:
-        """Draws anew at every call; [CLS], [SEP] and padding are never hidden."""
+        """Draws anew at every call; [CLS] and padding are never hidden."""
         words = self._words(tokens.ids)
         total = sum(map(len, words))
         budget = min(MAX_MASKED, max(1, round(MASK_PROBABILITY * total)))
@@ -63,7 +69,10 @@ class Masker:
     def _words(self, ids):
         """Positions of each word, its continuation pieces with it."""
         words: list[list[int]] = []
-        for position in np.flatnonzero(~self._special[ids]):
+        ordinary = ~self._special[ids]
+        if self._end is not None:
+            ordinary |= ids == self._end
+        for position in np.flatnonzero(ordinary):
             if words and self._continues[ids[position]]:
                 words[-1].append(position)
             else:

@@ -70,7 +70,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
         SyntheticFashionConfig(
             name="pretrain",
             description="Other garments than the demo's, to learn language and objects from.",
-            train_identities=3000,
+            train_identities=6000,
             validation_identities=39,
             train_views=1,
             validation_views=2,

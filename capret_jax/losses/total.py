@@ -28,7 +28,7 @@ class LossConfig:
 
     Attributes:
         itc, itm, mlm, vqa, box_l1, box_giou, arcface: the weights; vqa learns to answer questions.
-        mlm_causal: tokens see only those before them, which is what a writer of captions needs.
+        mlm_causal: tokens see only those before them, and the end is learnt: a writer of captions.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         arcface_margin: radians.
         arcface_scale: range of the ArcFace logits.
