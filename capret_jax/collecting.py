@@ -17,7 +17,7 @@ from capret_jax.captioning.answerer import (
 )
 from capret_jax.captioning.collection import Collector
 from capret_jax.captioning.describing import Describer, describe
-from capret_jax.captioning.dialogue import DialogueConfig
+from capret_jax.captioning.dialogue import DialogueConfig, Turn, plain_caption
 from capret_jax.captioning.language_models import ServerConfig, open_language_model
 from capret_jax.captioning.questioner import Prompted, Questioner, Script
 from capret_jax.captioning.store import Key, Store
@@ -29,7 +29,7 @@ from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.errors import InputError
 from capret_jax.loading import LoadedModel, digest, load_model, load_setup
 
-METHODS = ("conversation", "captioner", "ic3")
+METHODS = ("conversation", "captioner", "ic3", "annotations")
 SPLITS = ("train", "validation")
 # Training items whose known answers say how far the model's probabilities can be trusted.
 _CALIBRATED_ON = 512
@@ -41,7 +41,8 @@ class CollectConfig:
 
     Attributes:
         method: "conversation"; "captioner", X2-VLM's own; or "ic3", several of those condensed by a
-            language model.
+            language model; or "annotations", what a conversation would say if all answers were
+            true: an upper bound, not for shoppers' photos.
         questioner: "script", an OpenAI-compatible server's address, or "transformers:PATH".
         language_model: of the server's; empty for its first.
         splits: whose items.
@@ -124,6 +125,8 @@ def collect_captions(
     try:
         if config.method == "conversation":
             return _converse(model, encode, dataset, views, keys, questioner, store, config, data)
+        if config.method == "annotations":
+            return _tell_truth(views, keys, store)
         condenser = questioner if isinstance(questioner, Prompted) else None
         describer = Describer(model.config, model.params, encode)
         start, left = time.perf_counter(), sum(key not in store.finished for key in keys)
@@ -159,6 +162,21 @@ def _converse(model, encode, dataset, views, keys, questioner, store, config, da
         "refused": len(tally.usage.refused),
         "calibration": calibration._asdict(),
         "precision": precision(store, keys, views),
+    }
+
+
+def _tell_truth(views: "Views", keys: Sequence[Key], store: Store) -> dict[str, Any]:
+    start, left = time.perf_counter(), [key for key in keys if key not in store.finished]
+    for key in left:
+        known = known_answers(views.attributes_of(key))
+        turns = [Turn("", topic, answer, 1.0, True, True) for topic, answer in known.items()]
+        store.finish(key, plain_caption(turns))
+    seconds = time.perf_counter() - start
+    return {
+        "items": len(left),
+        "already": len(keys) - len(left),
+        "unfinished": 0,
+        "items_per_second": len(left) / seconds,
     }
 
 
@@ -243,7 +261,7 @@ def _key_of(split: str, items: ItemTable, row: int) -> Key:
 
 
 def _open_questioner(config: CollectConfig) -> Questioner:
-    if config.questioner == "script" or config.method == "captioner":
+    if config.questioner == "script" or config.method in ("captioner", "annotations"):
         return Script()
     model = open_language_model(config.questioner, config.language_model, config.server)
     return Prompted(model, model.name, model.close)
@@ -254,7 +272,7 @@ def _check_able(model: LoadedModel, method: str, folder: str | os.PathLike) -> N
         raise InputError(
             f"{folder} has no answer decoder, so it answers no questions: convert a vqa checkpoint."
         )
-    if method != "conversation":
+    if method in ("captioner", "ic3"):
         model.check_trained("fusion", "mlm_head")
 
 

@@ -47,6 +47,7 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: images per call, global.
+        baselines: measure an untrained model and colour histograms beside the model.
         detections: boxes of a detector in the validation photographs, COCO's result format as JSON
             (`retrieval.detected`); empty evaluates the ground truth's boxes alone.
         detect: look for garments by phrases, calibrate from which score they count (which is kept
@@ -59,6 +60,7 @@ class EvaluationConfig:
     """
 
     batch_size: int = 128
+    baselines: bool = True
     detections: str = ""
     detect: bool = False
     detection: DetectionConfig = DetectionConfig()
@@ -85,10 +87,10 @@ class EmbeddingConfig:
 
     Attributes:
         kind: "image", "text", "joined" or "fusion", see `X2VLM.item_features`; trained by ArcFace.
-        captions: "none"; "oracle", the template of `data.captions.fields`, filled from the
-            annotations, which nobody has of a shopper's photo; "generated", of `file`.
+        captions: "none"; "generated", by a model that looked at the picture; or "oracle", by the
+            annotations, which nobody has of a shopper's photo.
         file: JSON lines as in `data.captions.file`, of which those with the split "validation"
-            count.
+            count. Without one the oracle is the template of `data.captions.fields`.
     """
 
     kind: str = "image"
@@ -98,10 +100,15 @@ class EmbeddingConfig:
     def __post_init__(self):
         if self.captions not in SAID:
             raise InputError(f"embedding.captions={self.captions!r} is none of {', '.join(SAID)}.")
-        if (self.captions == "generated") != bool(self.file):
+        if self.captions == "generated" and not self.file:
             raise InputError(
-                f"embedding.captions={self.captions!r} with embedding.file={self.file!r}: "
-                "generated captions are those of a file, and no others are."
+                "embedding.captions='generated' needs the captions: set embedding.file "
+                "(tools/collect_captions.py)."
+            )
+        if self.captions == "none" and self.file:
+            raise InputError(
+                f"embedding.file={self.file!r} is not read: set embedding.captions to generated or "
+                "oracle."
             )
         if self.kind == "image" and self.captions != "none":
             raise InputError(
@@ -122,7 +129,7 @@ class EmbeddingConfig:
         """
         said = {
             "none": "none",
-            "oracle": f"the annotations' {', '.join(fields)}",
+            "oracle": f"annotations: {self.file or ', '.join(fields)}",
             "generated": f"file {self.file}",
         }
         return said[self.captions]

@@ -187,11 +187,10 @@ class Experiment:
                 f"{self._workdir} has no checkpoint to evaluate: train first, with "
                 "--config.mode=train_and_evaluate, or set --config.init_from."
             )
-        embeddings = {
-            "this model": self._embed(state),
-            "untrained model": self._embed(self.fresh_state()),
-            "colour histogram": self._histograms(),
-        }
+        embeddings = {"this model": self._embed(state)}
+        if self.config.evaluation.baselines:
+            embeddings["untrained model"] = self._embed(self.fresh_state())
+            embeddings["colour histogram"] = self._histograms()
         more = self._second_look(state, embeddings["this model"])
         detected = None
         if self._detections:
@@ -347,7 +346,7 @@ class Experiment:
     def _said(self) -> list[str]:
         """The captions that embeddings of the validation items read."""
         wanted, items = self.config.embedding, self._validation_split.items
-        if wanted.captions == "generated":
+        if wanted.file:
             return [texts[0] for texts in captions_from(wanted.file, items, "validation")]
         if wanted.captions == "oracle":
             return template_captions(self.config.data.captions.fields, items)

@@ -29,6 +29,7 @@ FLOORS = {
     "collecting": 7,
     "serve": 7,
     "experiment": 8,
+    "ablation": 9,
     "main": 9,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

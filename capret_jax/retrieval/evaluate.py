@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 
@@ -98,8 +99,8 @@ def evaluate(
 ) -> dict:
     """Measures several embeddings of the same items; the first is the model's own.
 
-    Leaves `metrics.json`, `deepfashion2_retrieval.json`, `report.html` and, with detections,
-    `deepfashion2_retrieval_detected.json` in `directory`, all of them or none.
+    Leaves `metrics.json`, `queries.json`, `deepfashion2_retrieval.json`, `report.html` and, with
+    detections, `deepfashion2_retrieval_detected.json` in `directory`, all of them or none.
 
     Args:
         split: the validation split.
@@ -119,14 +120,16 @@ def evaluate(
     """
     rankings = {name: rank(protocol, table) for name, table in embeddings.items()}
     (model, ranking), *baselines = rankings.items()
-    results = {
-        "deepfashion2_retrieval.json": result_entries(
-            split.items,
-            protocol.queries,
-            protocol.gallery,
-            ranking.neighbours,
-            np.ones(len(protocol.queries)),  # the boxes are the ground truth
-        )
+    entries = result_entries(
+        split.items,
+        protocol.queries,
+        protocol.gallery,
+        ranking.neighbours,
+        np.ones(len(protocol.queries)),  # the boxes are the ground truth
+    )
+    results: dict[str, Any] = {
+        "deepfashion2_retrieval.json": entries,
+        "queries.json": _by_query(split, protocol, ranking),
     }
     metrics = {
         **_tables(split, protocol, ranking.precision, ranking.first),
@@ -136,7 +139,7 @@ def evaluate(
         # Where they are none, nothing of the ground truth reaches a query but its box.
         "captions": {"of_queries": conditions.said, "in_training": conditions.captions},
         # The same answers through the official scorer, which looks at boxes and nothing else.
-        "official": _official(protocol, results["deepfashion2_retrieval.json"]),
+        "official": _official(protocol, entries),
         "index": _measure_index(protocol, embeddings[model]),
         "baselines": {name: summarize(r.precision, r.first) for name, r in baselines},
     }
@@ -155,12 +158,33 @@ def evaluate(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    for name, entries in results.items():
-        (partial / name).write_text(json.dumps(entries))
+    for name, content in results.items():
+        (partial / name).write_text(json.dumps(content))
     write_report(partial / "report.html", title, metrics, split, protocol, ranking)
     shutil.rmtree(directory, ignore_errors=True)
     partial.replace(directory)
     return metrics
+
+
+def _by_query(split: Split, protocol: Protocol, ranking: Ranking) -> dict[str, list]:
+    """Every query's result, in columns, for comparisons of runs query by query."""
+    items = split.items
+    columns = {
+        "image_id": items["image_id"],
+        "item": items["number"],
+        "category": items["category_id"],
+        **{name: items[name] for name in LEVELS},
+    }
+    # Positions in the gallery of the items found, best first.
+    found = ranking.neighbours[:, :RESULTS_PER_QUERY]
+    return {
+        **{name: column[protocol.queries].tolist() for name, column in columns.items()},
+        "identity": protocol.query_identity.tolist(),
+        "average_precision": np.nan_to_num(ranking.precision).tolist(),
+        "first": ranking.first.tolist(),
+        "found": protocol.gallery[found].tolist(),
+        "right": (protocol.gallery_identity[found] == protocol.query_identity[:, None]).tolist(),
+    }
 
 
 def _official(protocol: Protocol, results: list[Entry]) -> dict:

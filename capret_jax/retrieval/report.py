@@ -105,17 +105,18 @@ def _row(split, protocol, ranking, query):
     found = ranking.neighbours[query, :_RESULTS_SHOWN]
     same = protocol.gallery_identity[found] == protocol.query_identity[query]
     results = [
-        Picture(_data_uri(split, protocol.gallery[position]), float(ranking.scores[query, i]), ok)
+        Picture(data_uri(split, protocol.gallery[position]), float(ranking.scores[query, i]), ok)
         for i, (position, ok) in enumerate(zip(found, same.tolist(), strict=True))
     ]
     return {
-        "query": _data_uri(split, protocol.queries[query]),
+        "query": data_uri(split, protocol.queries[query]),
         "precision": float(ranking.precision[query]),
         "results": results,
     }
 
 
-def _data_uri(split, row):
+def data_uri(split: Split, row: int) -> str:
+    """The item in a row, as a picture to put into a page."""
     view = split.crop_view(int(row), _PICTURE_SIZE, _MARGIN)
     buffer = io.BytesIO()
     Image.fromarray(view.image).save(buffer, "JPEG", quality=88)

@@ -1,0 +1,1 @@
+"""The experiment: which captions, which objects, trained how, and what difference it makes."""

@@ -1,0 +1,209 @@
+"""An ablation's results for people: a page with pictures, and Markdown with the same tables."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from capret_jax.ablation.audit import audit
+from capret_jax.ablation.plan import IMAGE, NONE, Plan
+from capret_jax.ablation.results import (
+    Arm,
+    Contrast,
+    Table,
+    arm_of,
+    best_captions,
+    by_condition,
+    conclude,
+    contrasts_of,
+    read_table,
+    summarize_arms,
+)
+from capret_jax.data.dataset import Dataset
+from capret_jax.data.pipeline import Split
+from capret_jax.retrieval.report import Picture, data_uri
+
+_QUERIES_SHOWN = 6  # of those that became right, and of those that became wrong
+_RESULTS_SHOWN = 5
+
+
+class Change(NamedTuple):
+    """A query whose first answer became right or wrong; its picture, and both arms' results."""
+
+    query: str
+    before: list[Picture]
+    after: list[Picture]
+
+
+def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: tuple) -> dict:
+    """Leaves `ablation.json`, `report.html` and `report.md` in the ablation's folder.
+
+    Args:
+        plan: all of whose cells are done.
+        dataset: that they ran on.
+        workdir: the folder.
+        read_by: captions, objects and stage of the embeddings that read captions.
+
+    Returns:
+        The content of `ablation.json`: "conclusion", sentences; "arms", "contrasts", "conditions",
+        "audit", "seeds" and "queries".
+
+    Raises:
+        InputError: a cell is not done.
+    """
+    table = read_table(plan, workdir)
+    contrasts = contrasts_of(table, read_by)
+    queries, seeds = len(table.clusters), len(plan.seeds)
+    shown = _headline(table, contrasts)
+    results: dict[str, Any] = {
+        "conclusion": conclude(contrasts, queries, seeds),
+        "arms": summarize_arms(table),
+        "contrasts": [_as_dict(contrast) for contrast in contrasts],
+        "conditions": by_condition(table, *shown) if shown else [],
+        "compared": [arm._asdict() for arm in (shown[0][-1], shown[1][-1])] if shown else [],
+        "audit": audit(plan, dataset),
+        "seeds": list(plan.seeds),
+        "queries": queries,
+        "identities": len(np.unique(table.clusters)),
+    }
+    (workdir / "ablation.json").write_text(json.dumps(results, indent=2) + "\n")
+    changes = _changes(plan, table, dataset.validation, workdir, shown) if shown else {}
+    for name, escape in (("report.html", True), ("report.md", False)):
+        page = _environment(escape).get_template(f"{name}.jinja")
+        (workdir / name).write_text(
+            page.render(results, changes=changes, plot=forest_plot(contrasts))
+        )
+    return results
+
+
+def _environment(escape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=escape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["points"] = lambda share: f"{100 * share:+.1f}"
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    return environment
+
+
+def _as_dict(contrast: Contrast) -> dict:
+    return {**dataclasses.asdict(contrast), "verdict": contrast.verdict} | {
+        name: getattr(contrast, name)._asdict() for name in ("difference", "family")
+    }
+
+
+def _headline(table: Table, contrasts: list[Contrast]) -> tuple[list[Arm], list[Arm]] | None:
+    """The arms with the captions that help most after fine-tuning, and those without captions."""
+    best = best_captions(contrasts, "fine_tuned") or best_captions(contrasts, "zero_shot")
+    if best is None:
+        return None
+    stage = best.where.split(",")[0]
+    arms = [
+        arm
+        for arm in table.precision
+        if (arm.captions, arm.stage, arm.embedding) == (best.name, stage, IMAGE)
+    ]
+    return arms, [arm._replace(captions=NONE) for arm in arms]
+
+
+def _changes(plan: Plan, table: Table, split: Split, workdir, shown) -> dict[str, list[Change]]:
+    """Of the first seed and the last objects: queries whose first answer changed."""
+    arm, other = shown[0][-1], shown[1][-1]
+    after, before = table.first[arm][0] == 0, table.first[other][0] == 0
+    gain = table.precision[arm][0] - table.precision[other][0]
+    results = {
+        each: json.loads((workdir / reading.folder / "queries.json").read_text())
+        for reading in plan.readings()
+        for each in (arm, other)
+        if reading.cell.seed == plan.seeds[0] and arm_of(reading) == each
+    }
+    rows = {key: row for row, key in enumerate(_keys(split))}
+
+    def change(query: int) -> Change:
+        key = int(table.queries["image_id"][query]), int(table.queries["item"][query])
+        strips = [
+            [
+                Picture(data_uri(split, row), 0.0, right)
+                for row, right in zip(
+                    results[each]["found"][query][:_RESULTS_SHOWN],
+                    results[each]["right"][query],
+                    strict=False,
+                )
+            ]
+            for each in (other, arm)
+        ]
+        return Change(data_uri(split, rows[key]), *strips)
+
+    def most(among: np.ndarray, sign: int) -> list[Change]:
+        order = np.flatnonzero(among)[np.argsort(-sign * gain[among], kind="stable")]
+        return [change(int(query)) for query in order[:_QUERIES_SHOWN]]
+
+    name = f"{arm.captions} captions"
+    return {
+        f"Right with {name}, wrong without ({int((after & ~before).sum())})": most(
+            after & ~before, 1
+        ),
+        f"Wrong with {name}, right without ({int((before & ~after).sum())})": most(
+            before & ~after, -1
+        ),
+    }
+
+
+def _keys(split: Split) -> list[tuple[int, int]]:
+    items = split.items
+    return list(zip(items["image_id"].tolist(), items["number"].tolist(), strict=True))
+
+
+class Bar(NamedTuple):
+    """A contrast in the plot, in pixels."""
+
+    label: str
+    verdict: str
+    y: int
+    low: float
+    mean: float
+    high: float
+
+
+class Plot(NamedTuple):
+    """Differences with their intervals, in pixels; ticks are (x, points of mAP)."""
+
+    bars: list[Bar]
+    ticks: list[tuple[float, float]]
+    zero: float
+    width: int
+    height: int
+
+
+_LEFT, _RIGHT, _ROW = 380, 940, 22
+
+
+def forest_plot(contrasts: list[Contrast]) -> Plot:
+    """Where to draw each contrast's mean and the interval that holds for all of them."""
+    ends = [value for c in contrasts for value in (c.family.low, c.family.high)] + [-0.01, 0.01]
+    low, high = min(ends), max(ends)
+
+    def x(value: float) -> float:
+        return round(_LEFT + (value - low) / (high - low) * (_RIGHT - _LEFT), 1)
+
+    bars = [
+        Bar(
+            f"{c.name} - {c.against} ({c.where})",
+            c.verdict,
+            _ROW * (i + 1),
+            x(c.family.low),
+            x(c.difference.mean),
+            x(c.family.high),
+        )
+        for i, c in enumerate(contrasts)
+    ]
+    step = max(0.01, round((high - low) / 6, 2))
+    marks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+    ticks = [(x(float(mark)), 100 * float(mark)) for mark in marks]
+    return Plot(bars, ticks, x(0.0), _RIGHT + 20, _ROW * (len(bars) + 2))

@@ -1,0 +1,119 @@
+"""The experiment: does language help image retrieval? On drawings, in an hour and a half.
+
+    python tools/run_ablation.py --config=configs/ablation.py --workdir=runs/ablation
+
+Every cell starts from one model that knows language and objects (`pretraining`, or
+`experiment.init_from`), and is `experiment` with the changes of its arms. On DeepFashion2:
+`configs/ablation.py:df2`, with a converted checkpoint.
+"""
+
+import pathlib
+import runpy
+
+import ml_collections
+
+from capret_jax.errors import InputError
+
+# Weights of the terms that read captions, and of boxes.
+_LANGUAGE = {"itc": 0.5, "itm": 0.5}
+_BOXES = {"box_l1": 2.0, "box_giou": 1.0}
+_COLLECTED = {"loss": _LANGUAGE, "data": {"captions": {"fields": ("category",)}}}
+_DROPPED = {"data": {"captions": {"dropout": 0.3}}}
+
+
+def get_config(data: str = "demo"):
+    """Every key can be overridden: --config.run.seeds="(0,)".
+
+    Raises:
+        InputError: `data` is neither "demo" nor "df2".
+    """
+    if data not in ("demo", "df2"):
+        raise InputError(f"configs/ablation.py:{data} does not exist; there are demo and df2.")
+    return ml_collections.ConfigDict(
+        {
+            # What every cell starts from, unless `experiment.init_from` names a checkpoint.
+            "pretraining": _config_of("demo_pretrain"),
+            # Who looks at items to caption them; the model that cells start from if empty. On
+            # photographs a converted VQA checkpoint.
+            "looker": "",
+            "experiment": _demo() if data == "demo" else _config_of("df2_finetune"),
+            "captions": {
+                # A phrase that says nothing, for the box loss, which needs one.
+                "none": {"loss": {"itc": 0.0, "itm": 0.0}, "data": {"captions": {"fields": ()}}},
+                "category": {"loss": _LANGUAGE, "data": {"captions": {"fields": ("category",)}}},
+                "template": {
+                    "loss": _LANGUAGE,
+                    "data": {
+                        "captions": {
+                            "fields": ("category", "viewpoint", "occlusion", "scale", "zoom_in")
+                        }
+                    },
+                },
+                "captioner": _COLLECTED,
+                "ic3": _COLLECTED,
+                "conversation": _COLLECTED,
+                "true": _COLLECTED,
+            },
+            "objects": {
+                "none": {"loss": {"box_l1": 0.0, "box_giou": 0.0}},
+                "box": {"loss": _BOXES},
+                # Items as regions of whole photographs, which the box loss then needs as well.
+                "regions": {
+                    "loss": _BOXES,
+                    "data": {"view": {"kind": "region"}, "augment": {"wide": 0.0}},
+                },
+            },
+            "stages": {
+                # No identity is trained.
+                "zero_shot": {"loss": {"arcface": 0.0}},
+                "fine_tuned": {"loss": {"arcface": 1.0}},
+            },
+            # How the captions of an arm come about; see tools/collect_captions.py.
+            "collected": {
+                "captioner": {"method": "captioner"},
+                "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1"},
+                "conversation": {"method": "conversation", "questioner": "script"},
+                "true": {"method": "annotations"},
+            },
+            # Kinds of embedding, the captions that validation items have at inference, and what
+            # changes in training: one that reads captions must do without, too.
+            "embeddings": {
+                "image": {"said": ("none",), "changes": {}},
+                "text": {"said": ("generated", "oracle"), "changes": {}},
+                "joined": {"said": ("none", "generated", "oracle"), "changes": _DROPPED},
+                "fusion": {"said": ("none", "generated", "oracle"), "changes": _DROPPED},
+            },
+            # The captions, objects and stage with which embeddings that read captions are trained,
+            # and the arm whose captions are the oracle's.
+            "read_by": ("conversation", "box", "fine_tuned"),
+            "oracle": "true",
+            # What is run.
+            "run": {
+                "captions": ("none", "category", "template", "conversation"),
+                "objects": ("none", "box"),
+                "stages": ("zero_shot", "fine_tuned"),
+                "embeddings": ("image", "text", "joined", "fusion"),
+                "seeds": (0, 1, 2),
+            },
+            "keep_models": data == "demo",
+        }
+    )
+
+
+def _demo() -> ml_collections.ConfigDict:
+    config = _config_of("demo")
+    pretraining = _config_of("demo_pretrain")
+    config.model = pretraining.model
+    config.model.decoder_layers = 0
+    config.data.max_tokens = pretraining.data.max_tokens
+    config.loop.steps, config.loop.checkpoint_every = 500, 500
+    config.optimizer.learning_rate = 1e-3
+    config.evaluation.detect, config.evaluation.rerank = False, 0
+    config.evaluation.baselines = False
+    return config
+
+
+def _config_of(name: str) -> ml_collections.ConfigDict:
+    """Of the file beside this one."""
+    path = pathlib.Path(__file__).parent / f"{name}.py"
+    return runpy.run_path(str(path))["get_config"]()
