@@ -47,6 +47,7 @@ from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.state import TrainState, abstract_state, init_state
 from capret_jax.train.step import StepFunction, make_step
 
+EVALUATION = "evaluation"
 # What each kind of embedding is read off with.
 _PROJECTIONS = {
     "image": ("vision_proj",),
@@ -168,10 +169,13 @@ class Experiment:
                 self._retrieval_metrics if self.config.loop.evaluate_every else None,
             )
 
-    def evaluate(self) -> None:
-        """Evaluates the newest checkpoint beside its baselines; leaves `evaluation/`.
+    def evaluate(self, name: str = EVALUATION) -> None:
+        """Evaluates the newest checkpoint beside its baselines.
 
         Before any training that is the model of `config.init_from`: zero-shot.
+
+        Args:
+            name: of the folder that it leaves in the workdir.
 
         Raises:
             InputError: there is neither, its image embedding is random, or an image does not
@@ -201,7 +205,7 @@ class Experiment:
             self._validation_split,
             self._protocol,
             embeddings,
-            self._workdir / "evaluation",
+            self._workdir / name,
             f"Photo → shop item: {self.config.data.name}, step {int(state.step)}",
             Conditions(
                 self.config.data.view.kind,
@@ -212,7 +216,7 @@ class Experiment:
             detected,
             more,
         )
-        print(summary(metrics, self._workdir))
+        print(summary(metrics, self._workdir / name))
 
     def _second_look(self, state: TrainState, embeddings: np.ndarray) -> dict:
         """Detection by phrases and re-ranking, where they are asked for.
@@ -452,7 +456,7 @@ def _fresh(card: ModelCard, wanted: Iterable[str]) -> list[str]:
     return [path for path in wanted if path not in held]
 
 
-def summary(metrics: dict, workdir: pathlib.Path) -> str:
+def summary(metrics: dict, folder: pathlib.Path) -> str:
     """The table that a run ends with."""
     rows = {"this model": metrics}
     if "reranked" in metrics:
@@ -472,7 +476,7 @@ def summary(metrics: dict, workdir: pathlib.Path) -> str:
             *lines,
             f"{index['kind']}: recall@20 {index['recall@20']:.3f}",
             *_detection_summary(metrics.get("detection")),
-            f"report: {workdir / 'evaluation' / 'report.html'}",
+            f"report: {folder / 'report.html'}",
         ]
     )
 

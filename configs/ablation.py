@@ -89,7 +89,7 @@ def get_config(data: str = "demo"):
             "oracle": "true",
             # What is run.
             "run": {
-                "captions": ("none", "category", "template", "conversation"),
+                "captions": ("none", "category", "template", "captioner", "conversation"),
                 "objects": ("none", "box"),
                 "stages": ("zero_shot", "fine_tuned"),
                 "embeddings": ("image", "text", "joined", "fusion"),
@@ -106,6 +106,8 @@ def _demo() -> ml_collections.ConfigDict:
     config.model = pretraining.model
     config.model.decoder_layers = 0
     config.data.max_tokens = pretraining.data.max_tokens
+    # Every arm sees the same pictures, and all of them can teach it.
+    config.data.augment.wide = 0.0
     config.loop.steps, config.loop.checkpoint_every = 500, 500
     config.optimizer.learning_rate = 1e-3
     config.evaluation.detect, config.evaluation.rerank = False, 0

@@ -8,8 +8,6 @@ from capret_jax.ablation.plan import Plan, Reading
 from capret_jax.collecting import collect_captions
 from capret_jax.experiment import Experiment
 
-EVALUATION = "evaluation"
-
 
 def run(plan: Plan, workdir: pathlib.Path, keep_models: bool) -> None:
     """Trains what every cell starts from, collects captions, then runs all cells.
@@ -54,5 +52,4 @@ def _run(plan: Plan, reading: Reading, folder: pathlib.Path) -> None:
     experiment = Experiment(config, cell_folder)
     if config.mode != "evaluate":
         experiment.train()
-    experiment.evaluate()
-    (cell_folder / EVALUATION).replace(folder)
+    experiment.evaluate(reading.said)
