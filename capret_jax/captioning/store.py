@@ -6,6 +6,7 @@ answer and refused reply the moment it is there, so that a stopped collection go
 of its conversations; its first line says what was collected and how.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -45,24 +46,27 @@ class Store:
         """
         self._path = pathlib.Path(path)
         journal = self._path.with_name(self._path.name + ".journal")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._out, self._journal = self._path.open("a+"), journal.open("a+")
-        except OSError as error:
-            raise InputError(f"--out={path} cannot be written: {error.strerror}.") from error
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"--out={path} is being written by another program.") from error
-        self.finished = {_key(line): line for line in _read(self._out, self._path)}
-        events = _read(self._journal, journal)
-        if events:
-            _check_same(events[0], settings, self._path)
-        else:
-            _append(self._journal, settings)
-        self._events: dict[Key, list[Event]] = {}
-        for event in events[1:]:
-            self._events.setdefault(_key(event), []).append(event)
+        with contextlib.ExitStack() as files:  # closes them when one is refused
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._out = files.enter_context(self._path.open("a+"))
+                self._journal = files.enter_context(journal.open("a+"))
+            except OSError as error:
+                raise InputError(f"--out={path} cannot be written: {error.strerror}.") from error
+            try:
+                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"--out={path} is being written by another program.") from error
+            self.finished = {_key(line): line for line in _read(self._out, self._path)}
+            events = _read(self._journal, journal)
+            if events:
+                _check_same(events.pop(0), settings, self._path)
+            else:
+                _append(self._journal, settings)
+            self._events: dict[Key, list[Event]] = {}
+            for event in events:
+                self._events.setdefault(_key(event), []).append(event)
+            self._files = files.pop_all()
 
     def events(self, key: Key) -> list[Event]:
         """What has happened to an item so far."""
@@ -80,8 +84,7 @@ class Store:
 
     def close(self) -> None:
         """Lets others open it."""
-        self._out.close()
-        self._journal.close()
+        self._files.close()
 
 
 def _append(file: TextIO, line: dict) -> None:

@@ -1,0 +1,133 @@
+"""A small model that answers (at random), and a server that speaks OpenAI's chat completions."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.captioning.answerer import Answerer
+from capret_jax.data.questions import DRAWN, vocabulary_of
+from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.models.x2vlm import init_params
+from tests.conftest import SMALL_MODEL
+
+ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
+
+
+@pytest.fixture(scope="session")
+def encode(tmp_path_factory) -> CaptionEncoder:
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    build_vocabulary(vocabulary_of(DRAWN), path, ANSWERING.vocab_size)
+    return CaptionEncoder(load_tokenizer(str(path)), 16)
+
+
+@pytest.fixture(scope="session")
+def answering_params():
+    return jax.jit(init_params, static_argnums=0)(ANSWERING, jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def answerer(encode, answering_params) -> Answerer:
+    return Answerer(ANSWERING, answering_params, encode, batch_size=8)
+
+
+@pytest.fixture(scope="session")
+def images() -> np.ndarray:
+    size = ANSWERING.image_size
+    return np.random.default_rng(0).integers(0, 256, (19, size, size, 3), np.uint8)
+
+
+class ChatServer:
+    """Replies to prompts as a test wants it.
+
+    Attributes:
+        prompts: how often each was answered.
+        reply: (prompt, number of requests so far) -> a text; an int is an HTTP status, a float
+            seconds of silence before the connection is dropped.
+    """
+
+    def __init__(self, reply):
+        self.prompts: Counter = Counter()
+        self.reply, self.requests = reply, 0
+        self._lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self._send(200, {"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+
+            def do_POST(self):
+                length = int(self.headers["Content-Length"])
+                body = json.loads(self.rfile.read(length))
+                outer.answer(self, body)
+
+            def _send(self, status, content):
+                payload = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def answer(self, handler, body):
+        assert [message["role"] for message in body["messages"]] == ["user"]
+        prompt = body["messages"][0]["content"]
+        with self._lock:
+            self.requests += 1
+            reply = self.reply(prompt, self.requests)
+        if isinstance(reply, float):
+            time.sleep(reply)
+            handler.close_connection = True
+            return
+        if isinstance(reply, int):
+            handler._send(reply, {"error": {"message": "not now"}})
+            return
+        if isinstance(reply, dict):
+            handler._send(200, reply)
+            return
+        with self._lock:
+            self.prompts[prompt] += 1
+        choice = {"index": 0, "message": {"role": "assistant", "content": reply}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        handler._send(200, {"id": "x", "choices": [choice], "usage": usage, "model": "tiny"})
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def sensible(prompt: str, number: int) -> str:
+    """Asks about the first topic that is offered; sums up the facts in their words."""
+    del number
+    if "Facts about a garment" in prompt:
+        lines = [line[2:] for line in prompt.splitlines() if line.startswith("- ")]
+        return "It has " + " and ".join(" ".join(reversed(line.split(": "))) for line in lines)
+    topics = prompt.split("about one of these: ")[1].split(".")[0].split(", ")
+    return f"Question: What {topics[0]} does it have?\nAnswer: red" if topics[0] else "DONE"
+
+
+@pytest.fixture
+def serve():
+    """Starts servers; they stop when the test does."""
+    servers = []
+
+    def start(reply=sensible) -> ChatServer:
+        servers.append(ChatServer(reply))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()

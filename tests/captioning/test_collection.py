@@ -1,0 +1,144 @@
+"""Many conversations at once: batched, stopped and gone on with, and never asked twice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from capret_jax.captioning.collection import Collector
+from capret_jax.captioning.describing import DRAWN, Describer, describe
+from capret_jax.captioning.dialogue import DialogueConfig, sources_of, unsupported
+from capret_jax.captioning.dialogue import Turn as DialogueTurn
+from capret_jax.captioning.language_models import Server, ServerConfig
+from capret_jax.captioning.questioner import Prompted, Script
+from capret_jax.captioning.store import Key, Store
+from capret_jax.data import questions
+from capret_jax.errors import InputError
+from tests.captioning.conftest import ANSWERING, sensible
+
+KEYS = [Key("train", number, 1) for number in range(19)]
+# Random answers: anything counts.
+CONFIG = DialogueConfig(max_turns=4, sure=0.0)
+SERVER = ServerConfig(workers=8, timeout=2.0, retries=1)
+
+
+@pytest.fixture
+def look(images):
+    return lambda key: images[key.image_id]
+
+
+@pytest.fixture
+def collect(answerer, look, tmp_path):
+    """Runs one collection to its end, and returns its tally and what it left."""
+
+    def run(questioner, keys=KEYS, name="out.jsonl", in_flight=16, look=look):
+        store = Store(tmp_path / name, {"questioner": questioner.name})
+        try:
+            collector = Collector(
+                answerer, questioner, questions.DRAWN, CONFIG, store, in_flight=in_flight
+            )
+            return collector.collect(keys, look), dict(store.finished)
+        finally:
+            store.close()
+
+    return run
+
+
+def prompted(server) -> Prompted:
+    model = Server(server.url, config=SERVER)
+    return Prompted(model, model.name, model.close)
+
+
+def test_many_at_once_say_what_each_alone_would(collect):
+    tally, together = collect(Script())
+    assert tally.items == len(KEYS) == len(together)
+    _, alone = collect(Script(), name="alone.jsonl", in_flight=1)
+    for key in KEYS:
+        assert together[key]["caption"] == alone[key]["caption"]
+        for turn, other in zip(together[key]["turns"], alone[key]["turns"], strict=True):
+            assert turn.pop("probability") == pytest.approx(other.pop("probability"), rel=1e-2)
+            assert turn == other
+
+
+def test_a_language_model_talks_and_its_tokens_are_counted(collect, serve):
+    server = serve()
+    tally, finished = collect(prompted(server))
+    # Four questions and a caption each; what it answers itself is not taken.
+    assert tally.usage[:3] == (5 * 19, 5 * 19 * 100, 5 * 19 * 10)
+    for line in finished.values():
+        turns = [DialogueTurn(**turn) for turn in line["turns"]]
+        assert len(turns) == 4 and line["calls"] == 5
+        facts = [turn for turn in turns if turn.sure]
+        assert unsupported(line["caption"], sources_of(facts)) == []
+        assert all(turn.answer in line["caption"] for turn in facts)
+    assert collect(prompted(server))[0].already == len(KEYS)
+    assert server.requests == 5 * 19
+
+
+def test_a_stopped_collection_goes_on_without_asking_twice(collect, serve, look):
+    server = serve(lambda prompt, number: sensible(prompt, number) if number <= 40 else 500)
+    first, _ = collect(prompted(server), keys=KEYS[:12])
+    assert first.unfinished == 12
+    answered = server.requests
+    server.reply = sensible
+    tally, finished = collect(prompted(server))
+    assert tally.items == len(finished) == 19
+    # 40 replies were kept: no more than what is left was asked for.
+    assert server.requests - answered == 5 * 19 - 40
+    assert all(line["calls"] == 5 and len(line["turns"]) == 4 for line in finished.values())
+
+
+def test_a_server_of_moods_loses_nothing(collect, serve):
+    def moody(prompt, number):
+        if number % 7 == 0:
+            return 500
+        return "blah blah" if number % 5 == 0 else sensible(prompt, number)
+
+    model = Server(serve(moody).url, config=SERVER._replace(retries=4))
+    tally, finished = collect(Prompted(model, model.name, model.close))
+    assert tally.unfinished == 0 and len(finished) == 19
+    assert "blah blah" in tally.usage.refused
+
+
+def test_a_server_that_fell_silent_is_given_up(collect, serve):
+    with pytest.raises(InputError, match="no reply 16 times in a row .* goes on where this"):
+        collect(prompted(serve(lambda prompt, number: 500)))
+
+
+def test_a_broken_picture_stops_with_its_message(collect):
+    def broken(key):
+        raise InputError("image 7 does not decode")
+
+    with pytest.raises(InputError, match="image 7"):
+        collect(Script(), look=broken)
+
+
+@pytest.fixture(scope="module")
+def describer(encode, answering_params):
+    return Describer(ANSWERING, answering_params, encode)
+
+
+def test_drawn_captions_differ_and_the_seed_decides(describer, images):
+    drawn = describer.drawn(images[:3], seed=1)
+    assert [len(set(captions)) for captions in drawn] == [DRAWN] * 3
+    assert drawn == describer.drawn(images[:3], seed=1)
+    assert drawn != describer.drawn(images[:3], seed=2)
+
+
+def test_captions_are_described_and_condensed(describer, look, serve, tmp_path, images):
+    store = Store(tmp_path / "captioner.jsonl", {})
+    assert describe(KEYS[:5], look, describer, store) == 0
+    best = describer.best(images[:5])
+    assert [store.finished[key]["caption"] for key in KEYS[:5]] == best
+    store.close()
+    server = serve(lambda prompt, number: prompt.split("\n- ")[2].split("\n")[0])
+    store = Store(tmp_path / "ic3.jsonl", {})
+    assert describe(KEYS[:5], look, describer, store, prompted(server)) == 0
+    lines = [store.finished[key] for key in KEYS[:5]]
+    assert all(line["caption"] in line["drawn"] for line in lines)
+    # What is done is left alone.
+    assert describe(KEYS[:5], look, describer, store, prompted(server)) == 0
+    assert server.requests == sum(line["calls"] for line in lines)
+    store.close()
+    journal = (tmp_path / "ic3.jsonl.journal").read_text().splitlines()
+    assert np.all([len(json.loads(line)["drawn"]) == DRAWN for line in journal[1:]])

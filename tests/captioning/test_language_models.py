@@ -1,0 +1,137 @@
+"""Language models behind a server that has its days, and one on this machine."""
+
+import asyncio
+import socket
+
+import pytest
+
+from capret_jax.captioning.language_models import (
+    NoReply,
+    Server,
+    ServerConfig,
+    open_language_model,
+)
+from capret_jax.errors import InputError
+
+QUICK = ServerConfig(workers=4, timeout=0.4, retries=2)
+
+
+def ask(url: str, *prompts: str, config=QUICK):
+    async def run():
+        model = Server(url, config=config)
+        try:
+            return await asyncio.gather(*map(model, prompts), return_exceptions=True)
+        finally:
+            await model.close()
+
+    return asyncio.run(run())
+
+
+def test_a_reply_comes_with_its_tokens(serve):
+    server = serve(lambda prompt, number: f"reply to {prompt}")
+    assert ask(server.url, "a", "b") == [("reply to a", 100, 10), ("reply to b", 100, 10)]
+
+
+def test_the_v1_may_be_left_out_and_the_first_model_is_taken(serve):
+    server = serve()
+    model = Server(server.url.removesuffix("/v1"))
+    assert model.name == "tiny"
+    asyncio.run(model.close())
+
+
+@pytest.mark.parametrize("trouble", [500, 429, 0.8], ids=["error", "busy", "hang"])
+def test_what_fails_is_asked_again(serve, trouble):
+    server = serve(lambda prompt, number: trouble if number == 1 else "at last")
+    assert ask(server.url, "a")[0].text == "at last"
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize("trouble", [500, 0.8, {"choices": []}, {"error": "odd"}])
+def test_what_keeps_failing_is_no_reply(serve, trouble):
+    (found,) = ask(serve(lambda prompt, number: trouble).url, "a")
+    assert isinstance(found, NoReply)
+
+
+def test_requests_are_paced(serve):
+    import time
+
+    server = serve(lambda prompt, number: "yes")
+    start = time.perf_counter()
+    ask(server.url, *"abcdef", config=QUICK._replace(per_second=20.0, timeout=5.0))
+    assert time.perf_counter() - start >= 5 / 20
+
+
+def test_a_server_that_is_not_there_is_one_clear_error():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(InputError, match=f"--questioner={address} cannot be reached"):
+        Server(address)
+
+
+def test_a_model_that_the_server_has_not_is_named(serve):
+    with pytest.raises(InputError, match="has tiny, not phi"):
+        Server(serve().url, "phi")
+
+
+def test_other_questioners_do_not_exist():
+    with pytest.raises(InputError, match="--questioner=phi is neither"):
+        open_language_model("phi")
+
+
+@pytest.mark.torch
+def test_a_tiny_phi_3_replies_in_batches(tmp_path):
+    """Random weights and a tokenizer of the test's own, through the template."""
+    torch = pytest.importorskip("torch")
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    words = ["<unk>", "<s>", "</s>", "<|user|>", "colour", "?", *(f"word{i}" for i in range(90))]
+    words = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = "{% for m in messages %}<|user|> {{ m['content'] }} {% endfor %}"
+    fast.save_pretrained(tmp_path)
+    config = transformers.Phi3Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.Phi3ForCausalLM(config).save_pretrained(tmp_path)
+
+    async def run(*prompts):
+        model = open_language_model(f"transformers:{tmp_path}")
+        try:
+            return await asyncio.gather(*map(model, prompts))
+        finally:
+            await model.close()
+
+    together = asyncio.run(run("colour ?", "colour", "? ? ?"))
+    alone = [asyncio.run(run(prompt))[0] for prompt in ("colour ?", "colour", "? ? ?")]
+    assert [reply.prompt_tokens for reply in together] == [
+        len(fast(f"<|user|> {p} ", add_special_tokens=False)["input_ids"])
+        for p in ("colour ?", "colour", "? ? ?")
+    ]
+    # Left padding changes nothing.
+    assert [reply.text for reply in together] == [reply.text for reply in alone]
+    assert all(len(reply.text.split()) <= reply.completion_tokens <= 64 for reply in together)
+    assert all(reply.text for reply in together)
+
+
+def test_without_torch_the_way_out_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match="needs torch.*pip install torch"):
+        open_language_model("transformers:anything")
