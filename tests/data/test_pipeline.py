@@ -10,6 +10,7 @@ from capret_jax.data.captions import CaptionConfig, Captioner, template_caption
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import ReadConfig, ViewConfig, training_iterator
+from capret_jax.data.questions import ANSWER_TOKENS, DRAWN, Quizzer
 from capret_jax.data.sampler import IdentitySampler, Shard
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.transforms import AugmentConfig
@@ -28,7 +29,7 @@ def captions(splits, tmp_path_factory):
 
 @pytest.fixture
 def iterate(splits, captions):
-    def make(shard=Shard(), masked=False, threads=2, view=ViewConfig(), wide=0.0):
+    def make(shard=Shard(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False):
         sampler = IdentitySampler(splits["train"].items, B, K, 6, 0, shard)
         masker = Masker(captions.tokenizer) if masked else None
         return training_iterator(
@@ -42,6 +43,7 @@ def iterate(splits, captions):
             captions,
             masker,
             ReadConfig(threads=threads, prefetch=2),
+            Quizzer(DRAWN, splits["train"].items, captions) if asked else None,
         )
 
     return make
@@ -53,7 +55,7 @@ def assert_equal(a, b):
 
 
 def test_shapes_and_dtypes(iterate):
-    batch = next(iterate(masked=True))
+    batch = next(iterate(masked=True, asked=True))
     shapes = {f.name: getattr(batch, f.name).shape for f in dataclasses.fields(batch)}
     assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
     assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)
@@ -61,6 +63,8 @@ def test_shapes_and_dtypes(iterate):
     assert shapes["identity"] == shapes["caption_id"] == (B,)
     assert batch.valid.all() and shapes["valid"] == (B,)
     assert batch.masked_positions.shape == batch.masked_labels.shape
+    assert shapes["question_ids"] == shapes["question_mask"] == (B, 24)
+    assert shapes["answer_ids"] == shapes["answer_mask"] == (B, ANSWER_TOKENS)
 
 
 def test_equal_captions_have_equal_ids(iterate):

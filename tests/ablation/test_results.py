@@ -1,0 +1,127 @@
+"""From the results of cells to contrasts and a conclusion, on results that are made up."""
+
+import numpy as np
+import pytest
+
+from capret_jax.ablation.audit import near_duplicates, shared_identities
+from capret_jax.ablation.report import forest_plot
+from capret_jax.ablation.results import (
+    Arm,
+    Table,
+    best_captions,
+    by_condition,
+    conclude,
+    contrasts_of,
+    summarize_arms,
+)
+from capret_jax.data.schema import LEVELS
+
+SEEDS, QUERIES = 3, 120
+READ_BY = ("good", "box", "fine_tuned")
+# What each arm adds to the average precision.
+EFFECTS = {"none": 0.0, "good": 0.2, "bad": -0.2, "box": 0.0, "zero_shot": 0.0, "fine_tuned": 0.1}
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0.3, 0.6, QUERIES)
+    arms = [
+        Arm(captions, objects, stage, "image", "none")
+        for captions in ("none", "good", "bad")
+        for objects in ("none", "box")
+        for stage in ("zero_shot", "fine_tuned")
+    ]
+    arms.append(Arm(*READ_BY, "joined", "oracle"))
+    precision = {
+        arm: hard + sum(EFFECTS[name] for name in arm[:3]) + rng.normal(0, 0.1, (SEEDS, QUERIES))
+        for arm in arms
+    }
+    precision[arms[-1]] += 0.3
+    queries = {name: np.arange(QUERIES) % 3 + 1 for name in ("category", *LEVELS)}
+    first = {arm: (values < 0.5).astype(int) for arm, values in precision.items()}
+    return Table(precision, first, queries, np.arange(QUERIES) // 3)
+
+
+@pytest.fixture(scope="module")
+def contrasts(table):
+    return contrasts_of(table, READ_BY)
+
+
+def test_every_effect_is_found_and_no_other(contrasts):
+    for contrast in contrasts:
+        expected = {"good": "helps", "bad": "hurts"}.get(contrast.name, "no difference shown")
+        if contrast.kind in ("stage", "embedding"):
+            expected = "helps"
+        assert contrast.verdict == expected, contrast
+    kinds = [contrast.kind for contrast in contrasts]
+    # Two captions arms: over objects, and for each of two, in two stages.
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "captions": 12,
+        "objects": 2,
+        "stage": 1,
+        "embedding": 1,
+    }
+
+
+def test_differences_are_paired(table, contrasts):
+    good = next(c for c in contrasts if c.name == "good" and c.where == "fine_tuned, objects box")
+    arm, other = (Arm(name, "box", "fine_tuned", "image", "none") for name in ("good", "none"))
+    values = table.precision[arm] - table.precision[other]
+    assert good.difference.mean == pytest.approx(values.mean())
+    assert good.by_seed == pytest.approx(values.mean(axis=1))
+    assert good.family.low < good.difference.low < good.difference.high < good.family.high
+
+
+def test_the_conclusion_states_each_main_effect_with_its_interval(contrasts):
+    said = conclude(contrasts, QUERIES, SEEDS)
+    good = next(text for text in said if "captions good against none (fine_tuned" in text)
+    assert "+2" in good and "[+1" in good and good.endswith("helps.")
+    assert "18" not in said[0] and f"{QUERIES} queries, {SEEDS} seeds, 16 contrasts" in said[-1]
+    assert conclude(contrasts, QUERIES, 1)[0].startswith("One seed")
+
+
+def test_the_best_captions_are_shown_by_condition(table, contrasts):
+    best = best_captions(contrasts, "fine_tuned")
+    assert best.name == "good"
+    arms = [arm for arm in table.precision if arm[0] == "good" and arm.stage == "fine_tuned"]
+    arms = [arm for arm in arms if arm.embedding == "image"]
+    rows = by_condition(table, arms, [arm._replace(captions="none") for arm in arms])
+    assert len(rows) == 3 * (1 + len(LEVELS))
+    assert all(row["queries"] == QUERIES // 3 for row in rows)
+    assert all(row["difference"]["mean"] == pytest.approx(0.2, abs=0.03) for row in rows)
+
+
+def test_arms_have_means_and_intervals(table):
+    rows = summarize_arms(table)
+    assert len(rows) == len(table.precision)
+    for row, (arm, values) in zip(rows, table.precision.items(), strict=True):
+        assert row["captions"] == arm.captions
+        assert row["mAP"]["mean"] == pytest.approx(values.mean())
+        assert row["mAP"]["low"] < values.mean() < row["mAP"]["high"]
+        assert row["top_1"] == pytest.approx((table.first[arm] == 0).mean())
+
+
+def test_the_plot_places_means_inside_their_intervals(contrasts):
+    plot = forest_plot(contrasts)
+    assert len(plot.bars) == len(contrasts)
+    for bar, contrast in zip(plot.bars, contrasts, strict=True):
+        assert bar.low < bar.mean < bar.high
+        assert (bar.mean > plot.zero) == (contrast.difference.mean > 0)
+        assert bar.y < plot.height
+
+
+def test_near_duplicates_differ_in_few_bits():
+    rng = np.random.default_rng(0)
+    some = rng.integers(0, 2**63, (300, 2)).astype(np.uint64)
+    others = some[[7, 280]] ^ np.array([[0b101, 1 << 60], [0, 0]], np.uint64)
+    np.testing.assert_array_equal(near_duplicates(some, others, bits=3), [[7, 0], [280, 1]])
+    np.testing.assert_array_equal(near_duplicates(some, others, bits=2), [[280, 1]])
+
+
+def test_the_splits_share_no_identity(splits):
+    from capret_jax.data.dataset import Dataset
+
+    assert shared_identities(Dataset(splits["train"], splits["validation"], None)) == 0
+    same = Dataset(splits["train"], splits["train"], None)
+    assert shared_identities(same) == 12

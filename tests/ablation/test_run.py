@@ -1,0 +1,163 @@
+"""The ablation as a command on the mini dataset: complete, resumed, and refused."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from capret_jax.ablation import running
+from capret_jax.ablation.plan import Plan
+from capret_jax.ablation.report import write_results
+from capret_jax.data.dataset import open_dataset
+from capret_jax.errors import InputError
+from tests.captioning.conftest import ANSWERING
+from tests.test_configs import CONFIGS
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def values(kind: str = "demo"):
+    import runpy
+
+    return runpy.run_path(str(CONFIGS / "ablation.py"))["get_config"](kind)
+
+
+@pytest.fixture(scope="module")
+def small(prepared_dir):
+    """The shipped config with a model, data and steps for tests."""
+    config = values()
+    for part in (config.pretraining, config.experiment):
+        part.batch_size = 16
+        decoder = part.model.decoder_layers
+        for name in ("image_size", "vision_depth", "vision_width", "vision_heads", "embed_dim"):
+            part.model[name] = getattr(ANSWERING, name)
+        part.model.decoder_layers = decoder
+        part.data.variant, part.data.prepared_dir = "mini", str(prepared_dir)
+        part.loss.matching_group = 2
+        part.optimizer.warmup_steps = 1
+        part.loop.steps = part.loop.checkpoint_every = 2
+    return config
+
+
+ARMS = {
+    "captions": ("none", "conversation"),
+    "objects": ("none",),
+    "stages": ("zero_shot", "fine_tuned"),
+    "embeddings": ("image", "joined"),
+    "seeds": (0,),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ablation")
+    small.read_by = ("conversation", "none", "fine_tuned")
+    plan = Plan(small, workdir, ARMS)
+    running.run(plan, workdir, keep_models=False)
+    dataset = open_dataset(plan.config_of(plan.readings()[0]).data)
+    return plan, workdir, write_results(plan, dataset, workdir, small.read_by)
+
+
+def test_it_leaves_results_and_reports(finished):
+    plan, workdir, results = finished
+    assert json.loads((workdir / "ablation.json").read_text()) == json.loads(json.dumps(results))
+    # Two captions x two stages, and one embedding with three kinds of captions at inference.
+    assert len(results["arms"]) == 4 + 3
+    assert all(len(arm["mAP_by_seed"]) == 1 for arm in results["arms"])
+    assert results["audit"]["shared_identities"] == 0
+    page = (workdir / "report.html").read_text()
+    for sentence in results["conclusion"]:
+        assert sentence.split(":")[0] in page
+    assert page.count("<circle") == len(results["contrasts"])
+    assert (workdir / "report.md").read_text().count("| conversation |") >= 4
+
+
+def test_nothing_to_train_is_the_first_model_itself(finished):
+    plan, workdir, _ = finished
+    trained = {cell.folder: plan.trains(cell) for cell in plan.cells}
+    assert [name for name, trains in trained.items() if not trains] == [
+        "none-none-zero_shot-image-0"
+    ]
+    for name in trained:
+        # Checkpoints were not to be kept, and one cell never had any.
+        assert (workdir / "cells" / name / "metrics.jsonl").exists() == trained[name]
+        assert not (workdir / "cells" / name / "checkpoints").exists()
+
+
+def test_the_audit_names_what_reached_a_query(finished):
+    _, workdir, results = finished
+    said = results["audit"]["query_captions"]
+    assert said["image, none"] == "none"
+    assert said["joined, generated"].endswith("captions/conversation.jsonl")
+    assert said["joined, oracle"].startswith("annotations: ")
+
+
+def test_what_is_done_is_not_done_again(finished, monkeypatch, small):
+    plan, workdir, _ = finished
+    ran = []
+    monkeypatch.setattr(running, "_run", lambda plan, reading, folder: ran.append(reading))
+    running.run(plan, workdir, keep_models=False)
+    assert not ran
+    more = Plan(small, workdir, ARMS | {"seeds": (0, 2)})
+    running.run(more, workdir, keep_models=True)
+    assert {reading.cell.seed for reading in ran} == {2}
+
+
+@pytest.mark.parametrize("kind", ["demo", "df2"])
+def test_the_shipped_grid_is_possible(kind, tmp_path):
+    config = values(kind)
+    config.experiment.init_from = str(tmp_path)
+    config.experiment.data.tokenizer = "bert-base-uncased"
+    plan = Plan(config, tmp_path)
+    arms = {name: {getattr(cell, name) for cell in plan.cells} for name in ("captions", "objects")}
+    assert len(arms["captions"]) >= 3 and len(arms["objects"]) == 2
+    assert len(plan.seeds) == 3
+
+
+@pytest.mark.parametrize("captions", ["category", "captioner", "true"])
+@pytest.mark.parametrize("objects", ["box", "regions"])
+def test_arms_that_are_not_run_by_default_are_possible_too(captions, objects, tmp_path):
+    plan = Plan(values(), tmp_path, {"captions": (captions,), "objects": (objects,)})
+    assert all(cell.objects == objects for cell in plan.cells)
+
+
+@pytest.mark.parametrize(
+    "subset, message",
+    [
+        ({"captions": ("haiku",)}, "captions has no arm 'haiku': there are captioner, category"),
+        ({"embeddings": ("smell",)}, "embeddings has no arm 'smell'"),
+    ],
+)
+def test_an_arm_that_does_not_exist_is_named(subset, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        Plan(values(), tmp_path, subset)
+
+
+def test_an_impossible_cell_is_refused_before_the_first_one_runs(tmp_path):
+    config = values()
+    config.captions.category.loss.itc = -1.0
+    with pytest.raises(InputError, match="none-.*|category-none-zero_shot.*loss.itc=-1.0"):
+        Plan(config, tmp_path)
+
+
+def test_unfinished_ablations_have_no_report(small, tmp_path):
+    plan = Plan(small, tmp_path, ARMS)
+    dataset = open_dataset(plan.config_of(plan.readings()[0]).data)
+    with pytest.raises(InputError, match="has no results"):
+        write_results(plan, dataset, tmp_path, tuple(small.read_by))
+
+
+def test_mistakes_are_one_line(tmp_path):
+    command = [sys.executable, "tools/run_ablation.py", "--config=configs/ablation.py"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'x'}", "--captions=haiku"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "no arm 'haiku'" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
