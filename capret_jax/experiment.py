@@ -3,20 +3,16 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from capret_jax import second_look
 from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
-from capret_jax.convert.checkpoint import ModelCard, is_converted
-from capret_jax.convert.reference import parts
-from capret_jax.convert.relative_position import with_image_size
+from capret_jax.convert.checkpoint import is_converted
 from capret_jax.data.captions import Captioner, captions_from, template_captions
 from capret_jax.data.dataset import open_dataset, open_tokenizer
 from capret_jax.data.items import ItemTable
@@ -28,16 +24,18 @@ from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.detection.threshold import write_threshold
 from capret_jax.errors import InputError
-from capret_jax.loading import LoadedModel, digest, load_card, load_weights
-from capret_jax.mesh import batch_parts, first_process_first, make_mesh, place
+from capret_jax.loading import LoadedModel, digest, load_card
+from capret_jax.mesh import batch_parts, first_process_first, make_mesh
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.colour_histogram import histograms
 from capret_jax.retrieval.deepfashion2 import make_protocol, read_truth
 from capret_jax.retrieval.detected import make_detections, read_detections
 from capret_jax.retrieval.embed import Embedder, Views, no_caption
 from capret_jax.retrieval.evaluate import Conditions, evaluate, rank
-from capret_jax.retrieval.metrics import TOP_K, summarize
+from capret_jax.retrieval.metrics import summarize
+from capret_jax.retrieval.summary import summary
 from capret_jax.retrieval.vision_tokens import Compute, DiskTokens, MemoryTokens, TokenSource
+from capret_jax.starting import check_projection, fresh_parameters, start_from
 from capret_jax.train.checkpoint import Checkpoints
 from capret_jax.train.forward import trained_parts
 from capret_jax.train.interruption import RESUME, Interruption
@@ -48,14 +46,6 @@ from capret_jax.train.state import TrainState, abstract_state, init_state
 from capret_jax.train.step import StepFunction, make_step
 
 EVALUATION = "evaluation"
-# What each kind of embedding is read off with.
-_PROJECTIONS = {
-    "image": ("vision_proj",),
-    "text": ("text_proj",),
-    "joined": ("vision_proj", "text_proj"),
-    "fusion": ("fusion_proj",),
-}
-_SHOWN = ("mAP", *(f"top_{k}" for k in TOP_K))
 
 
 class Experiment:
@@ -184,7 +174,7 @@ class Experiment:
         if self._checkpoints.latest_step() is not None:
             state = self._checkpoints.restore(self._abstract)
         elif self.config.init_from:
-            self._check_projection()
+            check_projection(self.config.init_from, self.config.model)
             state = self.initial_state()
         else:
             raise InputError(
@@ -286,24 +276,15 @@ class Experiment:
         Raises:
             InputError: the checkpoint cannot be read.
         """
-        state, source = self.fresh_state(), self.config.init_from
+        config, state = self.config, self.fresh_state()
+        source = config.init_from
         if not source:
             print("starting from scratch")
             return state
-        loaded, card = load_weights(source, functools.partial(place, self.mesh))
-        loaded, _ = with_image_size(loaded, card.config, self.config.model.image_size)
-        given = flatten_dict(loaded, sep="/")
-        wanted = flatten_dict(state.params["model"], sep="/")
-        random = _fresh(card, wanted)
-        model = {path: leaf if path in random else given[path] for path, leaf in wanted.items()}
-        fresh = f"; fresh: {', '.join(parts(random))}" if random else ""
-        print(f"starting from {source}, a {card.kind} checkpoint{fresh}")
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self._abstract.params["model"])
-        params = jax.device_put(unflatten_dict(model, sep="/"), shardings)
-        if state.average is not None:
-            # A copy, since the training step reuses the memory of each.
-            state = dataclasses.replace(state, average=jax.tree.map(jnp.copy, params))
-        return dataclasses.replace(state, params=state.params | {"model": params})
+        state, kind, fresh = start_from(source, state, config.model.image_size, self.mesh)
+        random = f"; fresh: {', '.join(fresh)}" if fresh else ""
+        print(f"starting from {source}, a {kind} checkpoint{random}")
+        return state
 
     def fresh_state(self) -> TrainState:
         """The state of a model that has seen nothing."""
@@ -411,22 +392,9 @@ class Experiment:
         """Parameters that stay as random as they began."""
         if self._checkpoints.latest_step() is not None:
             return self._checkpoints.metadata().get("untrained", [])
-        fresh = list(flatten_dict(self._abstract.params["model"], sep="/"))
-        if self.config.init_from:
-            fresh = _fresh(load_card(self.config.init_from), fresh)
+        fresh = fresh_parameters(self.config.init_from, self.config.model)
         trained = trained_parts(self.config.loss, self.config.embedding.kind)
         return [path for path in fresh if path.split("/")[0] not in trained]
-
-    def _check_projection(self) -> None:
-        card = load_card(self.config.init_from)
-        fresh = parts(_fresh(card, flatten_dict(self._abstract.params["model"], sep="/")))
-        for part in _PROJECTIONS[self.config.embedding.kind]:
-            if part in fresh:
-                raise InputError(
-                    f"config.init_from={self.config.init_from} (a {card.kind} checkpoint) holds no "
-                    f"{part}, so its embedding would be random: train first, or start from a "
-                    "pretrain or retrieval checkpoint."
-                )
 
     def _check_divisible(self) -> None:
         config, parts = self.config, batch_parts(self.mesh)
@@ -448,44 +416,3 @@ class Experiment:
                 f"config.loss.matching_group={group} does not divide the "
                 f"{examples} items of each of {parts} parts of the batch."
             )
-
-
-def _fresh(card: ModelCard, wanted: Iterable[str]) -> list[str]:
-    """Parameters, of those wanted, that a checkpoint holds no trained values of."""
-    held = set(flatten_dict(abstract_model(card.config)[1], sep="/")) - set(card.fresh)
-    return [path for path in wanted if path not in held]
-
-
-def summary(metrics: dict, folder: pathlib.Path) -> str:
-    """The table that a run ends with."""
-    rows = {"this model": metrics}
-    if "reranked" in metrics:
-        rows["re-ranked"] = metrics["reranked"]
-    if "detected" in metrics:
-        rows["detected boxes"] = metrics["detected"]
-    rows |= metrics["baselines"]
-    lines = [f"{'':18}" + "".join(f"{name:>9}" for name in _SHOWN)]
-    lines += [
-        f"{name:18}" + "".join(f"{row[key]:9.3f}" for key in _SHOWN) for name, row in rows.items()
-    ]
-    index = metrics["index"]
-    return "\n".join(
-        [
-            "",
-            f"{metrics['queries']} queries, {metrics['gallery']} gallery items",
-            *lines,
-            f"{index['kind']}: recall@20 {index['recall@20']:.3f}",
-            *_detection_summary(metrics.get("detection")),
-            f"report: {folder / 'report.html'}",
-        ]
-    )
-
-
-def _detection_summary(detection: dict | None) -> list[str]:
-    if not detection:
-        return []
-    return [
-        f"detection by phrases: AP {detection['AP']:.3f}, AP50 {detection['AP50']:.3f}; from "
-        f"{detection['threshold']:.2f} on precision {detection['precision']:.3f}, recall "
-        f"{detection['recall']:.3f}"
-    ]

@@ -26,6 +26,7 @@ FLOORS = {
     "config": 6,
     "loading": 6,
     "second_look": 7,
+    "starting": 7,
     "collecting": 7,
     "serve": 7,
     "experiment": 8,

@@ -1,0 +1,46 @@
+"""An evaluation as the table that a run ends with."""
+
+import pathlib
+
+from capret_jax.retrieval.metrics import TOP_K
+
+_SHOWN = ("mAP", *(f"top_{k}" for k in TOP_K))
+
+
+def summary(metrics: dict, folder: pathlib.Path) -> str:
+    """
+    Args:
+        metrics: as `evaluate` returns them.
+        folder: of the evaluation.
+    """
+    rows = {"this model": metrics}
+    if "reranked" in metrics:
+        rows["re-ranked"] = metrics["reranked"]
+    if "detected" in metrics:
+        rows["detected boxes"] = metrics["detected"]
+    rows |= metrics["baselines"]
+    lines = [f"{'':18}" + "".join(f"{name:>9}" for name in _SHOWN)]
+    lines += [
+        f"{name:18}" + "".join(f"{row[key]:9.3f}" for key in _SHOWN) for name, row in rows.items()
+    ]
+    index = metrics["index"]
+    return "\n".join(
+        [
+            "",
+            f"{metrics['queries']} queries, {metrics['gallery']} gallery items",
+            *lines,
+            f"{index['kind']}: recall@20 {index['recall@20']:.3f}",
+            *_detection_summary(metrics.get("detection")),
+            f"report: {folder / 'report.html'}",
+        ]
+    )
+
+
+def _detection_summary(detection: dict | None) -> list[str]:
+    if not detection:
+        return []
+    return [
+        f"detection by phrases: AP {detection['AP']:.3f}, AP50 {detection['AP50']:.3f}; from "
+        f"{detection['threshold']:.2f} on precision {detection['precision']:.3f}, recall "
+        f"{detection['recall']:.3f}"
+    ]
