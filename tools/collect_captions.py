@@ -10,21 +10,19 @@ place of a conversation, `--method=ic3` several of them, condensed by the langua
 
 Without `--config` the items are those of the embedded dataset; without `--model` (or
 `config.init_from`) the one who answers is a small model that is trained on other drawings at first
-use, in runs/demo_pretrain. OUT is what `--config.data.captions.file` reads; a second call goes on
+use, in runs/answerer. OUT is what `--config.data.captions.file` reads; a second call goes on
 where the first one stopped.
 """
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
 from ml_collections import config_flags
+from stand_in import stand_in
 
 from capret_jax.captioning.dialogue import DialogueConfig
 from capret_jax.captioning.language_models import ServerConfig
@@ -33,7 +31,6 @@ from capret_jax.command_line import run
 from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.data.dataset import DataConfig
 from capret_jax.errors import InputError
-from capret_jax.loading import load_card
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data (and init_from) to take.")
 _MODEL = flags.DEFINE_string("model", "", "Who looks: a converted checkpoint, or a workdir.")
@@ -53,9 +50,6 @@ _RATE = flags.DEFINE_float("per_second", 0.0, "Requests begun per second at most
 _TIMEOUT = flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a reply.")
 _RETRIES = flags.DEFINE_integer("retries", 4, "Of a request that failed.", lower_bound=0)
 _PRICES = flags.DEFINE_list("prices", [], "Of a million tokens read, and written: 0.05,0.15")
-
-_ROOT = pathlib.Path(__file__).parent.parent
-STAND_IN = pathlib.Path("runs/demo_pretrain")
 
 
 def main(argv: list[str]) -> None:
@@ -100,19 +94,6 @@ def _looker(data: DataConfig, experiment: ExperimentConfig | None) -> str:
             "(tools/convert_torch_ckpt.py)."
         )
     return stand_in()
-
-
-def stand_in() -> str:
-    """The small model that knows drawings; trained if it is not there."""
-    try:
-        load_card(STAND_IN)
-        return str(STAND_IN)
-    except InputError:
-        print(f"training a small model to answer, once, in {STAND_IN}", flush=True)
-    config = _ROOT / "configs" / "demo_pretrain.py"
-    command = [sys.executable, "-m", "capret_jax.main", f"--config={config}"]
-    subprocess.run([*command, f"--workdir={STAND_IN}", "--config.mode=train"], check=True)
-    return str(STAND_IN)
 
 
 def _prices() -> list[float]:
