@@ -1,6 +1,5 @@
 """An ablation's results for people: a page with pictures, and Markdown with the same tables."""
 
-import dataclasses
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -9,9 +8,8 @@ import jinja2
 import numpy as np
 
 from capret_jax.ablation.audit import audit
-from capret_jax.ablation.plan import IMAGE, NONE, Plan
+from capret_jax.ablation.plan import Plan
 from capret_jax.ablation.results import (
-    Arm,
     Contrast,
     Table,
     arm_of,
@@ -49,7 +47,7 @@ def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: 
 
     Returns:
         The content of `ablation.json`: "conclusion", sentences; "arms", "contrasts", "conditions",
-        "audit", "seeds" and "queries".
+        "audit", "seeds", "queries" and "identities".
 
     Raises:
         InputError: a cell is not done.
@@ -57,24 +55,27 @@ def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: 
     table = read_table(plan, workdir)
     contrasts = contrasts_of(table, read_by)
     queries, seeds = len(table.clusters), len(plan.seeds)
-    shown = _headline(table, contrasts)
+    tuned = [each for each in contrasts if each.main and "zero_shot" not in each.where]
+    best = best_captions(contrasts, "fine_tuned") or best_captions(contrasts, "zero_shot")
     results: dict[str, Any] = {
         "conclusion": conclude(contrasts, queries, seeds),
         "arms": summarize_arms(table),
-        "contrasts": [_as_dict(contrast) for contrast in contrasts],
-        "conditions": by_condition(table, *shown) if shown else [],
-        "compared": [arm._asdict() for arm in (shown[0][-1], shown[1][-1])] if shown else [],
+        "contrasts": [contrast.as_dict() for contrast in contrasts],
+        "conditions": {
+            "contrasts": [f"{each.name} - {each.against}" for each in tuned],
+            "rows": by_condition(table, tuned),
+        },
         "audit": audit(plan, dataset),
         "seeds": list(plan.seeds),
         "queries": queries,
         "identities": len(np.unique(table.clusters)),
     }
     (workdir / "ablation.json").write_text(json.dumps(results, indent=2) + "\n")
-    changes = _changes(plan, table, dataset.validation, workdir, shown) if shown else {}
+    changes = _changes(plan, table, dataset.validation, workdir, best) if best else {}
     for name, escape in (("report.html", True), ("report.md", False)):
         page = _environment(escape).get_template(f"{name}.jinja")
         (workdir / name).write_text(
-            page.render(results, changes=changes, plot=forest_plot(contrasts))
+            page.render(results, best=best, changes=changes, plot=forest_plot(contrasts))
         )
     return results
 
@@ -92,29 +93,11 @@ def _environment(escape: bool) -> jinja2.Environment:
     return environment
 
 
-def _as_dict(contrast: Contrast) -> dict:
-    return {**dataclasses.asdict(contrast), "verdict": contrast.verdict} | {
-        name: getattr(contrast, name)._asdict() for name in ("difference", "family")
-    }
-
-
-def _headline(table: Table, contrasts: list[Contrast]) -> tuple[list[Arm], list[Arm]] | None:
-    """The arms with the captions that help most after fine-tuning, and those without captions."""
-    best = best_captions(contrasts, "fine_tuned") or best_captions(contrasts, "zero_shot")
-    if best is None:
-        return None
-    stage = best.where.split(",")[0]
-    arms = [
-        arm
-        for arm in table.precision
-        if (arm.captions, arm.stage, arm.embedding) == (best.name, stage, IMAGE)
-    ]
-    return arms, [arm._replace(captions=NONE) for arm in arms]
-
-
-def _changes(plan: Plan, table: Table, split: Split, workdir, shown) -> dict[str, list[Change]]:
+def _changes(
+    plan: Plan, table: Table, split: Split, workdir: pathlib.Path, best: Contrast
+) -> dict[str, list[Change]]:
     """Of the first seed and the last objects: queries whose first answer changed."""
-    arm, other = shown[0][-1], shown[1][-1]
+    arm, other = best.arms[-1], best.others[-1]
     after, before = table.first[arm][0] == 0, table.first[other][0] == 0
     gain = table.precision[arm][0] - table.precision[other][0]
     results = {

@@ -54,6 +54,7 @@ class Contrast:
         difference: with a 95 % interval.
         family: with one that holds for all contrasts of the report at once.
         by_seed: the difference of each seed.
+        arms, others: the two sets, pair by pair.
     """
 
     kind: str
@@ -63,6 +64,8 @@ class Contrast:
     difference: Interval
     family: Interval
     by_seed: tuple[float, ...]
+    arms: tuple[Arm, ...]
+    others: tuple[Arm, ...]
 
     @property
     def verdict(self) -> str:
@@ -72,6 +75,22 @@ class Contrast:
         if self.difference.sure:
             return f"may {'help' if self.difference.mean > 0 else 'hurt'}"
         return "no difference shown"
+
+    @property
+    def main(self) -> bool:
+        """Whether it is about an arm as a whole, not within one arm of another axis."""
+        return self.kind in ("stage", "embedding") or "mean over" in self.where
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return {
+            **dataclasses.asdict(self),
+            "difference": self.difference._asdict(),
+            "family": self.family._asdict(),
+            "verdict": self.verdict,
+            "arms": [arm._asdict() for arm in self.arms],
+            "others": [arm._asdict() for arm in self.others],
+        }
 
 
 def read_table(plan: Plan, workdir: pathlib.Path) -> Table:
@@ -188,6 +207,8 @@ def _contrast(table, level, kind, name, against, where, arms, others) -> Contras
         interval(values, table.clusters),
         interval(values, table.clusters, level),
         tuple(values.mean(axis=1).tolist()),
+        tuple(arms),
+        tuple(others),
     )
 
 
@@ -199,9 +220,9 @@ def difference_of(
     return np.mean([precision[arm] - precision[other] for arm, other in pairs], axis=0)
 
 
-def by_condition(table: Table, arms: Sequence[Arm], others: Sequence[Arm]) -> list[dict]:
-    """Where a difference lies: of the queries of each level of each condition."""
-    values = difference_of(table.precision, arms, others)
+def by_condition(table: Table, contrasts: Sequence[Contrast]) -> list[dict]:
+    """Where arms win and lose: their differences among the queries of each level."""
+    values = [difference_of(table.precision, each.arms, each.others) for each in contrasts]
     names = {**LEVELS, "category": CATEGORIES}
     rows = []
     for condition, levels in names.items():
@@ -213,31 +234,33 @@ def by_condition(table: Table, arms: Sequence[Arm], others: Sequence[Arm]) -> li
                     "condition": condition,
                     "level": levels[value - 1],
                     "queries": int(among.sum()),
-                    "difference": interval(values[:, among], table.clusters[among])._asdict(),
+                    "differences": [
+                        interval(each[:, among], table.clusters[among])._asdict() for each in values
+                    ],
                 }
             )
     return rows
 
 
 def conclude(contrasts: Sequence[Contrast], queries: int, seeds: int) -> list[str]:
-    """The answer in sentences, each with its interval."""
-    said = []
-    if seeds < 2:
-        said.append("One seed: the intervals say nothing of how another would have trained.")
-    for contrast in contrasts:
-        if contrast.kind in ("captions", "objects") and "mean over" not in contrast.where:
-            continue
-        low, high = 100 * contrast.family.low, 100 * contrast.family.high
-        said.append(
-            f"{contrast.kind} {contrast.name} against {contrast.against} ({contrast.where}): "
-            f"{100 * contrast.difference.mean:+.1f} points of mAP, [{low:+.1f}, {high:+.1f}]: "
-            f"{contrast.verdict}."
+    """The answer in sentences, each with its intervals."""
+    together: dict[str, list[str]] = {}
+    for each in filter(lambda contrast: contrast.main, contrasts):
+        group = f"{each.kind.capitalize()} ({each.where}; against {each.against})"
+        low, mean, high = (
+            100 * value for value in (each.family.low, each.difference.mean, each.family.high)
         )
+        together.setdefault(group, []).append(
+            f"{each.name} {each.verdict} ({mean:+.1f} points, {low:+.1f} to {high:+.1f})"
+        )
+    said = [f"{group}: {'; '.join(found)}." for group, found in together.items()]
     level = 100 * family_level(len(contrasts))
     said.append(
-        f"{queries} queries, {seeds} seeds, {len(contrasts)} contrasts: each of these intervals "
-        f"has the level {level:.2f} %, so that all hold together with 95 %."
+        f"Points of mAP; {queries} queries, {seeds} seeds, {len(contrasts)} contrasts: each "
+        f"interval has the level {level:.2f} %, so that all hold together with 95 %."
     )
+    if seeds < 2:
+        said.append("One seed: the intervals say nothing of how another would have trained.")
     return said
 
 
