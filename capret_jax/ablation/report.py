@@ -164,7 +164,7 @@ class Plot(NamedTuple):
     height: int
 
 
-_LEFT, _RIGHT, _ROW = 380, 940, 22
+_LEFT, _RIGHT, _ROW = 430, 960, 22
 
 
 def forest_plot(contrasts: list[Contrast]) -> Plot:

@@ -246,14 +246,14 @@ def conclude(contrasts: Sequence[Contrast], queries: int, seeds: int) -> list[st
     """The answer in sentences, each with its intervals."""
     together: dict[str, list[str]] = {}
     for each in filter(lambda contrast: contrast.main, contrasts):
-        group = f"{each.kind.capitalize()} ({each.where}; against {each.against})"
+        group = f"{each.kind.capitalize()} against {each.against} ({each.where})"
         low, mean, high = (
             100 * value for value in (each.family.low, each.difference.mean, each.family.high)
         )
         together.setdefault(group, []).append(
-            f"{each.name} {each.verdict} ({mean:+.1f} points, {low:+.1f} to {high:+.1f})"
+            f"{each.name}: {each.verdict} ({mean:+.1f} points, {low:+.1f} to {high:+.1f})"
         )
-    said = [f"{group}: {'; '.join(found)}." for group, found in together.items()]
+    said = [f"{group} - {'; '.join(found)}." for group, found in together.items()]
     level = 100 * family_level(len(contrasts))
     said.append(
         f"Points of mAP; {queries} queries, {seeds} seeds, {len(contrasts)} contrasts: each "

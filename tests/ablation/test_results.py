@@ -75,8 +75,8 @@ def test_differences_are_paired(table, contrasts):
 
 def test_the_conclusion_states_each_main_effect_with_its_interval(contrasts):
     said = conclude(contrasts, QUERIES, SEEDS)
-    tuned = next(text for text in said if text.startswith("Captions (fine_tuned, mean over obj"))
-    assert "good helps (+19.5 points" in tuned and "bad hurts (-" in tuned
+    tuned = next(text for text in said if text.startswith("Captions against none (fine_tuned, m"))
+    assert "good: helps (+19.5 points" in tuned and "bad: hurts (-" in tuned
     assert not any("objects box)" in text for text in said)
     assert f"{QUERIES} queries, {SEEDS} seeds, 16 contrasts" in said[-1]
     assert conclude(contrasts, QUERIES, 1)[-1].startswith("One seed")
