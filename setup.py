@@ -65,13 +65,13 @@ EXTRAS = {
         "prometheus-client>=0.21",
     ],
     # Its client retries, waits as servers ask, and speaks to vLLM and llama.cpp alike.
-    "captions": ["openai>=2,<4"],
+    "captioning": ["openai>=2,<4"],
     "export": ["pyarrow>=18", "faiss-cpu>=1.10,<2"],
     "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "mypy>=2.1,<3", "scikit-learn>=1.5"],
 }
 # A real browser (Debian's Chromium) for the page, and a client for the API.
 EXTRAS["dev"] += ["playwright>=1.49,<2", "httpx>=0.28"]
-EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"] + EXTRAS["captions"]
+EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"] + EXTRAS["captioning"]
 
 setuptools.setup(
     name="capret_jax",

@@ -73,7 +73,7 @@ class Server:
         except ImportError as error:
             raise InputError(
                 "a language model behind a server is reached with the openai package: "
-                'pip install "capret_jax[captions]".'
+                'pip install "capret_jax[captioning]".'
             ) from error
         self._errors, self._pace = openai.OpenAIError, _Pace(config.per_second)
         self._slots = asyncio.Semaphore(config.workers)
