@@ -107,10 +107,8 @@ def test_the_captioner_writes_captions(data, answering_dir, tmp_path):
     assert collect_captions(data, answering_dir, tmp_path / "own.jsonl", config)["items"] == 5
 
 
-@pytest.mark.parametrize("kind", ["joined", "fusion"])
-def test_embeddings_read_the_collected_captions(
-    kind, data, answering_dir, collected, tmp_path, splits
-):
+def test_embeddings_read_the_collected_captions(data, answering_dir, collected, tmp_path, splits):
+    kind = "fusion"  # starts with a projection that the first model lacks
     out = str(collected[0])
     captions = dataclasses.replace(data.captions, file=out)
     config = ExperimentConfig(

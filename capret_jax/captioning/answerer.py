@@ -119,6 +119,8 @@ class Answerer:
         """(n, 1+N, D) -> (n, K) float32 of each answer of a list, at the temperature."""
         listed = np.stack([self._encode_answer(answer).ids for answer in answers])
         mask = np.stack([self._encode_answer(answer).mask for answer in answers])
+        longest = mask.sum(axis=1).max()  # padding would cost as much as words
+        listed, mask = listed[:, :longest], mask[:, :longest]
         tokens = self._encode(question)
         rows, found = self._in_batches(
             self._rank, states, (tokens.ids[None], tokens.mask[None], listed, mask)

@@ -3,6 +3,7 @@ writing one."""
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from capret_jax.captioning.beam_search import BeamConfig, beam_search
 from capret_jax.errors import InputError
@@ -28,9 +29,8 @@ def answer_losses(
         (Q*K,) float32, in nats.
     """
     logits = model.answer_logits(answer_ids[:, :-1], answer_mask[:, :-1], question, question_mask)
-    log_probs = jax.nn.log_softmax(logits)
-    token_log_probs = jnp.take_along_axis(log_probs, answer_ids[:, 1:, None], axis=-1)[..., 0]
-    return -jnp.sum(token_log_probs * answer_mask[:, 1:], axis=1)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, answer_ids[:, 1:])
+    return jnp.sum(entropies * answer_mask[:, 1:], axis=1)
 
 
 def rank_answers(

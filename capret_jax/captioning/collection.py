@@ -165,7 +165,8 @@ class Collector:
         self._silent = 0
         self._usage.append(usage)
         spent.append(usage)
-        self._store.log(key, {"event": event, "text": text, "usage": usage._asdict()})
+        cost = {"usage": usage._asdict()} if usage.calls else {}
+        self._store.log(key, {"event": event, "text": text, **cost})
 
     def _resumed(self, key: Key) -> tuple[Dialogue, list[Usage]]:
         dialogue, spent = Dialogue(self._questions, self._config), []
