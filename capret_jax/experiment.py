@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable
 
@@ -86,7 +87,8 @@ class Experiment:
             self._detections = read_detections(path, dataset.validation.items)
         self._captioner = Captioner(config.data.captions, self._train_split.items)
         self._questions = questions_about(config.data.name)
-        said = [*self._captioner, *(vocabulary_of(self._questions) if config.loss.vqa else ())]
+        asked = vocabulary_of(self._questions) if config.loss.vqa else []
+        said = itertools.chain(self._captioner, asked)  # read only to make a vocabulary
         tokenizer = first_process_first(
             lambda: open_tokenizer(config.data, said, workdir, config.model.vocab_size)
         )

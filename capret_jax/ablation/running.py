@@ -26,7 +26,7 @@ def run(plan: Plan, workdir: pathlib.Path, keep_models: bool) -> None:
         folder = pathlib.Path(plan.start)
         folder.mkdir(parents=True, exist_ok=True)
         print("== the model to start from")
-        Experiment(plan.pretraining, folder).train()
+        _train(Experiment(plan.pretraining, folder))
     data = plan.config_of(plan.readings()[0]).data
     for arm, how in plan.collected.items():
         print(f"== captions: {arm}")
@@ -51,5 +51,11 @@ def _run(plan: Plan, reading: Reading, folder: pathlib.Path) -> None:
     cell_folder.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(config, cell_folder)
     if config.mode != "evaluate":
-        experiment.train()
+        _train(experiment)
     experiment.evaluate(reading.said)
+
+
+def _train(experiment: Experiment) -> None:
+    """To the last step: what SIGTERM stopped half-way is no result."""
+    if not experiment.train():
+        raise SystemExit(0)

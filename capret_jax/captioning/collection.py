@@ -66,7 +66,8 @@ class Collector:
         self._answerer, self._questioner, self._questions = answerer, questioner, questions
         self._config, self._store, self._in_flight = config, store, in_flight
         self._asked, self._silent = 0, 0
-        self._usage: list[Usage] = []
+        self._spent = Usage()
+        self._refused: list[str] = []
 
     def collect(self, keys: Sequence[Key], look: Callable[[Key], np.ndarray]) -> Tally:
         """Talks about every item that has no caption yet.
@@ -117,18 +118,13 @@ class Collector:
                 await answer.stop()
                 await self._questioner.close()
                 progress.close()
-        usage = Usage(
-            sum(each.calls for each in self._usage),
-            sum(each.prompt_tokens for each in self._usage),
-            sum(each.completion_tokens for each in self._usage),
-            tuple(reply for each in self._usage for reply in each.refused),
-        )
+        usage = self._spent._replace(refused=tuple(self._refused))
         done, seconds = len(left) - unfinished, time.perf_counter() - start
         return Tally(done, len(keys) - len(left), unfinished, self._asked, usage, seconds)
 
     async def _talk(self, key: Key, states: np.ndarray, answer: Batcher[Asked, Answer]) -> bool:
         """One conversation, from where it stopped; False when the questioner gave no reply."""
-        dialogue, spent = self._resumed(key)
+        dialogue, spent, caption = self._resumed(key)
         try:
             while not dialogue.finished():
                 if dialogue.pending is None:
@@ -141,7 +137,10 @@ class Collector:
                 self._asked += 1
                 dialogue.answer(*found)
                 self._store.log(key, {"event": "answer", **found._asdict()})
-            said = await self._questioner.sum_up(dialogue)
+            if caption is None:
+                said = await self._questioner.sum_up(dialogue)
+                caption = said.text or ""
+                self._note(key, "caption", caption, said.usage, spent)
         except NoReply as error:
             self._silent += 1
             if self._silent >= _GIVEN_UP:
@@ -150,34 +149,47 @@ class Collector:
                     "and run the same command again, which goes on where this stopped."
                 ) from error
             return False
-        self._note(key, "caption", said.text, said.usage, spent)
+        calls, read, written = _added(spent)[:3]
         self._store.finish(
             key,
-            said.text or "",
+            caption,
             turns=[vars(turn) for turn in dialogue.turns],
-            calls=sum(each.calls for each in spent),
-            prompt_tokens=sum(each.prompt_tokens for each in spent),
-            completion_tokens=sum(each.completion_tokens for each in spent),
+            calls=calls,
+            prompt_tokens=read,
+            completion_tokens=written,
         )
         return True
 
     def _note(self, key, event: str, text: str | None, usage: Usage, spent: list[Usage]) -> None:
         self._silent = 0
-        self._usage.append(usage)
+        self._spent = _added([self._spent, usage])
+        self._refused += usage.refused
         spent.append(usage)
         cost = {"usage": usage._asdict()} if usage.calls else {}
         self._store.log(key, {"event": event, "text": text, **cost})
 
-    def _resumed(self, key: Key) -> tuple[Dialogue, list[Usage]]:
+    def _resumed(self, key: Key) -> tuple[Dialogue, list[Usage], str | None]:
         dialogue, spent = Dialogue(self._questions, self._config), []
+        caption = None
         for event in self._store.events(key):
             if event["event"] == "question":
                 dialogue.ask(event["text"])
             elif event["event"] == "answer":
                 dialogue.answer(event["text"], event["probability"])
+            elif event["event"] == "caption":
+                caption = event["text"]
             if "usage" in event:
                 spent.append(Usage(**event["usage"]))
-        return dialogue, spent
+        return dialogue, spent, caption
+
+
+def _added(usages: Sequence[Usage]) -> Usage:
+    """Calls and tokens together, without the replies that were refused."""
+    return Usage(
+        sum(usage.calls for usage in usages),
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.completion_tokens for usage in usages),
+    )
 
 
 async def _read_ahead(

@@ -161,3 +161,10 @@ def test_mistakes_are_one_line(tmp_path):
     assert done.returncode == 2
     assert "no arm 'haiku'" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_what_sigterm_stopped_is_no_result(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(running.Experiment, "train", lambda self: False)
+    with pytest.raises(SystemExit):
+        running.run(Plan(small, tmp_path, ARMS), tmp_path, keep_models=True)
+    assert not (tmp_path / "cells").exists()

@@ -142,3 +142,15 @@ def test_captions_are_described_and_condensed(describer, look, serve, tmp_path, 
     store.close()
     journal = (tmp_path / "ic3.jsonl.journal").read_text().splitlines()
     assert np.all([len(json.loads(line)["drawn"]) == DRAWN for line in journal[1:]])
+
+
+def test_a_caption_that_was_written_is_not_asked_for_again(collect, serve, tmp_path):
+    """Killed between the last reply and the finished line."""
+    server = serve()
+    _, finished = collect(prompted(server), keys=KEYS[:2])
+    out = tmp_path / "out.jsonl"
+    out.write_text(out.read_text().splitlines(keepends=True)[0])
+    asked = server.requests
+    tally, again = collect(prompted(server), keys=KEYS[:2])
+    assert (tally.items, tally.usage.calls, server.requests) == (1, 0, asked)
+    assert again == finished
