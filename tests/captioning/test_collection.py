@@ -78,11 +78,11 @@ def test_a_language_model_talks_and_its_tokens_are_counted(collect, serve):
 def test_a_stopped_collection_goes_on_without_asking_twice(collect, serve, look):
     server = serve(lambda prompt, number: sensible(prompt, number) if number <= 40 else 500)
     first, _ = collect(prompted(server), keys=KEYS[:12])
-    assert first.unfinished == 12
+    assert first.items + first.unfinished == 12 and first.unfinished >= 4
     answered = server.requests
     server.reply = sensible
     tally, finished = collect(prompted(server))
-    assert tally.items == len(finished) == 19
+    assert tally.items + first.items == len(finished) == 19
     # 40 replies were kept: no more than what is left was asked for.
     assert server.requests - answered == 5 * 19 - 40
     assert all(line["calls"] == 5 and len(line["turns"]) == 4 for line in finished.values())
