@@ -165,6 +165,8 @@ class Plot(NamedTuple):
 
 
 _LEFT, _RIGHT, _ROW = 430, 960, 22
+# Between ticks, in mAP.
+_STEPS, _MOST_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5), 10
 
 
 def forest_plot(contrasts: list[Contrast]) -> Plot:
@@ -186,7 +188,7 @@ def forest_plot(contrasts: list[Contrast]) -> Plot:
         )
         for i, c in enumerate(contrasts)
     ]
-    step = max(0.01, round((high - low) / 6, 2))
+    step = next(step for step in _STEPS if (high - low) / step <= _MOST_TICKS)
     marks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
     ticks = [(x(float(mark)), 100 * float(mark)) for mark in marks]
     return Plot(bars, ticks, x(0.0), _RIGHT + 20, _ROW * (len(bars) + 2))
