@@ -93,7 +93,11 @@ class Calibration(NamedTuple):
 
 
 def collect_captions(
-    data: DataConfig, model_dir: str | os.PathLike, out: str | os.PathLike, config: CollectConfig
+    data: DataConfig,
+    model_dir: str | os.PathLike,
+    out: str | os.PathLike,
+    config: CollectConfig,
+    questioner: Questioner | None = None,
 ) -> dict[str, Any]:
     """Writes captions of a dataset's items to `out`; goes on where an earlier call stopped.
 
@@ -102,6 +106,7 @@ def collect_captions(
         model_dir: of the model that looks, as `load_model` takes it.
         out: JSON lines for `data.captions.file`, see `captioning.store`.
         config: how.
+        questioner: from `open_questioner`; opened here when None.
 
     Returns:
         What it took: "items" and "already" done, "unfinished", "items_per_second"; of
@@ -113,7 +118,7 @@ def collect_captions(
             or `out` belongs to another collection.
     """
     # Before anything takes long.
-    questioner = _open_questioner(config)
+    questioner = questioner or open_questioner(config)
     model, setup = load_model(model_dir), load_setup(model_dir)
     _check_able(model, config.method, model_dir)
     encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
@@ -260,7 +265,12 @@ def _key_of(split: str, items: ItemTable, row: int) -> Key:
     return Key(split, int(items["image_id"][row]), int(items["number"][row]))
 
 
-def _open_questioner(config: CollectConfig) -> Questioner:
+def open_questioner(config: CollectConfig) -> Questioner:
+    """Who asks, or sums up.
+
+    Raises:
+        InputError: it cannot be reached.
+    """
     if config.questioner == "script" or config.method in ("captioner", "annotations"):
         return Script()
     model = open_language_model(config.questioner, config.language_model, config.server)

@@ -26,7 +26,13 @@ from stand_in import stand_in
 
 from capret_jax.captioning.dialogue import DialogueConfig
 from capret_jax.captioning.language_models import ServerConfig
-from capret_jax.collecting import METHODS, SPLITS, CollectConfig, collect_captions
+from capret_jax.collecting import (
+    METHODS,
+    SPLITS,
+    CollectConfig,
+    collect_captions,
+    open_questioner,
+)
 from capret_jax.command_line import run
 from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.data.dataset import DataConfig
@@ -70,7 +76,8 @@ def main(argv: list[str]) -> None:
     )
     experiment = from_config_dict(_CONFIG.value) if _CONFIG.value else None
     data = experiment.data if experiment else DataConfig()
-    took = collect_captions(data, _looker(data, experiment), _OUT.value, config)
+    questioner = open_questioner(config)  # before anything takes long
+    took = collect_captions(data, _looker(data, experiment), _OUT.value, config, questioner)
     if prices:
         cost = (
             took.get("prompt_tokens", 0) * prices[0] + took.get("completion_tokens", 0) * prices[1]
