@@ -106,7 +106,7 @@ class Server:
         """The reply to one message.
 
         Raises:
-            NoReply: the server failed, or said nothing, as often as it was asked.
+            NoReply: the server failed as often as it was asked, or its reply has another shape.
         """
         async with self._slots:
             await self._pace()
@@ -117,17 +117,31 @@ class Server:
                     max_tokens=REPLY_TOKENS,
                     temperature=0.0,
                 )
-                text = done.choices[0].message.content or ""
+                return _as_reply(done)
             # Servers that are no such servers answer with JSON of any shape, or none.
-            except (self._errors, AttributeError, IndexError, TypeError, ValueError) as error:
+            except (
+                self._errors,
+                AttributeError,
+                IndexError,
+                KeyError,
+                TypeError,
+                ValueError,
+            ) as error:
                 raise NoReply(_reason(error)) from error
-        usage = done.usage
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Reply(text, *counts)
 
     async def close(self) -> None:
         """Ends all connections."""
         await self._client.close()
+
+
+def _as_reply(done) -> Reply:
+    """A chat completion's text and tokens; raises whatever its shape makes Python raise."""
+    text = done.choices[0].message.content or ""
+    if not isinstance(text, str):
+        raise TypeError(f"the message is a {type(text).__name__}, not a text")
+    # Not every server counts, and a good text is worth more than its price.
+    counts = (getattr(done.usage, f"{kind}_tokens", 0) for kind in ("prompt", "completion"))
+    return Reply(text, *(count if isinstance(count, int) else 0 for count in counts))
 
 
 def _reason(error: BaseException) -> str:

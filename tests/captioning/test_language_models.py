@@ -46,10 +46,35 @@ def test_what_fails_is_asked_again(serve, trouble):
     assert server.requests == 2
 
 
-@pytest.mark.parametrize("trouble", [500, 0.8, {"choices": []}, {"error": "odd"}])
+def odd(**changes) -> dict:
+    """A completion with something else in place of a part of it."""
+    message = {"role": "assistant", "content": changes.get("content", "yes")}
+    choices = changes.get("choices", [{"index": 0, "message": message}])
+    return {"id": "x", "model": "tiny", "choices": choices, "usage": changes.get("usage")}
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        500,
+        0.8,
+        {"error": "odd"},
+        odd(choices=[]),
+        odd(choices={"message": "yes"}),
+        odd(content=[{"type": "text", "text": "yes"}]),
+        odd(content=7),
+    ],
+    ids=str,
+)
 def test_what_keeps_failing_is_no_reply(serve, trouble):
     (found,) = ask(serve(lambda prompt, number: trouble).url, "a")
     assert isinstance(found, NoReply)
+
+
+@pytest.mark.parametrize("usage", [None, {}, "many", {"prompt_tokens": None}], ids=str)
+def test_a_reply_counts_even_where_its_tokens_are_not(serve, usage):
+    server = serve(lambda prompt, number: odd(usage=usage))
+    assert ask(server.url, "a") == [("yes", 0, 0)]
 
 
 def test_requests_are_paced(serve):
