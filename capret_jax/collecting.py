@@ -20,14 +20,17 @@ from capret_jax.captioning.describing import Describer, describe
 from capret_jax.captioning.dialogue import DialogueConfig, Turn, plain_caption
 from capret_jax.captioning.language_models import ServerConfig, open_language_model
 from capret_jax.captioning.questioner import Prompted, Questioner, Script
-from capret_jax.captioning.store import Key, Store
+from capret_jax.captioning.store import COUNTED, Key, Store
+from capret_jax.convert.checkpoint import ModelCard
+from capret_jax.convert.reference import parts
 from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
 from capret_jax.data.items import ItemTable
 from capret_jax.data.pipeline import Split
 from capret_jax.data.questions import Question, known_answers, questions_about
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.errors import InputError
-from capret_jax.loading import LoadedModel, digest, load_model, load_setup
+from capret_jax.loading import digest, load_card, load_model, load_setup
+from capret_jax.models.config import PLAIN, ComputeConfig
 
 METHODS = ("conversation", "captioner", "ic3", "annotations")
 SPLITS = ("train", "validation")
@@ -47,7 +50,9 @@ class CollectConfig:
         language_model: of the server's; empty for its first.
         splits: whose items.
         limit: of items, over all splits; 0 for all.
-        in_flight: conversations at once.
+        part, parts: every so many-th of these items, from which one on; the files of all parts
+            together are those of one.
+        in_flight: items at once.
         batch_size: pictures and questions of one call of the model.
         dialogue: when a conversation ends, and what counts as a fact.
         server: how to treat it.
@@ -58,6 +63,8 @@ class CollectConfig:
     language_model: str = ""
     splits: tuple[str, ...] = SPLITS
     limit: int = 0
+    part: int = 0
+    parts: int = 1
     in_flight: int = 512
     batch_size: int = 64
     dialogue: DialogueConfig = DialogueConfig()
@@ -75,6 +82,28 @@ class CollectConfig:
             )
         if min(self.in_flight, self.batch_size) < 1 or self.limit < 0:
             raise InputError("--in_flight and --batch_size must be positive, --limit not negative.")
+        if not 0 <= self.part < self.parts:
+            raise InputError(f"--part={self.part}/{self.parts} is not i/n with i from 0 to n - 1.")
+        if self.method in ("captioner", "annotations") and self.questioner != "script":
+            raise InputError(
+                f"--method={self.method} talks to nobody: leave --questioner={self.questioner} out."
+            )
+
+    def describe(self, dataset: str) -> str:
+        """For the record: what can reach a caption.
+
+        Args:
+            dataset: `DataConfig.name`.
+        """
+        seen = "what the model sees in the picture, and no annotation"
+        if self.method == "annotations":
+            topics = ", ".join(question.topic for question in questions_about(dataset))
+            return f"the annotations: {topics}"
+        if self.method == "captioner":
+            return f"X2-VLM's captioner: {seen}"
+        if self.method == "ic3":
+            return f"X2-VLM's captions condensed by {self.questioner}: {seen}"
+        return f"answers of X2-VLM to {self.questioner}: {seen}"
 
 
 class Calibration(NamedTuple):
@@ -98,6 +127,7 @@ def collect_captions(
     out: str | os.PathLike,
     config: CollectConfig,
     questioner: Questioner | None = None,
+    compute: ComputeConfig = PLAIN,
 ) -> dict[str, Any]:
     """Writes captions of a dataset's items to `out`; goes on where an earlier call stopped.
 
@@ -107,11 +137,11 @@ def collect_captions(
         out: JSON lines for `data.captions.file`, see `captioning.store`.
         config: how.
         questioner: from `open_questioner`; opened here when None.
+        compute: how the model that looks is computed.
 
     Returns:
-        What it took: "items" and "already" done, "unfinished", "items_per_second"; of
-        conversations "questions", "calls", "prompt_tokens" and "completion_tokens" per item,
-        "calibration", and of the facts whose truth is known the "precision", by topic.
+        Of this call "items", "already" done before, "unfinished", "items_per_second", and of
+        conversations "calibration"; of everything in `out`, see `costs`.
 
     Raises:
         InputError: the model cannot do it, the language model cannot be reached or falls silent,
@@ -119,70 +149,76 @@ def collect_captions(
     """
     # Before anything takes long.
     questioner = questioner or open_questioner(config)
+    check_looker(model_dir, config.method)
     model, setup = load_model(model_dir), load_setup(model_dir)
-    _check_able(model, config.method, model_dir)
     encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
     dataset = open_dataset(data)
     views = Views(dataset, model.config.image_size, data.augment.margin)
-    keys = views.keys(config.splits)[: config.limit or None]
+    keys = views.keys(config.splits)[: config.limit or None][config.part :: config.parts]
     settings = _settings(config, questioner, data, digest(jax.device_get(model.params)))
-    store = Store(out, settings)
+    compute = compute.on(jax.devices()[0].platform)
+    store, start = Store(out, settings), time.perf_counter()
+    left, more, unfinished = [key for key in keys if key not in store.finished], {}, 0
     try:
-        if config.method == "conversation":
-            return _converse(model, encode, dataset, views, keys, questioner, store, config, data)
-        if config.method == "annotations":
-            return _tell_truth(views, keys, store)
-        condenser = questioner if isinstance(questioner, Prompted) else None
-        describer = Describer(model.config, model.params, encode)
-        start, left = time.perf_counter(), sum(key not in store.finished for key in keys)
-        unfinished = describe(keys, views, describer, store, condenser)
-        seconds = time.perf_counter() - start
+        if not left:
+            pass  # what is there is described below
+        elif config.method == "annotations":
+            _tell_truth(views, left, store)
+        elif config.method == "conversation":
+            answerer = Answerer(model.config, model.params, encode, config.batch_size, compute)
+            questions = questions_about(data.name)
+            calibration = calibrate(answerer, questions, dataset.train, views)
+            more["calibration"] = calibration._asdict()
+            answerer.temperature = calibration.temperature
+            start = time.perf_counter()
+            unfinished = Collector(
+                answerer, questioner, questions, config.dialogue, store, config.in_flight
+            ).collect(left, views)
+        else:
+            describer = Describer(model.config, model.params, encode, config.batch_size, compute)
+            condenser = questioner if isinstance(questioner, Prompted) else None
+            unfinished = describe(left, views, describer, store, condenser, config.in_flight)
+        done, seconds = len(left) - unfinished, time.perf_counter() - start
         return {
-            "items": left - unfinished,
-            "already": len(keys) - left,
+            "items": done,
+            "already": len(keys) - len(left),
             "unfinished": unfinished,
-            "items_per_second": (left - unfinished) / seconds,
+            "items_per_second": done / seconds,
+            **more,
+            **costs(store, views),
         }
     finally:
         store.close()
 
 
-def _converse(model, encode, dataset, views, keys, questioner, store, config, data) -> dict:
-    answerer = Answerer(model.config, model.params, encode, config.batch_size)
-    questions = questions_about(data.name)
-    calibration = calibrate(answerer, questions, dataset.train, views)
-    answerer.temperature = calibration.temperature
-    collector = Collector(answerer, questioner, questions, config.dialogue, store, config.in_flight)
-    tally = collector.collect(keys, views)
-    each = max(tally.items, 1)
-    return {
-        "items": tally.items,
-        "already": tally.already,
-        "unfinished": tally.unfinished,
-        "items_per_second": tally.items / tally.seconds,
-        "questions": tally.questions / each,
-        "calls": tally.usage.calls / each,
-        "prompt_tokens": tally.usage.prompt_tokens / each,
-        "completion_tokens": tally.usage.completion_tokens / each,
-        "refused": len(tally.usage.refused),
-        "calibration": calibration._asdict(),
-        "precision": precision(store, keys, views),
-    }
+def costs(store: Store, views: "Views") -> dict[str, Any]:
+    """What the captions of a collection took, in all of its runs.
+
+    Returns:
+        Per item "questions", "calls" of the language model, "prompt_tokens", "completion_tokens"
+        and "refused" replies; and "precision", topic -> share of the facts that are true, where the
+        dataset knows that.
+    """
+    judged: dict[str, list[bool]] = {}
+    total, count = dict.fromkeys(("questions", *COUNTED), 0), 0
+    for key, line in store.lines():
+        turns = line.get("turns", [])
+        count, total["questions"] = count + 1, total["questions"] + len(turns)
+        for name in COUNTED:
+            total[name] += line.get(name, 0)
+        known = known_answers(views.attributes_of(key))
+        for turn in turns:
+            if turn["sure"] and turn["topic"] in known:
+                judged.setdefault(turn["topic"], []).append(turn["answer"] == known[turn["topic"]])
+    each = {name: value / max(count, 1) for name, value in total.items()}
+    return {**each, "precision": {topic: float(np.mean(right)) for topic, right in judged.items()}}
 
 
-def _tell_truth(views: "Views", keys: Sequence[Key], store: Store) -> dict[str, Any]:
-    start, left = time.perf_counter(), [key for key in keys if key not in store.finished]
-    for key in left:
+def _tell_truth(views: "Views", keys: Sequence[Key], store: Store) -> None:
+    for key in keys:
         known = known_answers(views.attributes_of(key))
         turns = [Turn("", topic, answer, 1.0, True, True) for topic, answer in known.items()]
         store.finish(key, plain_caption(turns))
-    seconds = time.perf_counter() - start
-    return {
-        "items": len(left),
-        "already": len(keys) - len(left),
-        "unfinished": 0,
-        "items_per_second": len(left) / seconds,
-    }
 
 
 def calibrate(
@@ -223,17 +259,6 @@ def _error(tables, truths, temperature: float) -> float:
     confidence = np.concatenate([table.max(axis=1) for table in sharpened])
     right = [table.argmax(axis=1) == truth for table, truth in zip(tables, truths, strict=True)]
     return calibration_error(confidence, np.concatenate(right))
-
-
-def precision(store: Store, keys: Sequence[Key], views: "Views") -> dict[str, float]:
-    """Topic -> share of the facts in finished conversations that are true, where that is known."""
-    judged: dict[str, list[bool]] = {}
-    for key in keys:
-        known = known_answers(views.attributes_of(key))
-        for turn in store.finished.get(key, {}).get("turns", []):
-            if turn["sure"] and turn["topic"] in known:
-                judged.setdefault(turn["topic"], []).append(turn["answer"] == known[turn["topic"]])
-    return {topic: float(np.mean(right)) for topic, right in judged.items()}
 
 
 class Views:
@@ -277,23 +302,47 @@ def open_questioner(config: CollectConfig) -> Questioner:
     return Prompted(model, model.name, model.close)
 
 
-def _check_able(model: LoadedModel, method: str, folder: str | os.PathLike) -> None:
-    if method == "conversation" and not model.config.decoder_layers:
+def check_looker(folder: str | os.PathLike, method: str) -> None:
+    """
+    Raises:
+        InputError: the folder holds no model, or one that cannot do it.
+    """
+    check_able(load_card(folder), method, str(folder))
+
+
+def check_able(card: ModelCard, method: str, name: str) -> None:
+    """
+    Args:
+        card: of the model that looks.
+        method: one of `METHODS`.
+        name: of the model, for the message.
+
+    Raises:
+        InputError: it lacks what the method needs.
+    """
+    if method == "conversation" and not card.config.decoder_layers:
         raise InputError(
-            f"{folder} has no answer decoder, so it answers no questions: convert a vqa checkpoint."
+            f"{name} has no answer decoder, so it answers no questions: convert a vqa checkpoint."
         )
-    if method in ("captioner", "ic3"):
-        model.check_trained("fusion", "mlm_head")
+    needed = {"conversation": ("decoder",), "annotations": ()}.get(method, ("mlm_head",))
+    for part in needed:
+        if part in parts(card.fresh):
+            raise InputError(
+                f"--method={method} needs the {part}, of which {name} (a {card.kind} checkpoint) "
+                "has no trained values: convert another kind, or train this one first."
+            )
 
 
 def _settings(
     config: CollectConfig, questioner: Questioner, data: DataConfig, model: str
 ) -> dict[str, Any]:
     """What makes captions of one file alike."""
-    settings = {
+    settings: dict[str, Any] = {
         "method": config.method,
         "questioner": questioner.name,
         "model": model,
         "dataset": f"{data.name}/{data.variant}" if data.name == "synthetic" else data.name,
     }
+    if config.parts > 1:
+        settings["part"] = f"{config.part}/{config.parts}"
     return settings | (vars(config.dialogue) if config.method == "conversation" else {})

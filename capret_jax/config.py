@@ -7,6 +7,7 @@ only these frozen dataclasses, checked once.
 import dataclasses
 import difflib
 import typing
+from collections.abc import Sequence
 
 import ml_collections
 
@@ -19,16 +20,13 @@ from capret_jax.models.config import SIZES, ComputeConfig, ModelConfig
 from capret_jax.train.loop import LoopConfig
 from capret_jax.train.optimizer import OptimizerConfig
 
+Kind = typing.TypeVar("Kind")
 MODES = ("train_and_evaluate", "train", "evaluate")
 
-# What may change between the runs of one workdir without changing what is trained.
-_FREE_KEYS = (
-    "mode",
+# What changes neither what is trained nor how it is measured.
+WORKINGS = (
     "mesh",
     "compute",
-    "evaluation",
-    "embedding.captions",
-    "embedding.file",
     "data.prepared_dir",
     "data.prepare",
     "data.source_dir",
@@ -37,6 +35,8 @@ _FREE_KEYS = (
     "loop.checkpoint_every",
     "loop.evaluate_every",
 )
+# What may change between the runs of one workdir without changing what is trained.
+_FREE_KEYS = (*WORKINGS, "mode", "evaluation", "embedding.captions", "embedding.file")
 # What may differ between a model and the checkpoint that it starts from.
 _FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout", "embedding")
 
@@ -187,6 +187,11 @@ class ExperimentConfig:
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "
                 "config.model.decoder_layers."
             )
+        if self.loss.arcface and not self.data.views_per_identity:
+            raise InputError(
+                "config.loss.arcface learns identities, which config.data.views_per_identity=0 "
+                "keeps from it: set one of them."
+            )
         looked = self.evaluation.detect or self.evaluation.detections
         if self.embedding.kind != "image" and looked:
             raise InputError(
@@ -206,10 +211,20 @@ def from_config_dict(values: ml_collections.ConfigDict) -> ExperimentConfig:
     Raises:
         InputError: an unknown key, a wrong type, or an impossible value; the message names it.
     """
-    return _build(ExperimentConfig, values.to_dict(), "config")
+    return build(ExperimentConfig, values.to_dict(), "config")
 
 
-def _build(kind, values: dict, path: str):
+def build(kind: type[Kind], values: dict, path: str) -> Kind:
+    """A dataclass of nested plain dicts.
+
+    Args:
+        kind: the class.
+        values: of its fields; others have their defaults.
+        path: of the values, for messages.
+
+    Raises:
+        InputError: an unknown key, a wrong type, or an impossible value; the message names it.
+    """
     types = typing.get_type_hints(kind)
     for name in values:
         if name not in types:
@@ -226,10 +241,10 @@ def _build(kind, values: dict, path: str):
 
 
 def _check(kind, value, path: str):
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise InputError(f"{path}={value!r} must be a group of settings.")
-        return _build(kind, value, path)
+        return build(kind, value, path)
     wanted = typing.get_origin(kind) or kind
     if wanted is float and type(value) is int:
         value = float(value)
@@ -251,16 +266,27 @@ def check_same_training(saved: dict, current: dict, workdir: str) -> None:
     Raises:
         InputError: a key that shapes training differs.
     """
-    # A key that is younger than the checkpoint had its default value then.
+    if difference := first_difference(saved, current, _FREE_KEYS):
+        raise InputError(
+            f"the checkpoint in {workdir} belongs to another config: {difference}; set it back, or "
+            "choose another --workdir."
+        )
+
+
+def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
+    """What differs between two configs, in words; empty when nothing does.
+
+    Args:
+        saved, current: as nested plain dicts.
+        free: keys, or groups of them, that may differ.
+    """
+    # A key that is younger than the saved config had its default value then.
     defaults = _flat(dataclasses.asdict(ExperimentConfig()))
     before, now = defaults | _flat(saved), _flat(current)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key) and not _is_free(key):
-            raise InputError(
-                f"the checkpoint in {workdir} belongs to another config: config.{key} was "
-                f"{before.get(key)!r} and is {now.get(key)!r}; set it back, or choose another "
-                "--workdir."
-            )
+        if before.get(key) != now.get(key) and not _is_in(key, free):
+            return f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"
+    return ""
 
 
 def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> None:
@@ -288,8 +314,8 @@ def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> N
             )
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in _FREE_KEYS)
+def _is_in(key: str, groups: Sequence[str]) -> bool:
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -14,13 +14,18 @@ from jax.experimental import multihost_utils
 from capret_jax import second_look
 from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
 from capret_jax.convert.checkpoint import is_converted
-from capret_jax.data.captions import Captioner, captions_from, template_captions
+from capret_jax.data.captions import (
+    Captioner,
+    captions_from,
+    phrases_of,
+    template_captions,
+)
 from capret_jax.data.dataset import open_dataset, open_tokenizer
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import Split, ViewConfig, training_iterator
 from capret_jax.data.questions import Quizzer, questions_about, vocabulary_of
-from capret_jax.data.sampler import IdentitySampler, Shard
+from capret_jax.data.sampler import Shard, make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.detection.threshold import write_threshold
@@ -47,6 +52,8 @@ from capret_jax.train.state import TrainState, abstract_state, init_state
 from capret_jax.train.step import StepFunction, make_step
 
 EVALUATION = "evaluation"
+# Captions whose length is looked at before training.
+_LOOKED_AT = 1000
 
 
 class Experiment:
@@ -88,12 +95,14 @@ class Experiment:
         self._captioner = Captioner(config.data.captions, self._train_split.items)
         self._questions = questions_about(config.data.name)
         asked = vocabulary_of(self._questions) if config.loss.vqa else []
-        said = itertools.chain(self._captioner, asked)  # read only to make a vocabulary
+        others = phrases_of(config.data.vocabulary)
+        # Read only to make a vocabulary.
+        said = itertools.chain(self._captioner, asked, others)
         tokenizer = first_process_first(
             lambda: open_tokenizer(config.data, said, workdir, config.model.vocab_size)
         )
         self._encoder = CaptionEncoder(tokenizer, config.data.max_tokens)
-        self._sampler = IdentitySampler(
+        self._sampler = make_sampler(
             self._train_split.items,
             config.batch_size,
             config.data.views_per_identity,
@@ -101,6 +110,7 @@ class Experiment:
             config.seed,
             Shard(jax.process_index(), jax.process_count()),
         )
+        self._said = self._captions_at_inference()
         self._compute = config.compute.on(self.mesh.devices.flat[0].platform)
         self._graphdef, _ = abstract_model(config.model, self._compute)
         self._abstract = abstract_state(
@@ -126,6 +136,11 @@ class Experiment:
         if done >= last:
             print(f"{self._workdir} is trained to step {done} already.")
             return True
+        if cut := self.captions_cut():
+            print(
+                f"config.data.max_tokens={self.config.data.max_tokens} cuts {100 * cut:.1f} % of "
+                "the captions: they lose their ends."
+            )
         iterator = self.training_iterator()
         if done:
             state = self._checkpoints.restore(self._abstract, iterator)
@@ -160,6 +175,10 @@ class Experiment:
                 interruption,
                 self._retrieval_metrics if self.config.loop.evaluate_every else None,
             )
+
+    def captions_cut(self) -> float:
+        """Share of the training captions, of some of them, that have more than T tokens."""
+        return float(np.mean([*map(self._encoder.cuts, self._captioner.some(_LOOKED_AT))]))
 
     def evaluate(self, name: str = EVALUATION) -> None:
         """Evaluates the newest checkpoint beside its baselines.
@@ -329,9 +348,8 @@ class Experiment:
         captions = self._read_captions if self.config.embedding.kind != "image" else None
         return self._make_views(split, data.view, data.augment.margin, shard, captions)
 
-    @functools.cached_property
-    def _said(self) -> list[str]:
-        """The captions that embeddings of the validation items read."""
+    def _captions_at_inference(self) -> list[str]:
+        """What embeddings of the validation items read."""
         wanted, items = self.config.embedding, self._validation_split.items
         if wanted.file:
             return [texts[0] for texts in captions_from(wanted.file, items, "validation")]

@@ -1,4 +1,4 @@
-"""The experiment: does language help image retrieval? On drawings, in an hour and a half.
+"""The experiment: does language help image retrieval? On drawings, in an hour.
 
     python tools/run_ablation.py --config=configs/ablation.py --workdir=runs/ablation
 
@@ -33,9 +33,6 @@ def get_config(data: str = "demo"):
         {
             # What every cell starts from, unless `experiment.init_from` names a checkpoint.
             "pretraining": _config_of("demo_pretrain"),
-            # Who looks at items to caption them; the model that cells start from if empty. On
-            # photographs a converted VQA checkpoint.
-            "looker": "",
             "experiment": _demo() if data == "demo" else _config_of("df2_finetune"),
             "captions": {
                 # A phrase that says nothing, for the box loss, which needs one.
@@ -64,16 +61,19 @@ def get_config(data: str = "demo"):
                 },
             },
             "stages": {
-                # No identity is trained.
-                "zero_shot": {"loss": {"arcface": 0.0}},
+                # Of the same items no identity is told: captions and boxes are all there is to
+                # learn from, and without them the first model stays as it is.
+                "zero_shot": {"loss": {"arcface": 0.0}, "data": {"views_per_identity": 0}},
                 "fine_tuned": {"loss": {"arcface": 1.0}},
             },
-            # How the captions of an arm come about; see tools/collect_captions.py.
+            # How the captions of an arm come about (`collecting.CollectConfig`), and the folder of
+            # who looks: the model that cells start from if empty. On photographs a conversation
+            # needs a converted VQA checkpoint, the others one with a language model's head.
             "collected": {
-                "captioner": {"method": "captioner"},
-                "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1"},
-                "conversation": {"method": "conversation", "questioner": "script"},
-                "true": {"method": "annotations"},
+                "captioner": {"method": "captioner", "looker": ""},
+                "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1", "looker": ""},
+                "conversation": {"questioner": "script", "looker": ""},
+                "true": {"method": "annotations", "looker": ""},
             },
             # Kinds of embedding, the captions that validation items have at inference, and what
             # changes in training: one that reads captions must do without, too.
@@ -93,7 +93,7 @@ def get_config(data: str = "demo"):
                 "objects": ("none", "box"),
                 "stages": ("zero_shot", "fine_tuned"),
                 "embeddings": ("image", "text", "joined", "fusion"),
-                "seeds": (0, 1, 2),
+                "seeds": (0, 1, 2, 3),
             },
             "keep_models": data == "demo",
         }

@@ -25,10 +25,8 @@ def audit(plan: Plan, dataset: Dataset) -> dict[str, Any]:
     """
     training, asked = {}, {}
     for reading in plan.readings():
-        config = plan.config_of(reading)
-        fields = config.data.captions.fields
-        training[reading.cell.captions] = config.data.captions.describe()
-        asked[f"{reading.cell.embedding}, {reading.said}"] = config.embedding.describe(fields)
+        training[reading.cell.captions] = plan.teaches(reading.cell)
+        asked[f"{reading.cell.embedding}, {reading.said}"] = plan.reaches(reading)
     pairs = near_duplicates(hashes(dataset.validation), hashes(dataset.train))
     return {
         "training_captions": training,

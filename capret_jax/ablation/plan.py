@@ -3,13 +3,12 @@
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
-from capret_jax.captioning.language_models import ServerConfig
 from capret_jax.collecting import CollectConfig
-from capret_jax.config import ExperimentConfig, from_config_dict
+from capret_jax.config import SAID, ExperimentConfig, build, from_config_dict
 from capret_jax.errors import InputError
 from capret_jax.loading import load_setup
 from capret_jax.losses.total import TERMS
@@ -53,6 +52,7 @@ class Plan:
         cells: of all seeds, one seed after the other.
         seeds: of them.
         collected: captions arm -> how its file of captions is collected, of the arms taken.
+        lookers: of these arms, folder of the model that looks at items to caption them.
         pretraining: of the model that every cell starts from; None where `init_from` names it.
     """
 
@@ -92,12 +92,16 @@ class Plan:
             for seed, embedding, stage, objects, captions in grid
             if embedding == IMAGE or (captions, objects, stage) == tuple(values.read_by)
         ]
+        self._check_embeddings(taken)
         wanted = {cell.captions for cell in self.cells}
         if any(cell.embedding != IMAGE for cell in self.cells):
             wanted |= {values.oracle}
-        self.collected = {
-            name: _collect_config(how) for name, how in values.collected.items() if name in wanted
-        }
+        self.collected, self.lookers = {}, {}
+        for name in values.collected:
+            if name in wanted:
+                how = values.collected[name].to_dict()
+                self.lookers[name] = how.pop("looker", "") or self.start
+                self.collected[name] = build(CollectConfig, how, f"config.collected.{name}")
         self.pretraining = None
         if not values.experiment.init_from:
             self.pretraining = from_config_dict(values.pretraining)
@@ -108,11 +112,6 @@ class Plan:
     def start(self) -> str:
         """Folder of the model that every cell starts from."""
         return self._values.experiment.init_from or str(self._workdir / "pretrained")
-
-    @property
-    def looker(self) -> str:
-        """Folder of the model that looks at items to caption them."""
-        return self._values.looker or self.start
 
     def readings(self) -> list[Reading]:
         """All evaluations, in the order of the cells."""
@@ -151,6 +150,45 @@ class Plan:
         except InputError as error:
             raise InputError(f"{cell.folder} ({said}): {error}") from error
 
+    def reaches(self, reading: Reading) -> str:
+        """What can reach the caption of a validation item, for the record."""
+        cell, said = reading
+        if said == NONE:
+            return "nothing: it is empty"
+        source = cell.captions if said == "generated" else self._values.oracle
+        return self.collected[source].describe(self._values.experiment.data.name)
+
+    def teaches(self, cell: Cell) -> str:
+        """What can reach the captions of training items, for the record."""
+        data = self.config_of(Reading(cell, self.said(cell)[0])).data
+        if cell.captions in self.collected:
+            return self.collected[cell.captions].describe(data.name)
+        return data.captions.describe()
+
+    def _check_embeddings(self, taken: Mapping[str, tuple]) -> None:
+        """That there are cells, and the captions that they read."""
+        values, read_by = self._values, tuple(self._values.read_by)
+        if not self.cells:
+            raise InputError(
+                f"embeddings that read captions are trained with {' and '.join(read_by)} "
+                "(config.read_by) alone, and these arms are not all taken: take them, or "
+                f"--embeddings={IMAGE}."
+            )
+        for name in taken["embeddings"]:
+            for said in values.embeddings[name].said:
+                if said not in SAID:
+                    raise InputError(
+                        f"config.embeddings.{name}.said has {said!r}, which is none of "
+                        f"{', '.join(SAID)}."
+                    )
+                generated = said == "generated"
+                key, arm = ("read_by", read_by[0]) if generated else ("oracle", values.oracle)
+                if said != NONE and arm not in values.collected:
+                    raise InputError(
+                        f"config.{key} names {arm!r}, whose captions are not collected: there are "
+                        f"{', '.join(values.collected)}."
+                    )
+
     def _vocabulary(self) -> str:
         """The words that the first model knows."""
         if self.pretraining is None:
@@ -175,12 +213,3 @@ def _check_arms(axis: str, taken: Sequence, known: Mapping) -> None:
     for arm in taken:
         if arm not in known:
             raise InputError(f"{axis} has no arm {arm!r}: there are {', '.join(known)}.")
-
-
-def _collect_config(values: Mapping[str, Any]) -> CollectConfig:
-    try:
-        how = dict(values)
-        server = ServerConfig(**how.pop("server", {}))
-        return CollectConfig(**how, server=server)
-    except TypeError as error:
-        raise InputError(f"config.collected: {error}.") from error

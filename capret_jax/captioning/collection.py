@@ -1,10 +1,8 @@
 """Captions of many items: thousands of conversations in flight, their questions in batches."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -12,34 +10,16 @@ from tqdm import tqdm
 from capret_jax.batching import Batcher
 from capret_jax.captioning.answerer import Answer, Answerer, Asked
 from capret_jax.captioning.dialogue import Dialogue, DialogueConfig
-from capret_jax.captioning.language_models import NoReply
-from capret_jax.captioning.questioner import Questioner, Usage
+from capret_jax.captioning.questioner import (
+    NoAnswer,
+    Questioner,
+    Silence,
+    Usage,
+    log_refused,
+    total,
+)
 from capret_jax.captioning.store import Key, Store
 from capret_jax.data.questions import Question
-from capret_jax.errors import InputError
-
-# Items in a row without a reply, after which the language model is given up.
-_GIVEN_UP = 16
-
-
-class Tally(NamedTuple):
-    """What a collection took.
-
-    Attributes:
-        items: finished in this run.
-        already: finished before.
-        unfinished: for which the language model gave no reply; another run goes on with them.
-        questions: answered in this run.
-        usage: of the language model, in this run.
-        seconds: of it.
-    """
-
-    items: int
-    already: int
-    unfinished: int
-    questions: int
-    usage: Usage
-    seconds: float
 
 
 class Collector:
@@ -65,25 +45,25 @@ class Collector:
         """
         self._answerer, self._questioner, self._questions = answerer, questioner, questions
         self._config, self._store, self._in_flight = config, store, in_flight
-        self._asked, self._silent = 0, 0
-        self._spent = Usage()
-        self._refused: list[str] = []
+        self._silence = Silence()
 
-    def collect(self, keys: Sequence[Key], look: Callable[[Key], np.ndarray]) -> Tally:
-        """Talks about every item that has no caption yet.
+    def collect(self, keys: Sequence[Key], look: Callable[[Key], np.ndarray]) -> int:
+        """Talks about items that have no caption yet.
 
         Args:
             keys: the items.
             look: the picture of one, (S, S, 3) uint8.
+
+        Returns:
+            How many got none, since the language model gave no reply; another run goes on with
+            them.
 
         Raises:
             InputError: the language model replies to nothing any more.
         """
         return asyncio.run(self._collect(keys, look))
 
-    async def _collect(self, keys, look) -> Tally:
-        start = time.perf_counter()
-        left = [key for key in keys if key not in self._store.finished]
+    async def _collect(self, keys, look) -> int:
         # One thread for the model, one that reads pictures meanwhile.
         with ThreadPoolExecutor(1) as model, ThreadPoolExecutor(1) as reader:
             answer = Batcher(self._answerer, model, self._in_flight, waiting=0)
@@ -101,9 +81,9 @@ class Collector:
 
             unfinished = 0
             talks: set[asyncio.Task] = set()
-            progress = tqdm(left, "captions", unit="item", leave=False)
+            progress = tqdm(keys, "captions", unit="item", leave=False)
             try:
-                async for key, states in _read_ahead(left, read, slots):
+                async for key, states in _read_ahead(keys, read, slots):
                     talk = asyncio.create_task(self._talk(key, states, answer))
                     talk.add_done_callback(leave)
                     talks.add(talk)
@@ -118,9 +98,7 @@ class Collector:
                 await answer.stop()
                 await self._questioner.close()
                 progress.close()
-        usage = self._spent._replace(refused=tuple(self._refused))
-        done, seconds = len(left) - unfinished, time.perf_counter() - start
-        return Tally(done, len(keys) - len(left), unfinished, self._asked, usage, seconds)
+        return unfinished
 
     async def _talk(self, key: Key, states: np.ndarray, answer: Batcher[Asked, Answer]) -> bool:
         """One conversation, from where it stopped; False when the questioner gave no reply."""
@@ -134,36 +112,22 @@ class Collector:
                     continue
                 asked = dialogue.to_answer(dialogue.pending)
                 found = await answer(Asked(states, asked.text, asked.answers))
-                self._asked += 1
                 dialogue.answer(*found)
                 self._store.log(key, {"event": "answer", **found._asdict()})
             if caption is None:
                 said = await self._questioner.sum_up(dialogue)
                 caption = said.text or ""
                 self._note(key, "caption", caption, said.usage, spent)
-        except NoReply as error:
-            self._silent += 1
-            if self._silent >= _GIVEN_UP:
-                raise InputError(
-                    f"the questioner gave no reply {_GIVEN_UP} times in a row ({error}): mend it "
-                    "and run the same command again, which goes on where this stopped."
-                ) from error
+        except NoAnswer as error:
+            log_refused(self._store, key, error.usage)
+            self._silence.goes_on(error)
             return False
-        calls, read, written = _added(spent)[:3]
-        self._store.finish(
-            key,
-            caption,
-            turns=[vars(turn) for turn in dialogue.turns],
-            calls=calls,
-            prompt_tokens=read,
-            completion_tokens=written,
-        )
+        turns = [vars(turn) for turn in dialogue.turns]
+        self._store.finish(key, caption, turns=turns, **total(spent))
         return True
 
     def _note(self, key, event: str, text: str | None, usage: Usage, spent: list[Usage]) -> None:
-        self._silent = 0
-        self._spent = _added([self._spent, usage])
-        self._refused += usage.refused
+        self._silence.is_broken()
         spent.append(usage)
         cost = {"usage": usage._asdict()} if usage.calls else {}
         self._store.log(key, {"event": event, "text": text, **cost})
@@ -183,15 +147,6 @@ class Collector:
         return dialogue, spent, caption
 
 
-def _added(usages: Sequence[Usage]) -> Usage:
-    """Calls and tokens together, without the replies that were refused."""
-    return Usage(
-        sum(usage.calls for usage in usages),
-        sum(usage.prompt_tokens for usage in usages),
-        sum(usage.completion_tokens for usage in usages),
-    )
-
-
 async def _read_ahead(
     keys: Sequence[Key], read, slots: asyncio.Semaphore, chunk: int = 64
 ) -> AsyncIterator[tuple[Key, np.ndarray]]:
@@ -206,5 +161,8 @@ async def _read_ahead(
 def _take_done(talks: set[asyncio.Task]) -> int:
     """Removes what is done; how many of it failed."""
     done = {talk for talk in talks if talk.done()}
+    broken = [error for talk in done if (error := talk.exception())]
     talks -= done
+    if broken:
+        raise broken[0]
     return sum(not talk.result() for talk in done)

@@ -1,6 +1,7 @@
 """Captions without a conversation: X2-VLM's own, or several of its own condensed into one (IC3)."""
 
 import asyncio
+import zlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,8 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from capret_jax.captioning.beam_search import BeamConfig
-from capret_jax.captioning.language_models import NoReply
-from capret_jax.captioning.questioner import Prompted
+from capret_jax.captioning.questioner import (
+    NoAnswer,
+    Prompted,
+    Silence,
+    Usage,
+    log_refused,
+    total,
+)
 from capret_jax.captioning.store import Key, Store
 from capret_jax.captioning.writer import SpecialTokens, write_captions
 from capret_jax.data.tokenizer import CaptionEncoder
@@ -19,7 +26,7 @@ from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 
 # Captions drawn of each picture, to be condensed.
 DRAWN = 5
-_PICTURES = 64
+_BEAMS = 3
 
 
 class Describer:
@@ -30,6 +37,7 @@ class Describer:
         model: ModelConfig,
         params: dict,
         encode: CaptionEncoder,
+        batch_size: int = 64,
         compute: ComputeConfig = PLAIN,
     ):
         """
@@ -37,37 +45,47 @@ class Describer:
             model: with a masked language model's head.
             params: the model's, trained to write captions.
             encode: texts -> tokens.
+            batch_size: pictures of one call.
             compute: how the model is computed.
         """
         graphdef, _ = abstract_model(model, compute)
-        self._params, self._tokenizer = params, encode.tokenizer
+        self._params, self._tokenizer, self._batch = params, encode.tokenizer, batch_size
         special = SpecialTokens(encode.tokenizer.mask_token_id, encode.tokenizer.sep_token_id)
         prompt = np.array([encode.tokenizer.cls_token_id])
         longest = len(encode("").ids) - 2
 
-        def write(params, images, key, beams):
+        def write(params, images, seeds, beams):
             model = bind(graphdef, params, compute.dtype)
             config = BeamConfig(beams=beams, max_tokens=longest)
             states = model.encode_image(normalize_pixels(images))
-            draw = key if beams == 1 else None
-            return write_captions(model, states, jnp.asarray(prompt), special, config, draw)[0]
+            keys = jax.vmap(jax.random.key)(seeds) if beams == 1 else None
+            return write_captions(model, states, jnp.asarray(prompt), special, config, keys)[0]
 
         self._write = jax.jit(write, static_argnums=3)
 
     def best(self, images: np.ndarray) -> list[str]:
-        """(n, S, S, 3) uint8, n at most 64 -> n captions, by beam search."""
-        return self._texts(images, jax.random.key(0), 3)
+        """(n, S, S, 3) uint8 -> n captions, by beam search."""
+        return self._texts(images, np.zeros(len(images), np.uint32), _BEAMS)
 
-    def drawn(self, images: np.ndarray, seed: int) -> list[list[str]]:
-        """(n, S, S, 3) uint8, n at most 64 -> `DRAWN` different captions of each."""
-        keys = jax.random.split(jax.random.key(seed), DRAWN)
-        rounds = [self._texts(images, key, 1) for key in keys]
+    def drawn(self, images: np.ndarray, seeds: Sequence[int]) -> list[list[str]]:
+        """`DRAWN` captions of each picture, from the model's distribution.
+
+        Args:
+            images: (n, S, S, 3) uint8.
+            seeds: n of them: a picture's draws depend on its own, and on nothing beside it.
+        """
+        first = np.asarray(seeds, np.uint32)
+        rounds = [self._texts(images, first + np.uint32(i), 1) for i in range(DRAWN)]
         return [list(each) for each in zip(*rounds, strict=True)]
 
-    def _texts(self, images, key, beams) -> list[str]:
-        filled = np.concatenate([images, np.repeat(images[-1:], _PICTURES - len(images), axis=0)])
-        ids = jax.device_get(self._write(self._params, filled, key, beams))[: len(images)]
-        return self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+    def _texts(self, images, seeds, beams) -> list[str]:
+        texts = []
+        for start in range(0, len(images), self._batch):
+            rows = np.arange(start, start + self._batch).clip(max=len(images) - 1)
+            ids = jax.device_get(self._write(self._params, images[rows], seeds[rows], beams))
+            ids = ids[: len(images) - start]
+            texts += self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
 
 
 def describe(
@@ -76,9 +94,9 @@ def describe(
     describer: Describer,
     store: Store,
     condenser: Prompted | None = None,
-    seed: int = 0,
+    in_flight: int = 512,
 ) -> int:
-    """Describes every item that has no caption yet.
+    """Describes items that have no caption yet.
 
     Args:
         keys: the items.
@@ -86,45 +104,62 @@ def describe(
         describer: the captioner.
         store: what is done.
         condenser: makes one caption of several that are drawn; the best one is taken without it.
-        seed: of the draws.
+        in_flight: items at once.
 
     Returns:
         How many got none, since the language model gave no reply.
-    """
-    left = [key for key in keys if key not in store.finished]
-    chunks = [left[i : i + _PICTURES] for i in range(0, len(left), _PICTURES)]
 
-    async def run() -> int:
-        unfinished = 0
-        try:
-            for number, chunk in enumerate(tqdm(chunks, "captions", leave=False)):
-                images = np.stack([*map(look, chunk)])
-                if condenser is None:
-                    for key, caption in zip(chunk, describer.best(images), strict=True):
-                        store.finish(key, caption)
-                    continue
-                drawn = describer.drawn(images, seed + number)
+    Raises:
+        InputError: the language model replies to nothing any more.
+    """
+    return asyncio.run(_describe(keys, look, describer, store, condenser, in_flight))
+
+
+async def _describe(keys, look, describer, store, condenser, in_flight) -> int:
+    unfinished, silence = 0, Silence()
+    progress = tqdm(keys, "captions", unit="item", leave=False)
+    try:
+        for start in range(0, len(keys), in_flight):
+            chunk = keys[start : start + in_flight]
+            images = np.stack([*map(look, chunk)])
+            if condenser is None:
+                for key, caption in zip(chunk, describer.best(images), strict=True):
+                    store.finish(key, caption)
+            else:
+                drawn = describer.drawn(images, [*map(_seed_of, chunk)])
                 talks = [
-                    _condense(*each, condenser, store) for each in zip(chunk, drawn, strict=True)
+                    _condense(*each, condenser, store, silence)
+                    for each in zip(chunk, drawn, strict=True)
                 ]
                 unfinished += sum(not done for done in await asyncio.gather(*talks))
-        finally:
-            if condenser is not None:
-                await condenser.close()
-        return unfinished
+            progress.update(len(chunk))
+    finally:
+        progress.close()
+        if condenser is not None:
+            await condenser.close()
+    return unfinished
 
-    return asyncio.run(run())
+
+def _seed_of(key: Key) -> int:
+    return zlib.crc32(repr(tuple(key)).encode())
 
 
-async def _condense(key: Key, drawn: list[str], condenser: Prompted, store: Store) -> bool:
-    try:
-        said = await condenser.condense(drawn)
-    except NoReply:
-        return False
-    usage = said.usage._asdict()
-    store.log(key, {"event": "caption", "text": said.text, "drawn": drawn, "usage": usage})
-    store.finish(key, said.text or "", drawn=drawn, **{k: usage[k] for k in _COUNTED})
+async def _condense(
+    key: Key, drawn: list[str], condenser: Prompted, store: Store, silence: Silence
+) -> bool:
+    spent = [Usage(**event["usage"]) for event in store.events(key)]
+    written = [event["text"] for event in store.events(key) if event["event"] == "caption"]
+    if not written:
+        try:
+            said = await condenser.condense(drawn)
+        except NoAnswer as error:
+            log_refused(store, key, error.usage)
+            silence.goes_on(error)
+            return False
+        silence.is_broken()
+        spent.append(said.usage)
+        written = [said.text or ""]
+        event = {"event": "caption", "text": written[0], "drawn": drawn}
+        store.log(key, {**event, "usage": said.usage._asdict()})
+    store.finish(key, written[0], drawn=drawn, **total(spent))
     return True
-
-
-_COUNTED = ("calls", "prompt_tokens", "completion_tokens")

@@ -5,6 +5,7 @@ so each prompt is one message of the user, and says all there is to know.
 """
 
 import asyncio
+import dataclasses
 import os
 import time
 import urllib.parse
@@ -37,7 +38,8 @@ class NoReply(Exception):
 LanguageModel = Callable[[str], Awaitable[Reply]]
 
 
-class ServerConfig(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ServerConfig:
     """How to treat a server.
 
     Attributes:
@@ -52,6 +54,16 @@ class ServerConfig(NamedTuple):
     per_second: float = 0.0
     timeout: float = 60.0
     retries: int = 4
+
+    def __post_init__(self):
+        if self.workers < 1 or self.timeout <= 0:
+            raise InputError(
+                f"--workers={self.workers} and --timeout={self.timeout} must be positive."
+            )
+        if self.per_second < 0 or self.retries < 0:
+            raise InputError(
+                f"--per_second={self.per_second} and --retries={self.retries} must not be negative."
+            )
 
 
 class Server:

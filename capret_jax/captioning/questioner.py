@@ -13,10 +13,14 @@ from capret_jax.captioning.dialogue import (
     sources_of,
     unsupported,
 )
-from capret_jax.captioning.language_models import LanguageModel
+from capret_jax.captioning.language_models import LanguageModel, NoReply
+from capret_jax.captioning.store import Key, Store
+from capret_jax.errors import InputError
 
 # Times that a language model is asked for the same thing, told each time what was wrong.
 _ATTEMPTS = 3
+# Items in a row without a reply, after which it is given up.
+_GIVEN_UP = 16
 
 _ASK = """\
 Someone looks at a photo of one garment from a shop and answers your questions. You cannot see it. \
@@ -54,6 +58,54 @@ class Usage(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     refused: tuple[str, ...] = ()
+
+
+def total(spent: Sequence[Usage]) -> dict[str, int]:
+    """`store.COUNTED` of several texts together."""
+    return {
+        "calls": sum(usage.calls for usage in spent),
+        "prompt_tokens": sum(usage.prompt_tokens for usage in spent),
+        "completion_tokens": sum(usage.completion_tokens for usage in spent),
+        "refused": sum(len(usage.refused) for usage in spent),
+    }
+
+
+class NoAnswer(NoReply):
+    """A language model fell silent; `usage` is what it had said before that was refused."""
+
+    def __init__(self, why: str, usage: Usage):
+        super().__init__(why)
+        self.usage = usage
+
+
+def log_refused(store: Store, key: Key, usage: Usage) -> None:
+    """Keeps what was said before a language model fell silent: it was paid for."""
+    if usage.calls:
+        store.log(key, {"event": "refused", "usage": usage._asdict()})
+
+
+class Silence:
+    """Replies that did not come, one after the other."""
+
+    def __init__(self) -> None:
+        self._row = 0
+
+    def is_broken(self) -> None:
+        """A reply came."""
+        self._row = 0
+
+    def goes_on(self, error: Exception) -> None:
+        """None came.
+
+        Raises:
+            InputError: there is no more hope.
+        """
+        self._row += 1
+        if self._row >= _GIVEN_UP:
+            raise InputError(
+                f"the language model gave no reply {_GIVEN_UP} times in a row ({error}): mend it "
+                "and run the same command again, which goes on where this stopped."
+            ) from error
 
 
 class Said(NamedTuple):
@@ -112,7 +164,7 @@ class Prompted:
         """The next question.
 
         Raises:
-            NoReply: the model gave no reply.
+            NoAnswer: the model gave no reply.
         """
         left = dialogue.open_questions()
         topics = ", ".join(question.topic for question in left) or "anything else worth knowing"
@@ -131,7 +183,7 @@ class Prompted:
         """A caption of the facts; checked to say nothing else.
 
         Raises:
-            NoReply: the model gave no reply.
+            NoAnswer: the model gave no reply.
         """
         facts = dialogue.facts()
         if not facts:
@@ -147,7 +199,7 @@ class Prompted:
         """One caption of several, in their words (IC3, arXiv 2302.01328).
 
         Raises:
-            NoReply: the model gave no reply.
+            NoAnswer: the model gave no reply.
         """
 
         async def first() -> Said:
@@ -173,7 +225,11 @@ class Prompted:
         again = ""
         refused: list[str] = []
         for _ in range(_ATTEMPTS):
-            reply = await self._model(prompt + again)
+            try:
+                reply = await self._model(prompt + again)
+            except NoReply as error:
+                usage = Usage(calls, read, written, tuple(refused))
+                raise NoAnswer(str(error), usage) from error
             calls, read = calls + 1, read + reply.prompt_tokens
             written += reply.completion_tokens
             try:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TextIO
 
 from capret_jax.errors import InputError
@@ -25,13 +26,15 @@ class Key(NamedTuple):
 
 
 Event = dict[str, Any]
+# What a finished line counts of a language model.
+COUNTED = ("calls", "prompt_tokens", "completion_tokens", "refused")
 
 
 class Store:
     """One collection of captions, open for one program at a time.
 
     Attributes:
-        finished: the lines of OUT, by item.
+        finished: the items of OUT.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any]):
@@ -49,27 +52,36 @@ class Store:
         with contextlib.ExitStack() as files:  # closes them when one is refused
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._out = files.enter_context(self._path.open("a+"))
-                self._journal = files.enter_context(journal.open("a+"))
+                self._out = files.enter_context(self._path.open("a"))
+                self._journal = files.enter_context(journal.open("a"))
             except OSError as error:
                 raise InputError(f"--out={path} cannot be written: {error.strerror}.") from error
             try:
                 fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise InputError(f"--out={path} is being written by another program.") from error
-            self.finished = {_key(line): line for line in _read(self._out, self._path)}
-            events = _read(self._journal, journal)
-            if events:
-                _check_same(events.pop(0), settings, self._path)
+            for file in (self._path, journal):
+                _cut_half_a_line(file)
+            self.finished = {_key(line) for line in _read(self._path)}
+            events = _read(journal)
+            if begun := next(events, None):
+                _check_same(begun, settings, self._path)
+            elif self.finished:
+                raise InputError(
+                    f"{journal} is gone, which says how --out={path} was begun: choose another "
+                    "--out."
+                )
             else:
                 _append(self._journal, settings)
             self._events: dict[Key, list[Event]] = {}
             for event in events:
-                self._events.setdefault(_key(event), []).append(event)
+                # Most conversations are over, and nobody asks for them again.
+                if (key := _key(event)) not in self.finished:
+                    self._events.setdefault(key, []).append(event)
             self._files = files.pop_all()
 
     def events(self, key: Key) -> list[Event]:
-        """What has happened to an item so far."""
+        """What has happened to an unfinished item so far."""
         return self._events.get(key, [])
 
     def log(self, key: Key, event: Event) -> None:
@@ -78,9 +90,13 @@ class Store:
 
     def finish(self, key: Key, caption: str, **more: Any) -> None:
         """Keeps an item's caption, and how it came about."""
-        line = {**key._asdict(), "caption": caption, **more}
-        _append(self._out, line)
-        self.finished[key] = line
+        _append(self._out, {**key._asdict(), "caption": caption, **more})
+        self.finished.add(key)
+        self._events.pop(key, None)
+
+    def lines(self) -> Iterator[tuple[Key, Event]]:
+        """What is kept of every finished item, from the disk."""
+        return ((_key(line), line) for line in _read(self._path))
 
     def close(self) -> None:
         """Lets others open it."""
@@ -92,25 +108,29 @@ def _append(file: TextIO, line: dict) -> None:
     file.flush()  # a killed program loses nothing that it has seen
 
 
-def _read(file: TextIO, path: pathlib.Path) -> list[dict]:
-    """All lines; what a kill left of the last one is cut off."""
-    file.seek(0)
-    lines = file.read().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        cut = lines.pop()
-        file.truncate(os.fstat(file.fileno()).st_size - len(cut.encode()))
-    parsed = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict):
-                raise ValueError("no object")
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number} is no line of a collection ({error}): choose another --out."
-            ) from error
-        parsed.append(entry)
-    return parsed
+def _cut_half_a_line(path: pathlib.Path) -> None:
+    """What a kill left of the last one."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            end += len(line) if line.endswith(b"\n") else 0
+    os.truncate(path, end)
+
+
+def _read(path: pathlib.Path) -> Iterator[dict]:
+    """One line after the other: a dataset's do not fit into memory."""
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise ValueError("no object")
+            except ValueError as error:
+                raise InputError(
+                    f"{path}, line {number} is no line of a collection ({error}): choose another "
+                    "--out."
+                ) from error
+            yield entry
 
 
 def _key(line: dict) -> Key:

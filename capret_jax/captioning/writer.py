@@ -28,7 +28,7 @@ def write_captions(
     prompt_ids: jax.Array,
     special: SpecialTokens,
     config: BeamConfig,
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """One caption per image: the best that a beam search finds, or one drawn.
 
@@ -38,7 +38,7 @@ def write_captions(
         prompt_ids: (P,) int, `[CLS]` and perhaps words that each caption begins with.
         special: ids of the vocabulary.
         config: of the search; `max_tokens` do not count the prompt. Drawing takes one beam.
-        key: draws every token from the model's distribution; None searches.
+        keys: (B,) draw every token of their captions from the model's distribution; None searches.
 
     Returns:
         (B, max_tokens) int32 without the prompt, 0 after the end; (B,) summed log-probabilities,
@@ -47,7 +47,7 @@ def write_captions(
     Raises:
         InputError: prompt and caption do not fit the model's positions, or several beams draw.
     """
-    if key is not None and config.beams != 1:
+    if keys is not None and config.beams != 1:
         raise InputError(f"captions are drawn with one beam, not {config.beams}.")
     prompt, length = len(prompt_ids), len(prompt_ids) + config.max_tokens
     limit = model.text.embeddings.position.num_embeddings
@@ -70,9 +70,11 @@ def write_captions(
         pair = jnp.stack([last, jnp.full_like(last, special.mask)], axis=1)
         x, cache = run(pair, prompt - 1 + written, cache)
         log_probs = jax.nn.log_softmax(model.masked_lm_logits(x[:, 1]))
-        if key is not None:
+        if keys is not None:
             # The largest of log-probabilities with Gumbel noise is a draw from them.
-            log_probs += jax.random.gumbel(jax.random.fold_in(key, written), log_probs.shape)
+            log_probs += jax.vmap(
+                lambda key: jax.random.gumbel(jax.random.fold_in(key, written), log_probs.shape[1:])
+            )(keys)
         return log_probs, cache
 
     batch, ids = len(image), jnp.asarray(prompt_ids, jnp.int32)

@@ -51,11 +51,7 @@ class CaptionConfig:
     short: float = 0.0
 
     def __post_init__(self):
-        for field in self.fields:
-            if field not in ALL_FIELDS:
-                raise InputError(
-                    f"data.captions.fields has {field!r}, which is none of {', '.join(ALL_FIELDS)}."
-                )
+        check_fields("data.captions.fields", self.fields)
         for name in ("dropout", "short"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"data.captions.{name}={getattr(self, name)} is not in [0, 1).")
@@ -67,6 +63,26 @@ class CaptionConfig:
     def describe(self) -> str:
         """For the record: where captions come from."""
         return f"file {self.file}" if self.file else f"template of {', '.join(self.fields)}"
+
+
+def check_fields(key: str, fields: tuple[str, ...]) -> None:
+    """
+    Raises:
+        InputError: one of them does not exist; the message names the key of the configuration.
+    """
+    for field in fields:
+        if field not in ALL_FIELDS:
+            raise InputError(f"{key} has {field!r}, which is none of {', '.join(ALL_FIELDS)}.")
+
+
+def phrases_of(fields: tuple[str, ...]) -> list[str]:
+    """All that the template may say of some fields."""
+    return [
+        _PHRASES[field].format(value)
+        for field in fields
+        if field in _PHRASES
+        for value in _VALUES[field]
+    ] + [category_phrase(i + 1) for i in range(len(CATEGORIES)) if "category" in fields]
 
 
 class Captioner:
@@ -97,6 +113,11 @@ class Captioner:
             return category_phrase(int(self._categories[row]))
         choices = self._captions[row]
         return choices[rng.integers(len(choices))] if len(choices) > 1 else choices[0]
+
+    def some(self, count: int) -> list[str]:
+        """At most so many captions, of items all over the split."""
+        rows = np.unique(np.linspace(0, len(self._captions) - 1, count).astype(int))
+        return [self._captions[row][0] for row in rows]
 
     def __iter__(self) -> Iterator[str]:
         """All captions there are."""

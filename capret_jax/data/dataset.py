@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from transformers import PreTrainedTokenizerBase
 
 from capret_jax.data import synthetic
-from capret_jax.data.captions import CaptionConfig
+from capret_jax.data.captions import CaptionConfig, check_fields
 from capret_jax.data.items import read_items
 from capret_jax.data.pipeline import ReadConfig, Split, ViewConfig
 from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
@@ -35,7 +35,10 @@ class DataConfig:
         tokenizer: a vocab.txt, a folder, or a hub name such as "bert-base-uncased"; empty builds a
             vocabulary from the training captions, kept in the workdir.
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
-        views_per_identity: K, views of each identity in a batch.
+        views_per_identity: K, views of each identity in a batch; 0 draws the same items one by one
+            and tells no loss which are of one garment.
+        vocabulary: fields of captions whose words a vocabulary that is built has, too: a model that
+            others start from knows them, whatever its own captions say.
         view: what the model sees of an item.
         captions: what they say.
         augment: random changes of training views.
@@ -50,6 +53,7 @@ class DataConfig:
     tokenizer: str = ""
     max_tokens: int = 40
     views_per_identity: int = 4
+    vocabulary: tuple[str, ...] = ()
     view: ViewConfig = ViewConfig()
     captions: CaptionConfig = CaptionConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -61,6 +65,7 @@ class DataConfig:
         variants = [config.name for config in synthetic.SyntheticFashion.BUILDER_CONFIGS]
         if self.variant not in variants:
             raise InputError(f"data.variant={self.variant!r} is none of {', '.join(variants)}.")
+        check_fields("data.vocabulary", self.vocabulary)
         if self.augment.wide and self.view.kind != "crop":
             raise InputError(
                 f"data.augment.wide={self.augment.wide} widens crops, and "

@@ -15,7 +15,7 @@ from capret_jax.data.masking import Masker
 from capret_jax.data.photographs import Photograph
 from capret_jax.data.questions import Quizzer
 from capret_jax.data.records import Records
-from capret_jax.data.sampler import Draw, IdentitySampler
+from capret_jax.data.sampler import Draw, Sampler
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import (
     AugmentConfig,
@@ -115,7 +115,7 @@ class ReadConfig:
 
 def training_iterator(
     split: Split,
-    sampler: IdentitySampler,
+    sampler: Sampler,
     batch_size: int,
     image_size: int,
     view: ViewConfig,
@@ -130,7 +130,7 @@ def training_iterator(
 
     Args:
         split: the training split.
-        sampler: which items, in which order.
+        sampler: which items, in which order, and what may be told of their identities.
         batch_size: pictures per batch on this process.
         image_size: S, pixels.
         view: what the model sees of an item.
@@ -144,7 +144,9 @@ def training_iterator(
     Returns:
         An iterator whose position Orbax can save and restore.
     """
-    examples = _Examples(split, image_size, view, augment, captioner, encoder, masker, quizzer)
+    examples = _Examples(
+        split, sampler.identities, image_size, view, augment, captioner, encoder, masker, quizzer
+    )
     dataset = grain.MapDataset.source(sampler).map(examples).batch(batch_size, batch_fn=_collate)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
     return iter(dataset.to_iter_dataset(options))
@@ -153,7 +155,7 @@ def training_iterator(
 class _Examples:
     """Draws -> batches of one picture."""
 
-    def __init__(self, split, size, view, augment, captioner, encoder, masker, quizzer):
+    def __init__(self, split, identities, size, view, augment, captioner, encoder, masker, quizzer):
         self._split = split
         self._size = size
         self._view = view
@@ -162,7 +164,7 @@ class _Examples:
         self._encoder = encoder
         self._masker = masker
         self._quizzer = quizzer
-        self._identities = split.items.training_identities()
+        self._identities = identities
         nameless = np.flatnonzero(self._identities == NO_IDENTITY)
         self._nameless = nameless if len(nameless) else np.arange(len(split.items))
 

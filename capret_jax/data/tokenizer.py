@@ -76,6 +76,10 @@ class CaptionEncoder:
         """`[CLS] caption [SEP]`, cut or padded to T tokens."""
         return self._cached(clean_caption(caption))
 
+    def cuts(self, caption: str) -> bool:
+        """Whether a caption is longer than T tokens."""
+        return len(self.tokenizer(clean_caption(caption))["input_ids"]) > self._max_tokens
+
     def _encode(self, caption):
         encoded = self.tokenizer(
             caption, max_length=self._max_tokens, truncation=True, padding="max_length"

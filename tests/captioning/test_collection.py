@@ -1,5 +1,6 @@
 """Many conversations at once: batched, stopped and gone on with, and never asked twice."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_server_of_moods_loses_nothing(collect, serve):
             return 500
         return "blah blah" if number % 5 == 0 else sensible(prompt, number)
 
-    model = Server(serve(moody).url, config=SERVER._replace(retries=4))
+    model = Server(serve(moody).url, config=dataclasses.replace(SERVER, retries=4))
     tally, finished = collect(Prompted(model, model.name, model.close))
     assert tally.unfinished == 0 and len(finished) == 19
     assert "blah blah" in tally.usage.refused

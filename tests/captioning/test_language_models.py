@@ -1,6 +1,7 @@
 """Language models behind a server that has its days, and one on this machine."""
 
 import asyncio
+import dataclasses
 import socket
 
 import pytest
@@ -82,7 +83,7 @@ def test_requests_are_paced(serve):
 
     server = serve(lambda prompt, number: "yes")
     start = time.perf_counter()
-    ask(server.url, *"abcdef", config=QUICK._replace(per_second=20.0, timeout=5.0))
+    ask(server.url, *"abcdef", config=dataclasses.replace(QUICK, per_second=20.0, timeout=5.0))
     assert time.perf_counter() - start >= 5 / 20
 
 

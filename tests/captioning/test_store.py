@@ -39,7 +39,8 @@ def test_what_was_kept_is_there_again(reopen):
     store.finish(Key("validation", 9, 2), "a red vest", turns=[])
     again = reopen()
     assert [event["text"] for event in again.events(KEY)] == ["What colour?"]
-    assert again.finished[Key("validation", 9, 2)]["caption"] == "a red vest"
+    assert again.finished == {Key("validation", 9, 2)}
+    assert [line["caption"] for _, line in again.lines()] == ["a red vest"]
     assert again.events(Key("train", 5, 1)) == []
 
 
@@ -70,6 +71,20 @@ def test_a_collection_of_other_settings_is_refused(reopen):
     reopen()
     with pytest.raises(InputError, match="begun with questioner='script' and this is 'phi'"):
         reopen({"questioner": "phi"})
+
+
+def test_what_is_finished_is_not_kept_in_memory(reopen):
+    store = reopen()
+    store.log(KEY, {"event": "question", "text": "What colour?"})
+    store.finish(KEY, "a red vest")
+    assert store.events(KEY) == reopen().events(KEY) == []
+
+
+def test_a_collection_without_its_journal_is_refused(reopen, path):
+    reopen().finish(KEY, "a red vest")
+    path.with_name(path.name + ".journal").unlink()
+    with pytest.raises(InputError, match="journal is gone"):
+        reopen()
 
 
 def test_two_programs_cannot_write_one_file(reopen, path):
