@@ -13,6 +13,7 @@ from capret_jax.captioning.answerer import (
     Answerer,
     calibration_error,
     fit_temperature,
+    fit_written_temperature,
     sharpen,
 )
 from capret_jax.captioning.collection import Collector
@@ -95,7 +96,7 @@ class CollectConfig:
         Args:
             dataset: `DataConfig.name`.
         """
-        seen = "what the model sees in the picture, and no annotation"
+        seen = "what it sees in the picture, and no annotation"
         if self.method == "annotations":
             topics = ", ".join(question.topic for question in questions_about(dataset))
             return f"the annotations: {topics}"
@@ -103,7 +104,10 @@ class CollectConfig:
             return f"X2-VLM's captioner: {seen}"
         if self.method == "ic3":
             return f"X2-VLM's captions condensed by {self.questioner}: {seen}"
-        return f"answers of X2-VLM to {self.questioner}: {seen}"
+        return (
+            f"answers of X2-VLM to {self.questioner}: {seen} (of training items, to fit how far "
+            "probabilities are trusted)"
+        )
 
 
 class Calibration(NamedTuple):
@@ -111,11 +115,13 @@ class Calibration(NamedTuple):
 
     Attributes:
         temperature: that makes probabilities mean what they say.
+        written_temperature: the same of written answers.
         error_before, error: expected calibration error without it and with it.
         accuracy: topic -> share of right answers.
     """
 
     temperature: float
+    written_temperature: float
     error_before: float
     error: float
     accuracy: dict[str, float]
@@ -170,6 +176,7 @@ def collect_captions(
             calibration = calibrate(answerer, questions, dataset.train, views)
             more["calibration"] = calibration._asdict()
             answerer.temperature = calibration.temperature
+            answerer.written_temperature = calibration.written_temperature
             start = time.perf_counter()
             unfinished = Collector(
                 answerer, questioner, questions, config.dialogue, store, config.in_flight
@@ -230,7 +237,7 @@ def calibrate(
     """Compares answers with what is known of some training items.
 
     Args:
-        answerer: at temperature 1.
+        answerer: at its temperatures of 1.
         questions: of which those are asked whose answers the dataset knows.
         split: the training split.
         look: the picture of an item.
@@ -240,6 +247,7 @@ def calibrate(
     states = answerer.look(np.stack([look(_key_of("train", items, row)) for row in rows]))
     known = [known_answers(items.attributes_of(int(row))) for row in rows]
     tables, truths, accuracy = [], [], {}
+    written: list[tuple[float, bool]] = []
     for question in questions:
         places = [i for i, k in enumerate(known) if k.get(question.topic) in question.answers]
         if not places:
@@ -249,9 +257,15 @@ def calibrate(
         tables.append(table)
         truths.append(truth)
         accuracy[question.topic] = float((table.argmax(axis=1) == truth).mean())
+        own = answerer.written(states[places], [question.text] * len(places))
+        written += [
+            (answer.probability, answer.text == known[i][question.topic])
+            for i, answer in zip(places, own, strict=True)
+        ]
     temperature = fit_temperature(tables, truths)
     before, after = (_error(tables, truths, each) for each in (1.0, temperature))
-    return Calibration(temperature, before, after, accuracy)
+    written_temperature = fit_written_temperature(*map(np.array, zip(*written, strict=True)))
+    return Calibration(temperature, written_temperature, before, after, accuracy)
 
 
 def _error(tables, truths, temperature: float) -> float:

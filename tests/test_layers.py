@@ -12,6 +12,7 @@ FLOORS = {
     "batch": 1,
     "batching": 1,
     "mesh": 1,
+    "pages": 1,
     "processes": 1,
     "models": 2,  # asks the mesh for each device's part of a kernel
     "data": 3,

@@ -1,43 +1,77 @@
 """What could leak: from the annotations into captions, and from training into validation."""
 
+import os
+import pathlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from capret_jax.ablation.plan import Plan
-from capret_jax.data.dataset import Dataset
+from capret_jax.config import build
+from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
 from capret_jax.data.pipeline import Split
 from capret_jax.data.transforms import frame
+from capret_jax.loading import load_setup
 
 # Bits in which the hashes of a picture and of its copy, scaled or compressed anew, may differ.
 NEAR = 4
 _SIDE, _CELLS = 64, 8
-_ROWS = 256
+_ROWS = 64
 _SHOWN = 20
 
 
-def audit(plan: Plan, dataset: Dataset) -> dict[str, Any]:
+def audit(plan: Plan, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
     """
+    Args:
+        plan: all of whose cells are done.
+        dataset: that they ran on.
+        cache: folder for the pictures' hashes.
+
     Returns:
-        "training_captions", of each arm; "query_captions", of each embedding and kind of captions
-        at inference; "shared_identities" between the splits; and "near_duplicates", pictures of the
-        validation split that are in the training split, too: their number, and the first pairs.
+        "training_captions", what can reach those of each arm; "query_captions", of each embedding
+        and kind of captions at inference; "shared_identities" between the splits;
+        "near_duplicates", for each set of pictures that something was trained on, how many of the
+        validation split's are in it, too, and the first pairs; and "unknown", models of whose
+        training pictures nothing is known here.
     """
-    training, asked = {}, {}
-    for reading in plan.readings():
-        training[reading.cell.captions] = plan.teaches(reading.cell)
-        asked[f"{reading.cell.embedding}, {reading.said}"] = plan.reaches(reading)
-    pairs = near_duplicates(hashes(dataset.validation), hashes(dataset.train))
+    cache.mkdir(parents=True, exist_ok=True)
+    asked = _hashed(dataset.validation, cache / "validation.npy")
+    sets, unknown = {"train": dataset.train}, []
+    for folder in dict.fromkeys((plan.start, *plan.lookers.values())):
+        data = load_setup(folder).data
+        if data is None:
+            unknown.append(folder)
+        else:
+            sets[f"train, of {pathlib.Path(folder).name}"] = _training_split(data)
     return {
-        "training_captions": training,
-        "query_captions": asked,
+        "training_captions": {cell.captions: plan.teaches(cell) for cell in plan.cells},
+        "query_captions": {
+            f"{reading.cell.embedding}, {reading.said}": plan.reaches(reading)
+            for reading in plan.readings()
+        },
         "shared_identities": shared_identities(dataset),
         "near_duplicates": {
-            "bits": NEAR,
-            "pictures": len(np.unique(pairs[:, 0])),
-            "pairs": [_named(dataset, *pair) for pair in pairs[:_SHOWN].tolist()],
+            name: _duplicates(
+                dataset.validation, asked, split, _hashed(split, cache / f"{name}.npy")
+            )
+            for name, split in sets.items()
         },
+        "unknown": unknown,
     }
+
+
+def _training_split(data: dict) -> Split:
+    """Of a run's `config.data`."""
+    return open_dataset(build(DataConfig, data, "config.data")).train
+
+
+def _duplicates(queries: Split, asked: np.ndarray, others: Split, known: np.ndarray) -> dict:
+    pairs = near_duplicates(asked, known)
+    names = _image_ids(queries)[pairs[:, 0]], _image_ids(others)[pairs[:, 1]]
+    shown = zip(*(column[:_SHOWN].tolist() for column in names), strict=True)
+    return {"pictures": len(np.unique(pairs[:, 0])), "pairs": [list(pair) for pair in shown]}
 
 
 def shared_identities(dataset: Dataset) -> int:
@@ -50,12 +84,21 @@ def shared_identities(dataset: Dataset) -> int:
     return len(pairs[0] & pairs[1])
 
 
+def _hashed(split: Split, path: pathlib.Path) -> np.ndarray:
+    """Of a dataset they take long: they are kept."""
+    if not path.exists():
+        np.save(path, hashes(split))
+    return np.load(path)
+
+
 def hashes(split: Split) -> np.ndarray:
     """(pictures, 2) uint64: whether each of 8 x 8 grey cells is darker than the next one, to the
     right and below (dHash in both directions, 112 bits).
     """
-    _, rows = np.unique(split.items.record, return_index=True)
-    return np.stack([_hash(split, int(row)) for row in rows])
+    rows = _first_rows(split)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        found = threads.map(lambda row: _hash(split, int(row)), rows, chunksize=64)
+        return np.stack([*tqdm(found, "looking for copies", len(rows), leave=False)])
 
 
 def _hash(split: Split, row: int) -> np.ndarray:
@@ -78,12 +121,10 @@ def near_duplicates(queries: np.ndarray, others: np.ndarray, bits: int = NEAR) -
     return np.concatenate(found)
 
 
-def _named(dataset: Dataset, query: int, other: int) -> dict[str, int]:
-    names = {}
-    for name, split, place in (
-        ("validation", dataset.validation, query),
-        ("train", dataset.train, other),
-    ):
-        _, rows = np.unique(split.items.record, return_index=True)
-        names[name] = int(split.items["image_id"][rows[place]])
-    return names
+def _first_rows(split: Split) -> np.ndarray:
+    """One item of each picture, in the order of the records."""
+    return np.unique(split.items.record, return_index=True)[1]
+
+
+def _image_ids(split: Split) -> np.ndarray:
+    return split.items["image_id"][_first_rows(split)]

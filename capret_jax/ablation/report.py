@@ -4,7 +4,6 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from capret_jax.ablation.audit import audit
@@ -17,11 +16,13 @@ from capret_jax.ablation.results import (
     by_condition,
     conclude,
     contrasts_of,
+    read_costs,
     read_table,
     summarize_arms,
 )
 from capret_jax.data.dataset import Dataset
 from capret_jax.data.pipeline import Split
+from capret_jax.pages import render
 from capret_jax.retrieval.report import Picture, data_uri
 
 _QUERIES_SHOWN = 6  # of those that became right, and of those that became wrong
@@ -47,7 +48,7 @@ def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: 
 
     Returns:
         The content of `ablation.json`: "conclusion", sentences; "arms", "contrasts", "conditions",
-        "audit", "seeds", "queries" and "identities".
+        "costs", "audit", "seeds", "queries" and "identities".
 
     Raises:
         InputError: a cell is not done.
@@ -55,7 +56,7 @@ def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: 
     table = read_table(plan, workdir)
     contrasts = contrasts_of(table, read_by)
     queries, seeds = len(table.clusters), len(plan.seeds)
-    tuned = [each for each in contrasts if each.main and "zero_shot" not in each.where]
+    tuned = [each for each in contrasts if each.family and "zero_shot" not in each.where]
     best = best_captions(contrasts, "fine_tuned") or best_captions(contrasts, "zero_shot")
     results: dict[str, Any] = {
         "conclusion": conclude(contrasts, queries, seeds),
@@ -65,32 +66,19 @@ def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: 
             "contrasts": [f"{each.name} - {each.against}" for each in tuned],
             "rows": by_condition(table, tuned),
         },
-        "audit": audit(plan, dataset),
+        "costs": read_costs(plan),
+        "audit": audit(plan, dataset, workdir / "hashes"),
         "seeds": list(plan.seeds),
         "queries": queries,
         "identities": len(np.unique(table.clusters)),
     }
     (workdir / "ablation.json").write_text(json.dumps(results, indent=2) + "\n")
     changes = _changes(plan, table, dataset.validation, workdir, best) if best else {}
-    for name, escape in (("report.html", True), ("report.md", False)):
-        page = _environment(escape).get_template(f"{name}.jinja")
-        (workdir / name).write_text(
-            page.render(results, best=best, changes=changes, plot=forest_plot(contrasts))
-        )
+    for name in ("report.html", "report.md"):
+        template = pathlib.Path(__file__).with_name(f"{name}.jinja")
+        page = render(template, **results, best=best, changes=changes, plot=forest_plot(contrasts))
+        (workdir / name).write_text(page)
     return results
-
-
-def _environment(escape: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=escape,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["points"] = lambda share: f"{100 * share:+.1f}"
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
-    return environment
 
 
 def _changes(
@@ -170,8 +158,9 @@ _STEPS, _MOST_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5), 10
 
 
 def forest_plot(contrasts: list[Contrast]) -> Plot:
-    """Where to draw each contrast's mean and the interval that holds for all of them."""
-    ends = [value for c in contrasts for value in (c.family.low, c.family.high)] + [-0.01, 0.01]
+    """Where to draw each main contrast's mean and the interval that holds for all of them."""
+    shown = [(contrast, contrast.family) for contrast in contrasts if contrast.family]
+    ends = [value for _, family in shown for value in (family.low, family.high)] + [-0.01, 0.01]
     low, high = min(ends), max(ends)
 
     def x(value: float) -> float:
@@ -182,11 +171,11 @@ def forest_plot(contrasts: list[Contrast]) -> Plot:
             f"{c.name} - {c.against} ({c.where})",
             c.verdict,
             _ROW * (i + 1),
-            x(c.family.low),
-            x(c.difference.mean),
-            x(c.family.high),
+            x(family.low),
+            x(family.mean),
+            x(family.high),
         )
-        for i, c in enumerate(contrasts)
+        for i, (c, family) in enumerate(shown)
     ]
     step = next(step for step in _STEPS if (high - low) / step <= _MOST_TICKS)
     marks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step

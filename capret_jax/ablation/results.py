@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from capret_jax.ablation.plan import IMAGE, NONE, Plan, Reading
-from capret_jax.ablation.statistics import Interval, family_level, interval
+from capret_jax.ablation.statistics import FEWEST, Interval, family_level, interval
 from capret_jax.data.schema import CATEGORIES, LEVELS
 from capret_jax.errors import InputError
 from capret_jax.retrieval.metrics import TOP_K
@@ -52,7 +52,7 @@ class Contrast:
         against: with what.
         where: over which arms.
         difference: with a 95 % interval.
-        family: with one that holds for all contrasts of the report at once.
+        family: with one that holds for all main contrasts at once; None of the others.
         by_seed: the difference of each seed.
         arms, others: the two sets, pair by pair.
     """
@@ -62,31 +62,26 @@ class Contrast:
     against: str
     where: str
     difference: Interval
-    family: Interval
+    family: Interval | None
     by_seed: tuple[float, ...]
     arms: tuple[Arm, ...]
     others: tuple[Arm, ...]
 
     @property
     def verdict(self) -> str:
-        """What it shows."""
-        if self.family.sure:
+        """What it shows: of main contrasts for sure, else perhaps."""
+        if self.family and self.family.sure:
             return "helps" if self.difference.mean > 0 else "hurts"
         if self.difference.sure:
             return f"may {'help' if self.difference.mean > 0 else 'hurt'}"
         return "no difference shown"
-
-    @property
-    def main(self) -> bool:
-        """Whether it is about an arm as a whole, not within one arm of another axis."""
-        return self.kind in ("stage", "embedding") or "mean over" in self.where
 
     def as_dict(self) -> dict:
         """For JSON."""
         return {
             **dataclasses.asdict(self),
             "difference": self.difference._asdict(),
-            "family": self.family._asdict(),
+            "family": self.family and self.family._asdict(),
             "verdict": self.verdict,
             "arms": [arm._asdict() for arm in self.arms],
             "others": [arm._asdict() for arm in self.others],
@@ -149,6 +144,9 @@ def summarize_arms(table: Table) -> list[dict]:
 def contrasts_of(table: Table, read_by: Sequence[str]) -> list[Contrast]:
     """All comparisons that the report makes.
 
+    The main ones are about an arm as a whole, and are what is concluded from; the others look at it
+    within one arm of another axis.
+
     Args:
         table: the results.
         read_by: captions, objects and stage of the embeddings that read captions.
@@ -177,8 +175,13 @@ def contrasts_of(table: Table, read_by: Sequence[str]) -> list[Contrast]:
             name = f"{arm.embedding}, {arm.said} captions"
             pairs.append(("embedding", name, IMAGE, ", ".join(read_by), [arm], [image]))
     pairs = [pair for pair in pairs if pair and _known(table, *pair[4:])]
-    level = family_level(len(pairs))
-    return [_contrast(table, level, *pair) for pair in pairs]
+    level = family_level(sum(_is_main(*pair[:4]) for pair in pairs))
+    return [_contrast(table, level if _is_main(*pair[:4]) else None, *pair) for pair in pairs]
+
+
+def _is_main(kind: str, name: str, against: str, where: str) -> bool:
+    del name, against
+    return kind in ("stage", "embedding") or "mean over" in where
 
 
 def _values(names) -> list[str]:
@@ -205,7 +208,7 @@ def _contrast(table, level, kind, name, against, where, arms, others) -> Contras
         against,
         where,
         interval(values, table.clusters),
-        interval(values, table.clusters, level),
+        interval(values, table.clusters, level) if level else None,
         tuple(values.mean(axis=1).tolist()),
         tuple(arms),
         tuple(others),
@@ -234,30 +237,54 @@ def by_condition(table: Table, contrasts: Sequence[Contrast]) -> list[dict]:
                     "condition": condition,
                     "level": levels[value - 1],
                     "queries": int(among.sum()),
-                    "differences": [
-                        interval(each[:, among], table.clusters[among])._asdict() for each in values
-                    ],
+                    "identities": len(np.unique(table.clusters[among])),
+                    "differences": [_among(each, among, table.clusters) for each in values],
                 }
             )
     return rows
 
 
+def _among(values: np.ndarray, among: np.ndarray, clusters: np.ndarray) -> dict:
+    """A mean; with an interval where there are enough identities for one."""
+    if len(np.unique(clusters[among])) < FEWEST:
+        return {"mean": float(values[:, among].mean()), "low": None, "high": None}
+    return interval(values[:, among], clusters[among])._asdict()
+
+
+def read_costs(plan: Plan) -> list[dict]:
+    """One row for each captions arm: what its captions say, and what they took per item."""
+    rows = {}
+    for cell in plan.cells:
+        if cell.captions in rows:
+            continue
+        row = {"captions": cell.captions, "source": plan.teaches(cell)}
+        if cell.captions in plan.collected:
+            took = plan.captions_file(cell.captions).with_suffix(".json")
+            row |= {"took": json.loads(took.read_text())}
+        rows[cell.captions] = row
+    return list(rows.values())
+
+
 def conclude(contrasts: Sequence[Contrast], queries: int, seeds: int) -> list[str]:
     """The answer in sentences, each with its intervals."""
     together: dict[str, list[str]] = {}
-    for each in filter(lambda contrast: contrast.main, contrasts):
+    for each in contrasts:
+        if not each.family:
+            continue
         group = f"{each.kind.capitalize()} against {each.against} ({each.where})"
-        low, mean, high = (
-            100 * value for value in (each.family.low, each.difference.mean, each.family.high)
-        )
+        mean, low, high = (100 * value for value in each.family)
         together.setdefault(group, []).append(
             f"{each.name}: {each.verdict} ({mean:+.1f} points, {low:+.1f} to {high:+.1f})"
         )
     said = [f"{group} - {'; '.join(found)}." for group, found in together.items()]
-    level = 100 * family_level(len(contrasts))
+    main = sum(len(found) for found in together.values())
     said.append(
-        f"Points of mAP; {queries} queries, {seeds} seeds, {len(contrasts)} contrasts: each "
-        f"interval has the level {level:.2f} %, so that all hold together with 95 %."
+        f"Points of mAP; {queries} queries, {seeds} seeds, {main} contrasts: each interval has the "
+        f"level {100 * family_level(main):.2f} %, so that all hold together with 95 %."
+    )
+    said.append(
+        "All cells start from one model: intervals say nothing of how another would have been "
+        "pre-trained."
     )
     if seeds < 2:
         said.append("One seed: the intervals say nothing of how another would have trained.")

@@ -49,6 +49,8 @@ class Answerer:
     Attributes:
         temperature: probabilities are p^(1 / temperature), normalised over the list;
             `fit_temperature` finds the one that makes them mean what they say.
+        written_temperature: the same for written answers, without a list to normalise over;
+            `fit_written_temperature`.
     """
 
     def __init__(
@@ -70,15 +72,14 @@ class Answerer:
         graphdef, _ = abstract_model(model, compute)
         self._params, self._encode, self._batch = params, encode, batch_size
         self._encode_answer = CaptionEncoder(encode.tokenizer, ANSWER_TOKENS)
-        self.temperature = 1.0
+        self.temperature = self.written_temperature = 1.0
         tokenizer = encode.tokenizer
         first, end = tokenizer.cls_token_id, tokenizer.sep_token_id
 
         def fuse(model: X2VLM, states, ids, mask):
-            # Everyone is asked the same: one question for all.
-            text, mask = (
-                jnp.repeat(x, len(states), axis=0) for x in (model.encode_text(ids, mask), mask)
-            )
+            text = model.encode_text(ids, mask)
+            if len(ids) == 1:  # one question for all
+                text, mask = (jnp.repeat(x, len(states), axis=0) for x in (text, mask))
             return model.fuse(text, mask, states.astype(compute.dtype)), mask
 
         def look(params, images):
@@ -98,20 +99,31 @@ class Answerer:
 
     def look(self, images: np.ndarray) -> np.ndarray:
         """(n, S, S, 3) uint8 -> (n, 1+N, D) float16, for any number of questions."""
-        return self._in_batches(self._look, images)
+        return self._in_batches(self._look, (images,))
 
     def __call__(self, asked: Sequence[Asked]) -> list[Answer]:
-        """All answers, in order; equal questions are asked together."""
+        """All answers, in order; equal questions with lists are asked together."""
         together: dict[tuple, list[int]] = {}
         for place, (_, question, answers) in enumerate(asked):
-            together.setdefault((question, answers), []).append(place)
+            together.setdefault((question, answers) if answers else (), []).append(place)
         found: list[Answer] = [Answer("", 0.0)] * len(asked)
-        for (question, answers), places in together.items():
+        for group, places in together.items():
             states = np.stack([asked[place].states for place in places])
-            reply = self._choose if answers else self._say
-            for place, answer in zip(places, reply(states, question, answers), strict=True):
+            if group:
+                replies = self._choose(states, *group)
+            else:
+                replies = self.written(states, [asked[place].question for place in places])
+            for place, answer in zip(places, replies, strict=True):
                 found[place] = answer
         return found
+
+    def written(self, states: np.ndarray, questions: Sequence[str]) -> list[Answer]:
+        """(n, 1+N, D) and n questions -> n answers in the model's own words."""
+        ids, mask = (np.stack(column) for column in zip(*map(self._encode, questions), strict=True))
+        ids, scores = self._in_batches(self._write, (states, ids, mask))
+        texts = self._encode.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        sure = np.exp(scores / self.written_temperature)
+        return [Answer(*each) for each in zip(texts, sure.tolist(), strict=True)]
 
     def probabilities(
         self, states: np.ndarray, question: str, answers: tuple[str, ...]
@@ -123,7 +135,7 @@ class Answerer:
         listed, mask = listed[:, :longest], mask[:, :longest]
         tokens = self._encode(question)
         rows, found = self._in_batches(
-            self._rank, states, (tokens.ids[None], tokens.mask[None], listed, mask)
+            self._rank, (states,), (tokens.ids[None], tokens.mask[None], listed, mask)
         )
         table = np.zeros((len(states), len(answers)), np.float32)
         np.put_along_axis(table, rows, found, axis=1)
@@ -134,21 +146,14 @@ class Answerer:
         best = table.argmax(axis=1)
         return [Answer(answers[i], float(p[i])) for i, p in zip(best, table, strict=True)]
 
-    def _say(self, states, question, answers):
-        del answers
-        tokens = self._encode(question)
-        ids, scores = self._in_batches(self._write, states, (tokens.ids[None], tokens.mask[None]))
-        texts = self._encode.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [Answer(*each) for each in zip(texts, np.exp(scores).tolist(), strict=True)]
-
-    def _in_batches(self, function, rows: np.ndarray, shared: tuple = ()):
-        """A function of a full batch, over any number of rows."""
-        parts = []
-        for start in range(0, len(rows), self._batch):
-            chunk = rows[start : start + self._batch]
-            filled = np.concatenate([chunk, np.repeat(chunk[-1:], self._batch - len(chunk), 0)])
-            found = jax.device_get(function(self._params, filled, *shared))
-            parts.append(jax.tree.map(lambda x, n=len(chunk): x[:n], found))
+    def _in_batches(self, function, columns: tuple[np.ndarray, ...], shared: tuple = ()):
+        """A function of full batches, over columns of any number of rows."""
+        parts, count = [], len(columns[0])
+        for start in range(0, count, self._batch):
+            rows = np.arange(start, start + self._batch).clip(max=count - 1)
+            found = function(self._params, *(column[rows] for column in columns), *shared)
+            left = count - start
+            parts.append(jax.tree.map(lambda x, n=left: x[:n], jax.device_get(found)))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
@@ -174,6 +179,22 @@ def fit_temperature(tables: Sequence[np.ndarray], truths: Sequence[np.ndarray]) 
             ].sum()
             for table, truth in zip(tables, truths, strict=True)
         )
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def fit_written_temperature(probabilities: np.ndarray, right: np.ndarray) -> float:
+    """The temperature at which written answers are right as often as they say.
+
+    Args:
+        probabilities: (n,) at temperature 1.
+        right: (n,) bool.
+    """
+    logs = np.log(np.clip(probabilities, _TINY, 1 - 1e-6))
+
+    def loss(log_temperature):
+        sure = logs / np.exp(log_temperature)
+        return -np.where(right, sure, np.log(-np.expm1(sure))).sum()
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 

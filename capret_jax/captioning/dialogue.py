@@ -19,7 +19,6 @@ MOST_CAPTION_WORDS = 40
 
 # How people speak of what a question is about.
 _SYNONYMS = {
-    "category": ("kind", "type", "garment", "category"),
     "sleeve": ("sleeve", "sleeves"),
     "colour": ("colour", "color", "shade"),
     "pattern": ("pattern", "patterned", "stripes", "striped"),
@@ -28,12 +27,28 @@ _SYNONYMS = {
     "length": ("length", "long"),
     "fabric": ("fabric", "material", "cloth"),
 }
+_GARMENTS = r"(?:garment|cloth(?:ing|es)|apparel|item|piece|top|dress|skirt|pants|jacket|coat)\b"
+_CATEGORY = re.compile(
+    rf"\b(?:kind|type|sort|category|piece) of (?:a |the )?{_GARMENTS}"
+    r"|\b(?:what|which) (?:kind|type|category|garment)\b(?! of)"
+    r"|\bthe (?:kind|type|category)\b(?! of)"
+)
+# What a caption may call it beside its topic: words that are no answers themselves.
+_NOUNS = {"colour": ("color",), "neckline": ("neck",), "fabric": ("material",)}
 # Answers that say that there is nothing to say.
 _NOTHING = ("", "none", "nothing", "no", "solid")
+# Written answers that say nothing either, whatever they were asked.
+_NO_ANSWER = frozenset(
+    (*_NOTHING, "yes", "maybe", "unknown", "unclear", "unsure", "not sure", "cannot tell", "n a")
+)
+_YES_OR_NO = re.compile(
+    r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|might)\b",
+    re.IGNORECASE,
+)
 # What a sentence is held together by; it says nothing of a garment.
 _GLUE = frozenset(
-    "a an the and with of in on it its is has have that this which for as by to at made".split()
-    + "featuring features item garment clothing piece image photo picture style styled".split()
+    "a an the and with of in on from it its is are has have that this which for as by to at".split()
+    + "made featuring features item garment clothing piece image photo picture style styled".split()
     + "design designed coloured colored type kind look".split()
 )
 _LABEL = re.compile(
@@ -128,7 +143,8 @@ class Dialogue:
         topic = self.topic_of(asked)
         known = any(turn.sure and turn.topic == topic for turn in self.turns if topic)
         said = {turn.answer for turn in self.turns if turn.sure}
-        sure = probability >= self._config.sure and bool(text.strip()) and not known
+        says = bool(text.strip()) if topic else " ".join(_words(text)) not in _NO_ANSWER
+        sure = probability >= self._config.sure and says and not known
         new = sure and (bool(topic) or text not in said)
         turn = Turn(asked, topic, text, probability, sure, new)
         self.turns.append(turn)
@@ -137,13 +153,16 @@ class Dialogue:
 
     def topic_of(self, question: str) -> str:
         """What a question is about, if it is of the list; else empty."""
-        words = re.findall(r"[a-z]+", question.lower())
+        words = _words(question)
         for topic in self._questions:
-            if topic != "category" and any(word in words for word in _SYNONYMS[topic]):
+            if any(word in words for word in _SYNONYMS.get(topic, ())):
                 return topic
-        # "What kind of neckline": the kind is asked for last.
-        general = "category" in self._questions
-        return "category" if general and any(w in words for w in _SYNONYMS["category"]) else ""
+        asked = "category" in self._questions and _CATEGORY.search(" ".join(words))
+        return "category" if asked else ""
+
+    def says_nothing(self, question: str) -> bool:
+        """Whether it is of no list, and its answer would be yes or no."""
+        return not self.topic_of(question) and bool(_YES_OR_NO.match(question))
 
     def to_answer(self, question: str) -> Question:
         """The question as the model is asked it, and the answers to choose from."""
@@ -216,20 +235,24 @@ def unsupported(caption: str, sources: Sequence[str]) -> list[str]:
 def sources_of(facts: Sequence[Turn]) -> list[str]:
     """What a caption may say: the facts' answers, and the words for what they are about."""
     spoken = [turn.answer for turn in facts]
-    return spoken + [
-        word for turn in facts for word in (turn.topic, *_SYNONYMS.get(turn.topic, ()))
-    ]
+    return spoken + [noun for turn in facts for noun in (turn.topic, *_NOUNS.get(turn.topic, ()))]
+
+
+def worth_saying(facts: Sequence[Turn]) -> list[Turn]:
+    """Without those that there is nothing of: no print, no sleeves."""
+    return [turn for turn in facts if turn.answer not in _NOTHING]
 
 
 def plain_caption(facts: Sequence[Turn]) -> str:
     """A caption of the facts without a language model: all of them, and nothing else."""
+    facts = worth_saying(facts)
     known = {turn.topic: turn.answer for turn in facts if turn.topic}
     name = f"{known.get('colour', '')} {known.get('category', 'item')}".strip()
     article = "an" if name[0] in "aeiou" else "a"
     parts = [
         f"{known[topic]} {topic}"
         for topic in ("sleeve", "pattern", "print", "neckline", "length", "fabric")
-        if known.get(topic, "") not in _NOTHING
+        if topic in known
     ]
     parts += [turn.answer for turn in facts if not turn.topic]
     if not parts:
@@ -243,6 +266,8 @@ def _words(text: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
+    if word == "shorts":  # they are no sleeves
+        return word
     for suffix in ("ing", "ed", "es", "s", "d"):
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             word = word.removesuffix(suffix)

@@ -5,13 +5,15 @@ so each prompt is one message of the user, and says all there is to know.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import os
+import random
 import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from capret_jax.batching import Batcher
 from capret_jax.errors import InputError
@@ -21,6 +23,9 @@ REPLY_TOKENS = 64
 _LOCAL_BATCH = 32
 # Seconds that a server may take to say what it has.
 _PROBE = 10.0
+# HTTP statuses of servers that are busy: request timeout, conflict, too many requests.
+_FOR_NOW = (408, 409, 429)
+_LONGEST_PAUSE = 60.0
 
 
 class Reply(NamedTuple):
@@ -45,9 +50,9 @@ class ServerConfig:
     Attributes:
         workers: requests in flight.
         per_second: requests begun per second, at most; 0 for no limit.
-        timeout: seconds to wait for a reply.
+        timeout: seconds to wait for a reply, whole.
         retries: of a request that failed, or was refused for now; with growing pauses, or those
-            that the server asks for.
+            that the server asks for, at the pace of all requests.
     """
 
     workers: int = 32
@@ -87,7 +92,17 @@ class Server:
                 "a language model behind a server is reached with the openai package: "
                 'pip install "capret_jax[captioning]".'
             ) from error
-        self._errors, self._pace = openai.OpenAIError, _Pace(config.per_second)
+        self._config, self._pace = config, _Pace(config.per_second)
+        # Servers that are no such servers answer with JSON of any shape, or none.
+        self._errors = (
+            openai.OpenAIError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            TimeoutError,
+            TypeError,
+            ValueError,
+        )
         self._slots = asyncio.Semaphore(config.workers)
         base = url if urllib.parse.urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
         api_key = os.environ.get("OPENAI_API_KEY", "none")
@@ -110,9 +125,8 @@ class Server:
         if model and models and model not in models:
             raise InputError(f"--questioner={url} has {', '.join(models)}, not {model}.")
         self.name = model or next(iter(models), "default")
-        self._client = openai.AsyncOpenAI(
-            base_url=base, api_key=api_key, timeout=config.timeout, max_retries=config.retries
-        )
+        # Retries are made here: the client's own would not keep the pace.
+        self._client = openai.AsyncOpenAI(base_url=base, api_key=api_key, max_retries=0)
 
     async def __call__(self, prompt: str) -> Reply:
         """The reply to one message.
@@ -121,29 +135,45 @@ class Server:
             NoReply: the server failed as often as it was asked, or its reply has another shape.
         """
         async with self._slots:
-            await self._pace()
-            try:
-                done = await self._client.chat.completions.create(
-                    model=self.name,
-                    messages=[{"role": "user", "content": prompt}],
-                    max_tokens=REPLY_TOKENS,
-                    temperature=0.0,
-                )
-                return _as_reply(done)
-            # Servers that are no such servers answer with JSON of any shape, or none.
-            except (
-                self._errors,
-                AttributeError,
-                IndexError,
-                KeyError,
-                TypeError,
-                ValueError,
-            ) as error:
-                raise NoReply(_reason(error)) from error
+            for attempt in range(self._config.retries + 1):
+                await self._pace()
+                try:
+                    # The client's own limit is on each of a reply's pieces.
+                    async with asyncio.timeout(self._config.timeout):
+                        return await self._ask(prompt)
+                except self._errors as error:
+                    pause = _pause_after(error, attempt)
+                    if pause is None or attempt == self._config.retries:
+                        raise NoReply(_reason(error)) from error
+                await asyncio.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask(self, prompt: str) -> Reply:
+        done = await self._client.chat.completions.create(
+            model=self.name,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=REPLY_TOKENS,
+            temperature=0.0,
+        )
+        return _as_reply(done)
 
     async def close(self) -> None:
         """Ends all connections."""
         await self._client.close()
+
+
+def _pause_after(error: Exception, attempt: int) -> float | None:
+    """Seconds to wait before another attempt; None when it would fail as well."""
+    import openai
+
+    pause = random.uniform(0.5, 1.0) * min(0.5 * 2**attempt, _LONGEST_PAUSE)
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code not in _FOR_NOW and error.status_code < 500:
+            return None
+        with contextlib.suppress(KeyError, ValueError):  # none is asked for, or a date
+            pause = float(error.response.headers["retry-after"])
+        return min(max(pause, 0.0), _LONGEST_PAUSE)
+    return pause if isinstance(error, TimeoutError | openai.APIConnectionError) else None
 
 
 def _as_reply(done) -> Reply:
@@ -197,7 +227,11 @@ class Local:
             ) from error
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
-            self._model = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+            # On a GPU in the checkpoint's own precision, half of float32 for Phi-3.
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            dtype = "auto" if device == "cuda" else torch.float32
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+            self._model = model.to(device).eval()
         except (OSError, ValueError) as error:
             raise InputError(f"no language model at transformers:{path}: {error}") from error
         if self._tokenizer.pad_token is None:
@@ -225,7 +259,7 @@ class Local:
             return_tensors="pt",
             padding=True,
             add_special_tokens=self._tokenizer.chat_template is None,
-        )
+        ).to(self._model.device)
         with self._torch.inference_mode():
             written = self._model.generate(
                 **tokens,

@@ -12,6 +12,7 @@ from capret_jax.captioning.dialogue import (
     plain_caption,
     sources_of,
     unsupported,
+    worth_saying,
 )
 from capret_jax.captioning.language_models import LanguageModel, NoReply
 from capret_jax.captioning.store import Key, Store
@@ -173,8 +174,12 @@ class Prompted:
 
         def parse(reply: str) -> str | None:
             question = parse_question(reply)
+            if question is None and not dialogue.turns:
+                raise Nonsense("nothing is known yet, so it is too early to be done")
             if question and question.lower() in asked:
                 raise Nonsense("that was asked before")
+            if question and dialogue.says_nothing(question):
+                raise Nonsense("yes and no say little of a garment: ask what, which or how")
             return question
 
         return await self._attempt(prompt, parse, lambda: self._script.ask(dialogue))
@@ -185,7 +190,7 @@ class Prompted:
         Raises:
             NoAnswer: the model gave no reply.
         """
-        facts = dialogue.facts()
+        facts = worth_saying(dialogue.facts())
         if not facts:
             return await self._script.sum_up(dialogue)
         known = "\n".join(f"- {turn.topic or turn.question}: {turn.answer}" for turn in facts)

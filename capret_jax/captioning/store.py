@@ -64,7 +64,7 @@ class Store:
                 _cut_half_a_line(file)
             self.finished = {_key(line) for line in _read(self._path)}
             events = _read(journal)
-            if begun := next(events, None):
+            if (begun := next(events, None)) is not None:
                 _check_same(begun, settings, self._path)
             elif self.finished:
                 raise InputError(

@@ -5,11 +5,11 @@ import dataclasses
 import io
 import pathlib
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from capret_jax.data.pipeline import Split
+from capret_jax.pages import render
 from capret_jax.retrieval.metrics import TOP_K
 from capret_jax.retrieval.scoring import FLOOR_KEY, QUERY_IOU_FLOOR
 
@@ -46,15 +46,9 @@ def write_report(
         protocol: its queries and gallery (`deepfashion2.Protocol`).
         ranking: the model's answers (`evaluate.Ranking`).
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     right, wrong = _spread(ranking.precision, ranking.first)
-    page = environment.get_template("report.html.jinja").render(
+    page = render(
+        pathlib.Path(__file__).with_name("report.html.jinja"),
         title=title,
         metrics=metrics,
         top_k=TOP_K,

@@ -1,5 +1,7 @@
 """From the results of cells to contrasts and a conclusion, on results that are made up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,11 +51,14 @@ def contrasts(table):
 
 
 def test_every_effect_is_found_and_no_other(contrasts):
-    for contrast in contrasts:
+    for contrast in filter(lambda contrast: contrast.family, contrasts):
         expected = {"good": "helps", "bad": "hurts"}.get(contrast.name, "no difference shown")
         if contrast.kind in ("stage", "embedding"):
             expected = "helps"
         assert contrast.verdict == expected, contrast
+    # Within one arm of another axis nothing is concluded.
+    within = {contrast.verdict for contrast in contrasts if not contrast.family}
+    assert within == {"may help", "may hurt"}
     kinds = [contrast.kind for contrast in contrasts]
     # Two captions arms: over objects, and for each of two, in two stages.
     assert {kind: kinds.count(kind) for kind in kinds} == {
@@ -70,7 +75,8 @@ def test_differences_are_paired(table, contrasts):
     values = table.precision[arm] - table.precision[other]
     assert good.difference.mean == pytest.approx(values.mean())
     assert good.by_seed == pytest.approx(values.mean(axis=1))
-    assert good.family.low < good.difference.low < good.difference.high < good.family.high
+    main = next(c for c in contrasts if c.name == "good" and c.where.endswith("over objects"))
+    assert main.family.low < main.difference.low < main.difference.high < main.family.high
 
 
 def test_the_conclusion_states_each_main_effect_with_its_interval(contrasts):
@@ -78,7 +84,7 @@ def test_the_conclusion_states_each_main_effect_with_its_interval(contrasts):
     tuned = next(text for text in said if text.startswith("Captions against none (fine_tuned, m"))
     assert "good: helps (+19.5 points" in tuned and "bad: hurts (-" in tuned
     assert not any("objects box)" in text for text in said)
-    assert f"{QUERIES} queries, {SEEDS} seeds, 16 contrasts" in said[-1]
+    assert f"{QUERIES} queries, {SEEDS} seeds, 8 contrasts" in said[-2]
     assert conclude(contrasts, QUERIES, 1)[-1].startswith("One seed")
 
 
@@ -93,6 +99,14 @@ def test_differences_are_told_by_condition(table, contrasts):
         assert means == pytest.approx([0.2, 0.3], abs=0.05)
 
 
+def test_few_identities_have_no_interval(table, contrasts):
+    rare = {**table.queries, "category": np.where(table.clusters < 4, 1, 2)}
+    rows = by_condition(dataclasses.replace(table, queries=rare), contrasts[:1])
+    few, many = (row for row in rows if row["condition"] == "category")
+    assert few["identities"] == 4 and few["differences"][0]["low"] is None
+    assert many["differences"][0]["low"] < many["differences"][0]["mean"]
+
+
 def test_arms_have_means_and_intervals(table):
     rows = summarize_arms(table)
     assert len(rows) == len(table.precision)
@@ -105,8 +119,8 @@ def test_arms_have_means_and_intervals(table):
 
 def test_the_plot_places_means_inside_their_intervals(contrasts):
     plot = forest_plot(contrasts)
-    assert len(plot.bars) == len(contrasts)
-    for bar, contrast in zip(plot.bars, contrasts, strict=True):
+    main = [contrast for contrast in contrasts if contrast.family]
+    for bar, contrast in zip(plot.bars, main, strict=True):
         assert bar.low < bar.mean < bar.high
         assert (bar.mean > plot.zero) == (contrast.difference.mean > 0)
         assert bar.y < plot.height

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from capret_jax.ablation import statistics
 from capret_jax.ablation.statistics import family_level, interval
 
 
@@ -37,17 +38,32 @@ def test_unequal_clusters_are_weighted_by_their_queries():
     values, clusters = np.array([[1.0, 1, 1, 0]]), np.array([5, 5, 5, 9])
     found = interval(values, clusters)
     assert found.mean == 0.75
-    assert (found.low, found.high) == (0, 1)
+    # Two clusters, drawn twice: means 0, 3/4 and 1 with 1/4, 1/2 and 1/4; one degree of freedom.
+    spread = np.sqrt(2 * np.average([0.75**2, 0, 0.25**2], weights=[1, 2, 1]) * 17 / 17)
+    assert found.high - found.mean == pytest.approx(12.706 * spread, rel=0.2)
 
 
-def test_it_holds_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    inside = 0
-    for trial in range(60):
-        truth = rng.normal(size=(1, 40, 1)) + rng.normal(size=(1, 40, 3)) * 0.3
-        found = interval(truth.reshape(1, -1), np.repeat(np.arange(40), 3), level=0.8, seed=trial)
+def test_few_seeds_have_students_interval():
+    """Where queries do not differ, the closed form of a mean of three."""
+    seeds = np.array([0.01, 0.02, 0.06])
+    found = interval(np.repeat(seeds[:, None], 30, axis=1), np.arange(30))
+    assert found.high - found.mean == pytest.approx(
+        4.3027 * seeds.std(ddof=1) / np.sqrt(3), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("seed_noise", [0.0, 0.15, 0.6])
+def test_it_holds_as_often_as_it_says(seed_noise, monkeypatch):
+    """Three seeds, 40 identities of three queries, and no difference: with each kind of noise."""
+    monkeypatch.setattr(statistics, "_RESAMPLES", 400)
+    monkeypatch.setattr(statistics, "_CHUNK", 400)
+    rng, inside, trials = np.random.default_rng(0), 0, 400
+    for trial in range(trials):
+        identities = rng.normal(size=(1, 40, 1)) + rng.normal(size=(3, 40, 3)) * 0.3
+        values = (identities + seed_noise * rng.normal(size=(3, 1, 1))).reshape(3, -1)
+        found = interval(values, np.repeat(np.arange(40), 3), level=0.9, seed=trial)
         inside += found.low <= 0 <= found.high
-    assert 38 <= inside <= 57
+    assert 0.87 <= inside / trials <= 0.96
 
 
 def test_many_contrasts_ask_for_more():

@@ -1,10 +1,12 @@
 """A small model that answers (at random), and a server that speaks OpenAI's chat completions."""
 
+import contextlib
 import dataclasses
 import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import jax
@@ -48,8 +50,9 @@ class ChatServer:
 
     Attributes:
         prompts: how often each was answered.
-        reply: (prompt, number of requests so far) -> a text; an int is an HTTP status, a float
-            seconds of silence before the connection is dropped.
+        reply: (prompt, number of requests so far) -> a text; an int is an HTTP status, a pair
+            one and its Retry-After, a float seconds of silence before the connection is dropped, a
+            dict another body, an iterator a body that comes letter by letter.
     """
 
     def __init__(self, reply):
@@ -67,9 +70,11 @@ class ChatServer:
                 body = json.loads(self.rfile.read(length))
                 outer.answer(self, body)
 
-            def _send(self, status, content):
+            def _send(self, status, content, retry_after=None):
                 payload = json.dumps(content).encode()
                 self.send_response(status)
+                if retry_after:
+                    self.send_header("Retry-After", retry_after)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
@@ -92,8 +97,12 @@ class ChatServer:
             time.sleep(reply)
             handler.close_connection = True
             return
-        if isinstance(reply, int):
-            handler._send(reply, {"error": {"message": "not now"}})
+        if isinstance(reply, int | tuple):
+            status, *retry_after = reply if isinstance(reply, tuple) else (reply,)
+            handler._send(status, {"error": {"message": "not now"}}, *retry_after)
+            return
+        if isinstance(reply, Iterator):
+            self._drip(handler, reply)
             return
         if isinstance(reply, dict):
             handler._send(200, reply)
@@ -103,6 +112,15 @@ class ChatServer:
         choice = {"index": 0, "message": {"role": "assistant", "content": reply}}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         handler._send(200, {"id": "x", "choices": [choice], "usage": usage, "model": "tiny"})
+
+    def _drip(self, handler, letters):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # nobody waits for the end
+            for letter in letters:
+                handler.wfile.write(letter.encode())
+                time.sleep(0.1)
 
     def stop(self):
         self._server.shutdown()

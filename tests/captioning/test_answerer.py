@@ -9,6 +9,7 @@ from capret_jax.captioning.answerer import (
     Asked,
     calibration_error,
     fit_temperature,
+    fit_written_temperature,
     sharpen,
 )
 from capret_jax.captioning.answers import rank_answers, write_answers
@@ -94,6 +95,23 @@ def test_answers_are_written_where_there_is_no_list(answerer, states):
     answers = answerer([Asked(state, "what is it") for state in states[:3]])
     assert all(0 < answer.probability <= 1 for answer in answers)
     assert all(answer.text.strip() for answer in answers)
+
+
+def test_different_questions_without_lists_share_a_batch(answerer, states):
+    questions = ["what is it", "what colour is it", "what print does it have"]
+    together = answerer.written(states[:3], questions)
+    for state, question, answer in zip(states, questions, together, strict=False):
+        (alone,) = answerer.written(state[None], [question])
+        assert answer.text == alone.text
+        assert answer.probability == pytest.approx(alone.probability, rel=1e-3)
+
+
+def test_the_written_temperature_undoes_overconfidence():
+    rng = np.random.default_rng(0)
+    honest = rng.uniform(size=20_000)
+    right = rng.uniform(size=20_000) < honest
+    found = fit_written_temperature(honest**0.25, right)
+    assert found == pytest.approx(0.25, rel=0.05)
 
 
 def test_the_temperature_undoes_overconfidence():

@@ -1,18 +1,16 @@
 """Many conversations at once: batched, stopped and gone on with, and never asked twice."""
 
 import dataclasses
-import json
 
-import numpy as np
 import pytest
 
 from capret_jax.captioning.collection import Collector
 from capret_jax.captioning.describing import DRAWN, Describer, describe
-from capret_jax.captioning.dialogue import DialogueConfig, sources_of, unsupported
+from capret_jax.captioning.dialogue import DialogueConfig, sources_of, unsupported, worth_saying
 from capret_jax.captioning.dialogue import Turn as DialogueTurn
 from capret_jax.captioning.language_models import Server, ServerConfig
 from capret_jax.captioning.questioner import Prompted, Script
-from capret_jax.captioning.store import Key, Store
+from capret_jax.captioning.store import COUNTED, Key, Store
 from capret_jax.data import questions
 from capret_jax.errors import InputError
 from tests.captioning.conftest import ANSWERING, sensible
@@ -30,7 +28,7 @@ def look(images):
 
 @pytest.fixture
 def collect(answerer, look, tmp_path):
-    """Runs one collection to its end, and returns its tally and what it left."""
+    """Runs one collection to its end; how many are unfinished, and the lines it left."""
 
     def run(questioner, keys=KEYS, name="out.jsonl", in_flight=16, look=look):
         store = Store(tmp_path / name, {"questioner": questioner.name})
@@ -38,7 +36,8 @@ def collect(answerer, look, tmp_path):
             collector = Collector(
                 answerer, questioner, questions.DRAWN, CONFIG, store, in_flight=in_flight
             )
-            return collector.collect(keys, look), dict(store.finished)
+            left = [key for key in keys if key not in store.finished]
+            return collector.collect(left, look), dict(store.lines())
         finally:
             store.close()
 
@@ -51,8 +50,8 @@ def prompted(server) -> Prompted:
 
 
 def test_many_at_once_say_what_each_alone_would(collect):
-    tally, together = collect(Script())
-    assert tally.items == len(KEYS) == len(together)
+    unfinished, together = collect(Script())
+    assert unfinished == 0 and len(KEYS) == len(together)
     _, alone = collect(Script(), name="alone.jsonl", in_flight=1)
     for key in KEYS:
         assert together[key]["caption"] == alone[key]["caption"]
@@ -63,27 +62,27 @@ def test_many_at_once_say_what_each_alone_would(collect):
 
 def test_a_language_model_talks_and_its_tokens_are_counted(collect, serve):
     server = serve()
-    tally, finished = collect(prompted(server))
-    # Four questions and a caption each; what it answers itself is not taken.
-    assert tally.usage[:3] == (5 * 19, 5 * 19 * 100, 5 * 19 * 10)
+    _, finished = collect(prompted(server))
     for line in finished.values():
         turns = [DialogueTurn(**turn) for turn in line["turns"]]
-        assert len(turns) == 4 and line["calls"] == 5
-        facts = [turn for turn in turns if turn.sure]
+        # Four questions and a caption; what it answers itself is not taken.
+        assert len(turns) == 4
+        assert [line[name] for name in COUNTED] == [5, 500, 50, 0]
+        facts = worth_saying([turn for turn in turns if turn.sure])
         assert unsupported(line["caption"], sources_of(facts)) == []
         assert all(turn.answer in line["caption"] for turn in facts)
-    assert collect(prompted(server))[0].already == len(KEYS)
+    assert collect(prompted(server)) == (0, finished)
     assert server.requests == 5 * 19
 
 
 def test_a_stopped_collection_goes_on_without_asking_twice(collect, serve, look):
     server = serve(lambda prompt, number: sensible(prompt, number) if number <= 40 else 500)
-    first, _ = collect(prompted(server), keys=KEYS[:12])
-    assert first.items + first.unfinished == 12 and first.unfinished >= 4
+    unfinished, first = collect(prompted(server), keys=KEYS[:12])
+    assert len(first) + unfinished == 12 and unfinished >= 4
     answered = server.requests
     server.reply = sensible
-    tally, finished = collect(prompted(server))
-    assert tally.items + first.items == len(finished) == 19
+    unfinished, finished = collect(prompted(server))
+    assert unfinished == 0 and len(finished) == 19 and finished.items() > first.items()
     # 40 replies were kept: no more than what is left was asked for.
     assert server.requests - answered == 5 * 19 - 40
     assert all(line["calls"] == 5 and len(line["turns"]) == 4 for line in finished.values())
@@ -96,9 +95,9 @@ def test_a_server_of_moods_loses_nothing(collect, serve):
         return "blah blah" if number % 5 == 0 else sensible(prompt, number)
 
     model = Server(serve(moody).url, config=dataclasses.replace(SERVER, retries=4))
-    tally, finished = collect(Prompted(model, model.name, model.close))
-    assert tally.unfinished == 0 and len(finished) == 19
-    assert "blah blah" in tally.usage.refused
+    unfinished, finished = collect(Prompted(model, model.name, model.close))
+    assert unfinished == 0 and len(finished) == 19
+    assert sum(line["refused"] for line in finished.values()) > 0
 
 
 def test_a_server_that_fell_silent_is_given_up(collect, serve):
@@ -119,30 +118,52 @@ def describer(encode, answering_params):
     return Describer(ANSWERING, answering_params, encode)
 
 
-def test_drawn_captions_differ_and_the_seed_decides(describer, images):
-    drawn = describer.drawn(images[:3], seed=1)
+def test_drawn_captions_differ_and_each_seed_decides(describer, images):
+    drawn = describer.drawn(images[:3], [1, 2, 3])
     assert [len(set(captions)) for captions in drawn] == [DRAWN] * 3
-    assert drawn == describer.drawn(images[:3], seed=1)
-    assert drawn != describer.drawn(images[:3], seed=2)
+    # Whatever stands beside it.
+    assert describer.drawn(images[1:2], [2]) == drawn[1:2]
+    assert describer.drawn(images[1:2], [9]) != drawn[1:2]
 
 
 def test_captions_are_described_and_condensed(describer, look, serve, tmp_path, images):
     store = Store(tmp_path / "captioner.jsonl", {})
     assert describe(KEYS[:5], look, describer, store) == 0
     best = describer.best(images[:5])
-    assert [store.finished[key]["caption"] for key in KEYS[:5]] == best
+    assert [line["caption"] for _, line in store.lines()] == best
     store.close()
     server = serve(lambda prompt, number: prompt.split("\n- ")[2].split("\n")[0])
     store = Store(tmp_path / "ic3.jsonl", {})
-    assert describe(KEYS[:5], look, describer, store, prompted(server)) == 0
-    lines = [store.finished[key] for key in KEYS[:5]]
+    assert describe(KEYS[:5], look, describer, store, prompted(server), in_flight=2) == 0
+    lines = [line for _, line in store.lines()]
     assert all(line["caption"] in line["drawn"] for line in lines)
-    # What is done is left alone.
-    assert describe(KEYS[:5], look, describer, store, prompted(server)) == 0
+    assert all(len(line["drawn"]) == DRAWN for line in lines)
     assert server.requests == sum(line["calls"] for line in lines)
     store.close()
-    journal = (tmp_path / "ic3.jsonl.journal").read_text().splitlines()
-    assert np.all([len(json.loads(line)["drawn"]) == DRAWN for line in journal[1:]])
+
+
+def test_a_condensed_caption_that_was_written_is_not_asked_for_again(
+    describer, look, serve, tmp_path
+):
+    """Killed between the reply and the finished line."""
+    server, out = serve(lambda prompt, number: prompt.split("\n- ")[2].split("\n")[0]), "ic3.jsonl"
+    for _ in range(2):
+        store = Store(tmp_path / out, {})
+        left = [key for key in KEYS[:3] if key not in store.finished]
+        assert describe(left, look, describer, store, prompted(server)) == 0
+        lines = dict(store.lines())
+        store.close()
+        whole = (tmp_path / out).read_text()
+        (tmp_path / out).write_text(whole.splitlines(keepends=True)[0])
+    assert server.requests == sum(line["calls"] for line in lines.values()) and len(lines) == 3
+
+
+def test_a_condenser_that_fell_silent_is_given_up(describer, look, serve, tmp_path):
+    store = Store(tmp_path / "ic3.jsonl", {})
+    server = serve(lambda prompt, number: 400)
+    with pytest.raises(InputError, match="no reply 16 times in a row"):
+        describe(KEYS, look, describer, store, prompted(server))
+    store.close()
 
 
 def test_a_caption_that_was_written_is_not_asked_for_again(collect, serve, tmp_path):
@@ -152,6 +173,5 @@ def test_a_caption_that_was_written_is_not_asked_for_again(collect, serve, tmp_p
     out = tmp_path / "out.jsonl"
     out.write_text(out.read_text().splitlines(keepends=True)[0])
     asked = server.requests
-    tally, again = collect(prompted(server), keys=KEYS[:2])
-    assert (tally.items, tally.usage.calls, server.requests) == (1, 0, asked)
-    assert again == finished
+    assert collect(prompted(server), keys=KEYS[:2]) == (0, finished)
+    assert server.requests == asked

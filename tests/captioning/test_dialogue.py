@@ -6,11 +6,13 @@ from capret_jax.captioning.dialogue import (
     Dialogue,
     DialogueConfig,
     Nonsense,
+    Turn,
     parse_caption,
     parse_question,
     plain_caption,
     sources_of,
     unsupported,
+    worth_saying,
 )
 from capret_jax.data.questions import DRAWN, PHOTOGRAPHED
 from capret_jax.errors import InputError
@@ -61,7 +63,12 @@ def test_a_caption_is_one_line_without_its_label():
         ("What color is the garment?", "colour"),
         ("Is it striped or plain?", "pattern"),
         ("What type of garment is this?", "category"),
+        ("What category is it?", "category"),
+        ("What kind of dress is it?", "category"),
         ("Who made it?", ""),
+        ("What kind of closure does it have?", ""),
+        ("Where does the garment have pockets?", ""),
+        ("What type of buttons does the garment have?", ""),
     ],
 )
 def test_questions_are_taken_for_those_of_the_list(question, topic):
@@ -78,6 +85,19 @@ def test_only_what_is_certain_becomes_a_fact():
     talk = dialogue(("What colour is it?", "navy", 0.9), ("What pattern?", "dots", 0.4), sure=0.5)
     assert [turn.answer for turn in talk.facts()] == ["navy"]
     assert plain_caption(talk.facts()) == "a navy item"
+
+
+@pytest.mark.parametrize("answer", ["yes", "No.", "not sure", "Unknown", "none", ""])
+def test_a_written_answer_that_says_nothing_is_no_fact(answer):
+    talk = dialogue(("Where are its pockets?", answer, 0.99))
+    assert not talk.facts() and not talk.turns[0].new
+
+
+def test_questions_of_yes_and_no_say_nothing_unless_they_have_a_list():
+    talk = dialogue()
+    assert talk.says_nothing("Does it have pockets?")
+    assert not talk.says_nothing("Is it striped or plain?")
+    assert not talk.says_nothing("Where are its pockets?")
 
 
 def test_a_second_answer_to_the_same_question_is_no_fact():
@@ -128,6 +148,25 @@ def test_words_that_nobody_said_are_found(caption, extra):
         ("What is printed on it?", "red heart", 0.2),
     )
     assert unsupported(caption, sources_of(talk.facts())) == extra
+
+
+@pytest.mark.parametrize("questions", [DRAWN, PHOTOGRAPHED])
+def test_no_answer_is_said_that_was_not_given(questions):
+    """Whatever else is known, the words of one topic's fact free no other answer."""
+    for question in questions:
+        for known in question.answers:
+            fact = Turn("", question.topic, known, 1.0, True, True)
+            free = {*known.split(), question.topic, "a", "an"}
+            for other in questions:
+                for answer in other.answers:
+                    if answer in ("no", "none", "nothing", "solid") or set(answer.split()) <= free:
+                        continue
+                    assert unsupported(answer, sources_of([fact])), (known, answer)
+
+
+def test_what_a_garment_has_not_is_not_said():
+    talk = dialogue(("What sleeves does it have?", "no", 0.9), ("What print?", "none", 0.9))
+    assert len(talk.facts()) == 2 and worth_saying(talk.facts()) == []
 
 
 def test_the_plain_caption_says_all_facts_and_nothing_else():

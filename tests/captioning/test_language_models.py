@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import socket
+import time
 
 import pytest
 
@@ -47,6 +48,44 @@ def test_what_fails_is_asked_again(serve, trouble):
     assert server.requests == 2
 
 
+def test_retries_keep_the_pace(serve):
+    server = serve(lambda prompt, number: 429 if number <= 4 else "yes")
+    config = dataclasses.replace(QUICK, workers=2, per_second=4.0, timeout=5.0, retries=4)
+    start = time.perf_counter()
+    assert [reply.text for reply in ask(server.url, "a", "b", config=config)] == ["yes"] * 2
+    assert server.requests == 6 and time.perf_counter() - start >= 5 / 4
+
+
+def test_what_will_fail_again_is_not_asked_again(serve):
+    server = serve(lambda prompt, number: 404)
+    assert isinstance(ask(server.url, "a")[0], NoReply)
+    assert server.requests == 1
+
+
+def test_a_server_waits_as_long_as_it_wants(serve):
+    server = serve(lambda prompt, number: (503, "1") if number == 1 else "yes")
+    start = time.perf_counter()
+    assert ask(server.url, "a")[0].text == "yes"
+    assert time.perf_counter() - start >= 1.0
+
+
+def test_a_reply_in_drops_has_a_limit_as_a_whole(serve):
+    server = serve(lambda prompt, number: iter("never ends" * 10))
+    start = time.perf_counter()
+    (found,) = ask(server.url, "a", config=dataclasses.replace(QUICK, retries=0))
+    assert isinstance(found, NoReply) and time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"workers": 0}, {"timeout": 0.0}, {"per_second": -1.0}, {"retries": -1}],
+    ids=str,
+)
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(InputError, match=f"--{next(iter(values))}="):
+        ServerConfig(**values)
+
+
 def odd(**changes) -> dict:
     """A completion with something else in place of a part of it."""
     message = {"role": "assistant", "content": changes.get("content", "yes")}
@@ -79,8 +118,6 @@ def test_a_reply_counts_even_where_its_tokens_are_not(serve, usage):
 
 
 def test_requests_are_paced(serve):
-    import time
-
     server = serve(lambda prompt, number: "yes")
     start = time.perf_counter()
     ask(server.url, *"abcdef", config=dataclasses.replace(QUICK, per_second=20.0, timeout=5.0))

@@ -6,7 +6,7 @@ import pytest
 
 from capret_jax.captioning.dialogue import Dialogue, DialogueConfig
 from capret_jax.captioning.language_models import NoReply, Reply
-from capret_jax.captioning.questioner import Prompted, Script
+from capret_jax.captioning.questioner import NoAnswer, Prompted, Script
 from capret_jax.data.questions import DRAWN
 
 
@@ -70,6 +70,24 @@ def test_nonsense_is_asked_again_with_the_reason(talk):
     assert said.usage == (3, 30, 6, ("I am a model.", "What colour is it?"))
     assert "there is no question in it" in model.prompts[1]
     assert "asked before" in model.prompts[2]
+
+
+def test_questions_that_bring_nothing_are_refused(talk):
+    model, questioner = prompted("Does it have pockets?", "Where are its pockets?")
+    assert asyncio.run(questioner.ask(talk)).text == "Where are its pockets?"
+    assert "ask what, which or how" in model.prompts[1]
+    model, questioner = prompted("DONE", "What colour is it?")
+    assert asyncio.run(questioner.ask(Dialogue(DRAWN, DialogueConfig()))).text
+    assert "too early" in model.prompts[1]
+    _, questioner = prompted("DONE")
+    assert asyncio.run(questioner.ask(talk)).text is None
+
+
+def test_what_was_paid_before_the_silence_is_counted(talk):
+    _, questioner = prompted("I am a model.", NoReply("timeout"))
+    with pytest.raises(NoAnswer, match="timeout") as raised:
+        asyncio.run(questioner.ask(talk))
+    assert raised.value.usage == (1, 10, 2, ("I am a model.",))
 
 
 def test_after_nothing_but_nonsense_the_script_goes_on(talk):
