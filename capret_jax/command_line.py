@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import ml_collections
 from absl import app, flags, logging
 
 from capret_jax.errors import InputError
@@ -22,6 +23,30 @@ def run(main: Callable[[list[str]], None]) -> None:
         traceback.print_exc()
         print(f"failed{label()}", file=sys.stderr)
         leave(1)
+
+
+def load_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """What a `DEFINE_config_file` flag names, with its overrides.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    try:
+        return flag.value.copy_and_resolve_references()
+    except OSError as error:  # raised at first use, not while parsing
+        raise InputError(f"--config cannot be loaded: {error}") from error
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "i/n" -> i and n, the i-th of n parts of the work, from 0.
+
+    Raises:
+        InputError: it is something else.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise InputError(f"--part={text} is not i/n with i from 0 to n - 1.")
+    return int(index), int(count)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from capret_jax.command_line import run
+from capret_jax.command_line import load_config, run
 from capret_jax.config import from_config_dict
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
     signal.signal(signal.SIGTERM, _stop)
-    config = from_config_dict(_load_config())
+    config = from_config_dict(load_config(_CONFIG))
     join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
     experiment = Experiment(config, _make_workdir(str(_WORKDIR.value)))
     if config.mode != "evaluate" and not experiment.train():
@@ -53,13 +53,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
     del number, frame
     print(f"stopped by SIGTERM: {RESUME}", flush=True)
     sys.exit(0)
-
-
-def _load_config():
-    try:
-        return _CONFIG.value.copy_and_resolve_references()
-    except OSError as error:  # raised at first use, not while parsing
-        raise InputError(f"--config cannot be loaded: {error}") from error
 
 
 def _make_workdir(path: str) -> pathlib.Path:

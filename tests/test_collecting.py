@@ -91,6 +91,24 @@ def test_a_second_call_has_nothing_to_do(collected, data, answering_dir):
     assert out.read_bytes() == before
 
 
+def test_parts_together_are_the_whole(collected, data, answering_dir, tmp_path):
+    def captions(out: pathlib.Path) -> dict[tuple, str]:
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        return {
+            (line["image_id"], line["item"]): line["caption"]
+            for line in lines
+            if line["split"] == "validation"
+        }
+
+    parts = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
+    for part, out in enumerate(parts):
+        config = CollectConfig(dialogue=ANYTHING, part=part, parts=2, splits=("validation",))
+        collect_captions(data, answering_dir, out, config)
+    first, second = map(captions, parts)
+    assert first.keys().isdisjoint(second)
+    assert first | second == captions(collected[0])
+
+
 def test_annotations_are_what_a_perfect_answerer_would_say(data, answering_dir, splits, tmp_path):
     out = tmp_path / "true.jsonl"
     collect_captions(data, answering_dir, out, CollectConfig(method="annotations"))
@@ -218,6 +236,8 @@ def test_a_killed_collection_goes_on_and_asks_nothing_twice(
         ({"method": "telepathy"}, "--method=telepathy is none of"),
         ({"splits": ("test",)}, "--splits has 'test'"),
         ({"limit": -1}, "--limit not negative"),
+        ({"part": 2, "parts": 2}, "--part=2/2 is not i/n"),
+        ({"method": "captioner", "questioner": "phi"}, "--method=captioner talks to nobody"),
         ({}, "/absent is neither a converted checkpoint"),
     ],
 )
@@ -233,6 +253,23 @@ def test_a_mistake_is_one_line(tmp_path):
     _, stderr = done.communicate(timeout=60)
     assert done.returncode == 2
     assert "cannot be reached" in stderr and len(stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config=absent.py"], "--config cannot be loaded"),
+        (["--method=captioner", "--sure=0.9"], "--sure is for --method=conversation"),
+        (["--per_second=2"], "--per_second is for a server"),
+        (["--part=2"], "--part=2 is not i/n"),
+        (["--prices=1"], "--prices takes two numbers"),
+    ],
+)
+def test_mistakes_in_flags_are_one_line_each(flags, message, tmp_path):
+    done = call(f"--out={tmp_path / 'out.jsonl'}", *flags)
+    _, stderr = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert message in stderr and len(stderr.strip().splitlines()) == 1
 
 
 def test_a_model_that_answers_nothing_is_refused(data, tmp_path):

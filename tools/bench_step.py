@@ -20,7 +20,7 @@ import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
-from capret_jax.command_line import run
+from capret_jax.command_line import load_config, run
 from capret_jax.config import from_config_dict
 from capret_jax.experiment import Experiment
 from capret_jax.mesh import to_global
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as workdir:
-        experiment = Experiment(from_config_dict(_CONFIG.value), pathlib.Path(workdir))
+        experiment = Experiment(from_config_dict(load_config(_CONFIG)), pathlib.Path(workdir))
         peak = matmul_peak(experiment.mesh, experiment.config.compute.dtype)
         print(f"{'matrix product':12}{peak / 1e9:10.0f} GFLOP/s")
         _bench_input(experiment)

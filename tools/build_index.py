@@ -19,7 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from absl import flags
 
-from capret_jax.command_line import run
+from capret_jax.command_line import parse_part, run
 from capret_jax.errors import InputError
 from capret_jax.retrieval.export import FORMATS, check_installed, export
 from capret_jax.retrieval.index import KINDS, Index, IndexConfig, check_ids
@@ -47,7 +47,7 @@ _EXPORT = flags.DEFINE_list("export", [], f"Of {', '.join(FORMATS)}.")
 def main(argv: list[str]) -> None:
     """Embeds, collects, tunes, saves."""
     del argv
-    out, part = pathlib.Path(_OUT.value), _part(_PART.value)
+    out, part = pathlib.Path(_OUT.value), Part(*parse_part(_PART.value))
     unknown = set(_EXPORT.value) - set(FORMATS)
     if unknown:
         raise InputError(f"--export={','.join(_EXPORT.value)}: there are {', '.join(FORMATS)}.")
@@ -101,13 +101,6 @@ def _products(encoder: Encoder):
 def _shards_folder(out: pathlib.Path) -> pathlib.Path:
     out = out.resolve()
     return out.with_name(out.name + ".shards")
-
-
-def _part(text: str) -> Part:
-    index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise InputError(f"--part={text} is not i/n with i from 0 to n - 1.")
-    return Part(int(index), int(count))
 
 
 def _start_helpers(part: Part) -> list[subprocess.Popen]:

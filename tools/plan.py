@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from capret_jax.batch import Batch
-from capret_jax.command_line import run
+from capret_jax.command_line import load_config, run
 from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.data.masking import MAX_MASKED
 from capret_jax.errors import InputError
@@ -83,7 +83,7 @@ _USABLE = 15.75 / 16
 def main(argv: list[str]) -> None:
     """Prints, and writes, both plans."""
     del argv
-    config = from_config_dict(_CONFIG.value.copy_and_resolve_references())
+    config = from_config_dict(load_config(_CONFIG))
     devices = _devices(_TOPOLOGY.value)
     kind = devices[0].device_kind
     if kind not in _CHIPS:

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from capret_jax.ablation.plan import AXES, Plan
 from capret_jax.ablation.report import write_results
 from capret_jax.ablation.running import run as run_cells
-from capret_jax.command_line import run
+from capret_jax.command_line import load_config, run
 from capret_jax.data.dataset import open_dataset
 from capret_jax.errors import InputError
 
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}.")
     workdir = pathlib.Path(_WORKDIR.value).absolute()
-    values = _load_config()
+    values = load_config(_CONFIG)
     plan = Plan(values, workdir, _subset())
     workdir.mkdir(parents=True, exist_ok=True)
     # Cells that differ in their data alone are the same programs.
@@ -44,13 +44,6 @@ def main(argv: list[str]) -> None:
     dataset = open_dataset(plan.config_of(plan.readings()[0]).data)
     results = write_results(plan, dataset, workdir, tuple(values.read_by))
     print("\n".join(["", *results["conclusion"], f"report: {workdir / 'report.html'}"]))
-
-
-def _load_config():
-    try:
-        return _CONFIG.value.copy_and_resolve_references()
-    except OSError as error:
-        raise InputError(f"--config cannot be loaded: {error}") from error
 
 
 def _subset() -> dict[str, list]:

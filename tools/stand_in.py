@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 from capret_jax.errors import InputError
+from capret_jax.train.checkpoint import Checkpoints
 
-FOLDER = pathlib.Path("runs/answerer")
-_CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "demo_pretrain.py"
+_ROOT = pathlib.Path(__file__).parent.parent
+FOLDER = _ROOT / "runs" / "answerer"
+_CONFIG = _ROOT / "configs" / "demo_pretrain.py"
 # Fewer than the config's own 5,000, after which it is right more often, and no more honest.
 _STEPS = 1500
 
@@ -19,10 +21,13 @@ def stand_in() -> str:
         return str(FOLDER)
     print(f"training a small model to answer, once, in {FOLDER}", flush=True)
     command = [sys.executable, "-m", "capret_jax.main", f"--config={_CONFIG}"]
-    settings = ["--config.mode=train", f"--config.loop.steps={_STEPS}"]
+    data = f"--config.data.prepared_dir={_ROOT / 'runs' / 'data'}"
+    settings = ["--config.mode=train", f"--config.loop.steps={_STEPS}", data]
     try:
         subprocess.run([*command, f"--workdir={FOLDER}", *settings], check=True)
     except subprocess.CalledProcessError as error:
         raise InputError(f"the small model in {FOLDER} could not be trained: see above.") from error
+    if Checkpoints(FOLDER, read_only=True).latest_step() != _STEPS:
+        raise InputError("the small model's training was stopped: the same command goes on.")
     done.touch()
     return str(FOLDER)

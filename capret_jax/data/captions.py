@@ -201,7 +201,9 @@ def read_captions(path: str, of: str = "train") -> dict[tuple[int, int], tuple[s
                 try:
                     entry = json.loads(line)
                     key = int(entry["image_id"]), int(entry["item"])
-                    caption, split = str(entry["caption"]), entry.get("split", "train")
+                    caption, split = entry["caption"], entry.get("split", "train")
+                    if not isinstance(caption, str):
+                        raise TypeError("the caption is no text")
                 except (ValueError, KeyError, TypeError) as error:
                     raise InputError(
                         f"{path}, line {number} is no caption: expected "

@@ -78,11 +78,17 @@ class CaptionEncoder:
 
     def cuts(self, caption: str) -> bool:
         """Whether a caption is longer than T tokens."""
-        return len(self.tokenizer(clean_caption(caption))["input_ids"]) > self._max_tokens
+        return len(self._whole(clean_caption(caption))) > self._max_tokens
 
-    def _encode(self, caption):
-        encoded = self.tokenizer(
-            caption, max_length=self._max_tokens, truncation=True, padding="max_length"
-        )
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        return Tokens(np.asarray(ids, np.int32), np.asarray(mask, np.int32))
+    def _whole(self, caption: str) -> list[int]:
+        return self.tokenizer(caption)["input_ids"]
+
+    def _encode(self, caption: str) -> Tokens:
+        # Cut and padded here: a tokenizer keeps both as its state, and another encoder of another
+        # length may use it in another thread meanwhile.
+        whole = self._whole(caption)
+        if len(whole) > self._max_tokens:
+            whole = [*whole[: self._max_tokens - 1], self.tokenizer.sep_token_id]
+        ids = np.full(self._max_tokens, self.tokenizer.pad_token_id, np.int32)
+        ids[: len(whole)] = whole
+        return Tokens(ids, (np.arange(self._max_tokens) < len(whole)).astype(np.int32))

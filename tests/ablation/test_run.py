@@ -12,7 +12,7 @@ from capret_jax.ablation.plan import Plan
 from capret_jax.ablation.report import write_results
 from capret_jax.data.dataset import open_dataset
 from capret_jax.errors import InputError
-from tests.captioning.conftest import ANSWERING
+from tests.captioning.conftest import ANSWERING, serve  # noqa: F401
 from tests.test_configs import CONFIGS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -105,6 +105,39 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch, small):
     more = Plan(small, workdir, ARMS | {"seeds": (0, 2)})
     running.run(more, workdir, keep_models=True)
     assert {reading.cell.seed for reading in ran} == {2}
+
+
+def test_regions_with_condensed_captions(finished, small, serve, tmp_path):  # noqa: F811
+    """The arms that are not run by default, once."""
+    _, workdir, _ = finished
+    # The first words of the first caption.
+    server = serve(lambda prompt, number: " ".join(prompt.split("\n- ")[1].split()[:3]))
+    config = small.copy_and_resolve_references()
+    config.experiment.init_from = str(workdir / "pretrained")
+    config.collected.ic3.questioner = server.url
+    arms = {"captions": ("ic3",), "objects": ("regions",), "stages": ("fine_tuned",)}
+    plan = Plan(config, tmp_path, {**arms, "embeddings": ("image",), "seeds": (0,)})
+    running.run(plan, tmp_path, keep_models=False)
+    metrics = json.loads((tmp_path / plan.readings()[0].folder / "metrics.json").read_text())
+    assert metrics["view"] == "region"
+    took = json.loads((tmp_path / "captions" / "ic3.json").read_text())
+    assert took["calls"] >= 1 and took["prompt_tokens"] >= 100
+    with pytest.raises(InputError, match="no captions of ic3"):
+        server.reply = lambda prompt, number: 400
+        file = plan.captions_file("ic3")
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+        journal = file.with_name(file.name + ".journal")
+        journal.write_text(journal.read_text().splitlines(keepends=True)[0])
+        running.run(plan, tmp_path, keep_models=False)
+
+
+@pytest.mark.parametrize("loss, method", [("vqa", "conversation"), ("mlm", "captioner")])
+def test_whoever_is_to_look_must_have_learnt_it(small, tmp_path, loss, method):
+    config = small.copy_and_resolve_references()
+    config.pretraining.loss[loss] = 0.0
+    plan = Plan(config, tmp_path, ARMS | {"captions": (method,), "embeddings": ("image",)})
+    with pytest.raises(InputError, match=f"--method={method} needs the .*no trained values"):
+        running.run(plan, tmp_path, keep_models=False)
 
 
 def test_results_of_other_settings_are_refused(finished, small):

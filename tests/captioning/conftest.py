@@ -149,3 +149,37 @@ def serve():
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_phi3(tmp_path_factory):
+    """A Phi-3 of random weights, and a tokenizer of the tests' own with a template; its folder."""
+    torch = pytest.importorskip("torch")
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("phi3")
+    words = ["<unk>", "<s>", "</s>", "<|user|>", "colour", "?", *(f"word{i}" for i in range(90))]
+    words = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = "{% for m in messages %}<|user|> {{ m['content'] }} {% endfor %}"
+    fast.save_pretrained(path)
+    config = transformers.Phi3Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        pad_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.Phi3ForCausalLM(config).save_pretrained(path)
+    return fast, path

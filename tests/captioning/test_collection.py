@@ -8,7 +8,7 @@ from capret_jax.captioning.collection import Collector
 from capret_jax.captioning.describing import DRAWN, Describer, describe
 from capret_jax.captioning.dialogue import DialogueConfig, sources_of, unsupported, worth_saying
 from capret_jax.captioning.dialogue import Turn as DialogueTurn
-from capret_jax.captioning.language_models import Server, ServerConfig
+from capret_jax.captioning.language_models import Server, ServerConfig, open_language_model
 from capret_jax.captioning.questioner import Prompted, Script
 from capret_jax.captioning.store import COUNTED, Key, Store
 from capret_jax.data import questions
@@ -73,6 +73,18 @@ def test_a_language_model_talks_and_its_tokens_are_counted(collect, serve):
         assert all(turn.answer in line["caption"] for turn in facts)
     assert collect(prompted(server)) == (0, finished)
     assert server.requests == 5 * 19
+
+
+@pytest.mark.torch
+def test_a_phi_3_on_this_machine_talks(collect, tiny_phi3):
+    """Random weights: what it says is refused or free, and every item gets its caption."""
+    model = open_language_model(f"transformers:{tiny_phi3[1]}")
+    unfinished, finished = collect(Prompted(model, model.name, model.close), keys=KEYS[:4])
+    assert unfinished == 0 and len(finished) == 4
+    for line in finished.values():
+        assert line["calls"] >= 5 and line["completion_tokens"] > 0 and line["caption"]
+        facts = worth_saying([DialogueTurn(**turn) for turn in line["turns"] if turn["sure"]])
+        assert unsupported(line["caption"], sources_of(facts)) == []
 
 
 def test_a_stopped_collection_goes_on_without_asking_twice(collect, serve, look):

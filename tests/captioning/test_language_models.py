@@ -143,38 +143,11 @@ def test_other_questioners_do_not_exist():
 
 
 @pytest.mark.torch
-def test_a_tiny_phi_3_replies_in_batches(tmp_path):
-    """Random weights and a tokenizer of the test's own, through the template."""
-    torch = pytest.importorskip("torch")
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(0)
-    words = ["<unk>", "<s>", "</s>", "<|user|>", "colour", "?", *(f"word{i}" for i in range(90))]
-    words = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.chat_template = "{% for m in messages %}<|user|> {{ m['content'] }} {% endfor %}"
-    fast.save_pretrained(tmp_path)
-    config = transformers.Phi3Config(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        pad_token_id=2,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    transformers.Phi3ForCausalLM(config).save_pretrained(tmp_path)
+def test_a_tiny_phi_3_replies_in_batches(tiny_phi3):
+    fast, path = tiny_phi3
 
     async def run(*prompts):
-        model = open_language_model(f"transformers:{tmp_path}")
+        model = open_language_model(f"transformers:{path}")
         try:
             return await asyncio.gather(*map(model, prompts))
         finally:

@@ -98,7 +98,15 @@ def test_a_file_that_lacks_an_item_is_refused(items, write):
         Captioner(CaptionConfig(file=path), items)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"image_id": 1, "item": "first", "caption": "x"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        '{"image_id": 1, "item": "first", "caption": "x"}',
+        '{"image_id": 1, "item": 1, "caption": null}',
+    ],
+)
 def test_a_line_that_is_no_caption_is_named(write, line, items):
     with pytest.raises(InputError, match=f"line {2 * len(items) + 1} is no caption"):
         read_captions(write(line))

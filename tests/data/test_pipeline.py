@@ -11,7 +11,7 @@ from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import ReadConfig, ViewConfig, training_iterator
 from capret_jax.data.questions import ANSWER_TOKENS, DRAWN, Quizzer
-from capret_jax.data.sampler import IdentitySampler, Shard
+from capret_jax.data.sampler import Shard, make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.transforms import AugmentConfig
 from capret_jax.errors import InputError
@@ -29,8 +29,10 @@ def captions(splits, tmp_path_factory):
 
 @pytest.fixture
 def iterate(splits, captions):
-    def make(shard=Shard(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False):
-        sampler = IdentitySampler(splits["train"].items, B, K, 6, 0, shard)
+    def make(
+        shard=Shard(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False, views=K
+    ):
+        sampler = make_sampler(splits["train"].items, B, views, 6, 0, shard)
         masker = Masker(captions.tokenizer) if masked else None
         return training_iterator(
             splits["train"],
@@ -47,6 +49,12 @@ def iterate(splits, captions):
         )
 
     return make
+
+
+def test_without_identities_no_batch_tells_one(iterate):
+    assert np.any(next(iterate()).identity != NO_IDENTITY)
+    for batch in iterate(views=0):
+        assert np.all(batch.identity == NO_IDENTITY)
 
 
 def assert_equal(a, b):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from capret_jax.data.sampler import IdentitySampler, Shard
+from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.sampler import IdentitySampler, Shard, make_sampler
 from capret_jax.errors import InputError
 
 B, K = 8, 4  # so P = 2
@@ -59,7 +60,29 @@ def test_epochs_differ_and_the_seed_decides(items):
     assert len({draw.seed for draw in first}) == len(first)
 
 
-def test_two_processes_share_each_batch_between_them(items):
+def one_by_one(items, shard=Shard(), steps=12, seed=0):
+    sampler = make_sampler(items, B, 0, steps, seed, shard)
+    return [sampler[i] for i in range(len(sampler))]
+
+
+def test_without_identities_the_same_items_come_one_by_one(items):
+    sampler = make_sampler(items, B, 0, 1, 0)
+    assert np.all(sampler.identities == NO_IDENTITY)
+    known = np.flatnonzero(items.training_identities() != NO_IDENTITY)
+    per_epoch = len(known) // B * B
+    rows = [draw.row for draw in one_by_one(items, steps=2 * len(known) // B)]
+    first, second = rows[:per_epoch], rows[per_epoch : 2 * per_epoch]
+    for epoch in (first, second):
+        assert len(set(epoch)) == per_epoch and set(epoch) <= set(known.tolist())
+    assert first != second
+    # Pairs of views are no more frequent in a batch than anywhere.
+    labels = items.training_identities()[first[:B]]
+    assert len(set(labels.tolist())) > B // K
+    assert one_by_one(items) == one_by_one(items) != one_by_one(items, seed=1)
+
+
+@pytest.mark.parametrize("draws", [draws, one_by_one])
+def test_two_processes_share_each_batch_between_them(items, draws):
     whole = draws(items)
     halves = [draws(items, Shard(index, 2)) for index in range(2)]
     together = [
@@ -78,8 +101,10 @@ def test_two_processes_share_each_batch_between_them(items):
         (10, 4, 1, "batch_size=10 must be a multiple"),
         (8, 4, 3, "3 processes"),
         (64, 2, 1, "needs 32 identities .* has 12"),
+        (512, 0, 1, "batch_size=512 is more than the .* items"),
+        (8, 0, 3, "3 processes"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(items, batch_size, views, processes, message):
     with pytest.raises(InputError, match=message):
-        IdentitySampler(items, batch_size, views, 1, 0, Shard(0, processes))
+        make_sampler(items, batch_size, views, 1, 0, Shard(0, processes))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -38,6 +39,19 @@ def test_long_captions_are_cut_and_still_end_in_sep(vocabulary):
     encoder = CaptionEncoder(load_tokenizer(str(vocabulary)), 5)
     tokens = encoder(CAPTIONS[0])
     assert encoder.tokenizer.convert_ids_to_tokens(tokens.ids[-1:]) == ["[SEP]"]
+
+
+def test_encoders_of_two_lengths_share_a_tokenizer_across_threads(vocabulary):
+    tokenizer = load_tokenizer(str(vocabulary))
+    captions = [f"{CAPTIONS[0]} {'vest ' * (i % 7)}{i}" for i in range(400)]
+
+    def encode(max_tokens: int) -> list[int]:
+        encoder = CaptionEncoder(tokenizer, max_tokens)
+        return [len(encoder(caption).ids) + encoder(caption).mask.sum() for caption in captions]
+
+    alone = [encode(5), encode(12)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(encode, (5, 12))) == alone
 
 
 def test_the_vocabulary_is_the_same_in_every_process(vocabulary, tmp_path):
