@@ -14,11 +14,60 @@ import ml_collections
 
 from capret_jax.errors import InputError
 
-# Weights of the terms that read captions, and of boxes.
-_LANGUAGE = {"itc": 0.5, "itm": 0.5}
-_BOXES = {"box_l1": 2.0, "box_giou": 1.0}
-_COLLECTED = {"loss": _LANGUAGE, "data": {"captions": {"fields": ("category",)}}}
-_DROPPED = {"data": {"captions": {"dropout": 0.3}}}
+
+# Arms that say the same say it in dicts of their own: one can be overridden without the others.
+def _language(*fields: str) -> dict:
+    """Trains with captions: a template of some fields, or collected ones in its place."""
+    return {"loss": {"itc": 0.5, "itm": 0.5}, "data": {"captions": {"fields": fields}}}
+
+
+def _boxes(**data) -> dict:
+    return {"loss": {"box_l1": 2.0, "box_giou": 1.0}, "data": data}
+
+
+def _dropped() -> dict:
+    return {"data": {"captions": {"dropout": 0.3}}}
+
+
+_CAPTIONS = {
+    # A phrase that says nothing, for the box loss, which needs one.
+    "none": {"loss": {"itc": 0.0, "itm": 0.0}, "data": {"captions": {"fields": ()}}},
+    "category": _language("category"),
+    "template": _language("category", "viewpoint", "occlusion", "scale", "zoom_in"),
+    "captioner": _language("category"),
+    "ic3": _language("category"),
+    "conversation": _language("category"),
+    "true": _language("category"),
+}
+# How the captions of an arm come about (`collecting.CollectConfig`), and the folder of who looks:
+# the model that cells start from if empty. On photographs a conversation needs a converted VQA
+# checkpoint, the others one with a language model's head.
+_COLLECTED = {
+    "captioner": {"method": "captioner", "looker": ""},
+    "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1", "looker": ""},
+    "conversation": {"questioner": "script", "looker": ""},
+    "true": {"method": "annotations", "looker": ""},
+}
+_OBJECTS = {
+    "none": {"loss": {"box_l1": 0.0, "box_giou": 0.0}},
+    "box": _boxes(),
+    # Items as regions of whole photographs, which the box loss then needs as well.
+    "regions": _boxes(view={"kind": "region"}, augment={"wide": 0.0}),
+}
+_STAGES = {
+    # Of the same items no identity is told: captions and boxes are all there is to learn from, and
+    # without them the first model stays as it is.
+    "zero_shot": {"loss": {"arcface": 0.0}, "data": {"views_per_identity": 0}},
+    "fine_tuned": {"loss": {"arcface": 1.0}},
+}
+# Kinds of embedding, the captions that validation items have at inference, and what changes in
+# training: one that reads captions must do without, too.
+_EMBEDDINGS = {
+    "image": {"said": ("none",), "changes": {}},
+    "text": {"said": ("generated", "oracle"), "changes": {}},
+    "joined": {"said": ("none", "generated", "oracle"), "changes": _dropped()},
+    "fusion": {"said": ("none", "generated", "oracle"), "changes": _dropped()},
+}
 
 
 def get_config(data: str = "demo"):
@@ -33,56 +82,12 @@ def get_config(data: str = "demo"):
         {
             # What every cell starts from, unless `experiment.init_from` names a checkpoint.
             "pretraining": _config_of("demo_pretrain"),
-            "experiment": _demo() if data == "demo" else _config_of("df2_finetune"),
-            "captions": {
-                # A phrase that says nothing, for the box loss, which needs one.
-                "none": {"loss": {"itc": 0.0, "itm": 0.0}, "data": {"captions": {"fields": ()}}},
-                "category": {"loss": _LANGUAGE, "data": {"captions": {"fields": ("category",)}}},
-                "template": {
-                    "loss": _LANGUAGE,
-                    "data": {
-                        "captions": {
-                            "fields": ("category", "viewpoint", "occlusion", "scale", "zoom_in")
-                        }
-                    },
-                },
-                "captioner": _COLLECTED,
-                "ic3": _COLLECTED,
-                "conversation": _COLLECTED,
-                "true": _COLLECTED,
-            },
-            "objects": {
-                "none": {"loss": {"box_l1": 0.0, "box_giou": 0.0}},
-                "box": {"loss": _BOXES},
-                # Items as regions of whole photographs, which the box loss then needs as well.
-                "regions": {
-                    "loss": _BOXES,
-                    "data": {"view": {"kind": "region"}, "augment": {"wide": 0.0}},
-                },
-            },
-            "stages": {
-                # Of the same items no identity is told: captions and boxes are all there is to
-                # learn from, and without them the first model stays as it is.
-                "zero_shot": {"loss": {"arcface": 0.0}, "data": {"views_per_identity": 0}},
-                "fine_tuned": {"loss": {"arcface": 1.0}},
-            },
-            # How the captions of an arm come about (`collecting.CollectConfig`), and the folder of
-            # who looks: the model that cells start from if empty. On photographs a conversation
-            # needs a converted VQA checkpoint, the others one with a language model's head.
-            "collected": {
-                "captioner": {"method": "captioner", "looker": ""},
-                "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1", "looker": ""},
-                "conversation": {"questioner": "script", "looker": ""},
-                "true": {"method": "annotations", "looker": ""},
-            },
-            # Kinds of embedding, the captions that validation items have at inference, and what
-            # changes in training: one that reads captions must do without, too.
-            "embeddings": {
-                "image": {"said": ("none",), "changes": {}},
-                "text": {"said": ("generated", "oracle"), "changes": {}},
-                "joined": {"said": ("none", "generated", "oracle"), "changes": _DROPPED},
-                "fusion": {"said": ("none", "generated", "oracle"), "changes": _DROPPED},
-            },
+            "experiment": _demo() if data == "demo" else _df2(),
+            "captions": _CAPTIONS,
+            "collected": _COLLECTED,
+            "objects": _OBJECTS,
+            "stages": _STAGES,
+            "embeddings": _EMBEDDINGS,
             # The captions, objects and stage with which embeddings that read captions are trained,
             # and the arm whose captions are the oracle's.
             "read_by": ("conversation", "box", "fine_tuned"),
@@ -112,6 +117,12 @@ def _demo() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.evaluation.detect, config.evaluation.rerank = False, 0
     config.evaluation.baselines = False
+    return config
+
+
+def _df2() -> ml_collections.ConfigDict:
+    config = _config_of("df2_finetune")
+    config.data.max_tokens = 40  # a language model's sentences are longer than the template's
     return config
 
 

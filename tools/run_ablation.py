@@ -5,6 +5,9 @@
 Leaves ablation.json, report.html and report.md in the workdir. A stopped run goes on with the next
 call. Any subset: --captions=none,conversation --objects=box --stages=fine_tuned --seeds=0
 --embeddings=image; its report is about that subset.
+
+One process, on all of its devices. Once the first model and the captions are there, other machines
+that share the workdir can run other seeds; the last call, with all of them, writes the report.
 """
 
 import os

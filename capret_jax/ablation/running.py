@@ -59,13 +59,20 @@ def _check_lookers(plan: Plan) -> None:
     """Whoever is to look can do it, before anything takes long."""
     for arm, folder in plan.lookers.items():
         method = plan.collected[arm].method
-        if plan.pretraining is None or folder != plan.start:
-            check_looker(folder, method)
-        else:
-            trains = plan.pretraining.loss
-            fresh = [] if trains.mlm else ["mlm_head/kernel"]
-            fresh += [] if trains.vqa else ["decoder/kernel"]
-            check_able(ModelCard(plan.pretraining.model, "new", fresh), method, "the first model")
+        try:
+            if plan.pretraining is None or folder != plan.start:
+                check_looker(folder, method)
+            else:
+                check_able(_card_to_be(plan.pretraining), method, "the first model")
+        except InputError as error:
+            raise InputError(f"config.collected.{arm}.looker: {error}") from error
+
+
+def _card_to_be(config: ExperimentConfig) -> ModelCard:
+    """Of the model that this trains from scratch."""
+    parts = {"mlm_head": config.loss.mlm, "decoder": config.loss.vqa}
+    untrained = [f"{part}/kernel" for part, weight in parts.items() if not weight]
+    return ModelCard(config.model, "new", untrained)
 
 
 def _collect(plan: Plan, arm: str, questioner) -> None:

@@ -207,6 +207,16 @@ def test_an_arm_that_does_not_exist_is_named(subset, message, tmp_path):
         Plan(values(), tmp_path, subset)
 
 
+def test_an_arm_is_overridden_alone():
+    config = values()
+    config.captions.category.loss.itc = 9.0
+    config.objects.box.loss.box_l1 = 9.0
+    config.embeddings.joined.changes.data.captions.dropout = 0.9
+    others = [arm.loss.itc for name, arm in config.captions.items() if name != "category"]
+    assert 9.0 not in others and config.objects.regions.loss.box_l1 != 9.0
+    assert config.embeddings.fusion.changes.data.captions.dropout == 0.3
+
+
 def test_an_impossible_cell_is_refused_before_the_first_one_runs(tmp_path):
     config = values()
     config.captions.category.loss.itc = -1.0
