@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,14 +28,29 @@ from capret_jax.convert.reference import parts
 from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
 from capret_jax.data.items import ItemTable
 from capret_jax.data.pipeline import Split
-from capret_jax.data.questions import Question, known_answers, questions_about
+from capret_jax.data.questions import (
+    Question,
+    known_answers,
+    known_topics,
+    questions_about,
+    vocabulary_of,
+)
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.errors import InputError
-from capret_jax.loading import digest, load_card, load_model, load_setup
+from capret_jax.loading import (
+    LoadedModel,
+    digest,
+    load_card,
+    load_model,
+    load_setup,
+    writes_captions,
+)
 from capret_jax.models.config import PLAIN, ComputeConfig
 
 METHODS = ("conversation", "captioner", "ic3", "annotations")
 SPLITS = ("train", "validation")
+# Of the prompts and rules that captions follow: to be raised when these change.
+_VERSION = 2
 # Training items whose known answers say how far the model's probabilities can be trusted.
 _CALIBRATED_ON = 512
 
@@ -98,8 +114,7 @@ class CollectConfig:
         """
         seen = "what it sees in the picture, and no annotation"
         if self.method == "annotations":
-            topics = ", ".join(question.topic for question in questions_about(dataset))
-            return f"the annotations: {topics}"
+            return f"the annotations: {', '.join(known_topics(dataset))}"
         if self.method == "captioner":
             return f"X2-VLM's captioner: {seen}"
         if self.method == "ic3":
@@ -155,36 +170,43 @@ def collect_captions(
     """
     # Before anything takes long.
     questioner = questioner or open_questioner(config)
-    check_looker(model_dir, config.method)
-    model, setup = load_model(model_dir), load_setup(model_dir)
-    encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
+    if config.method == "annotations":
+        looker, size = None, 1  # nobody looks
+    else:
+        check_looker(model_dir, config.method)
+        looker = load_model(model_dir)
+        size = looker.config.image_size
     dataset = open_dataset(data)
-    views = Views(dataset, model.config.image_size, data.augment.margin)
+    views = Views(dataset, size, data.augment.margin)
     keys = views.keys(config.splits)[: config.limit or None][config.part :: config.parts]
-    settings = _settings(config, questioner, data, digest(jax.device_get(model.params)))
-    compute = compute.on(jax.devices()[0].platform)
-    store, start = Store(out, settings), time.perf_counter()
+    store = Store(out, _settings(config, questioner, data, looker))
     left, more, unfinished = [key for key in keys if key not in store.finished], {}, 0
+    start = time.perf_counter()
     try:
         if not left:
             pass  # what is there is described below
-        elif config.method == "annotations":
+        elif looker is None:
             _tell_truth(views, left, store)
-        elif config.method == "conversation":
-            answerer = Answerer(model.config, model.params, encode, config.batch_size, compute)
-            questions = questions_about(data.name)
-            calibration = calibrate(answerer, questions, dataset.train, views)
-            more["calibration"] = calibration._asdict()
-            answerer.temperature = calibration.temperature
-            answerer.written_temperature = calibration.written_temperature
-            start = time.perf_counter()
-            unfinished = Collector(
-                answerer, questioner, questions, config.dialogue, store, config.in_flight
-            ).collect(left, views)
         else:
-            describer = Describer(model.config, model.params, encode, config.batch_size, compute)
-            condenser = questioner if isinstance(questioner, Prompted) else None
-            unfinished = describe(left, views, describer, store, condenser, config.in_flight)
+            setup, on = load_setup(model_dir), compute.on(jax.devices()[0].platform)
+            encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
+            machine = looker.config, looker.params, encode, config.batch_size, on
+            if config.method == "conversation":
+                answerer, questions = Answerer(*machine), questions_about(data.name)
+                calibration = calibrate(answerer, questions, dataset.train, views)
+                more["calibration"] = calibration._asdict()
+                answerer.temperature = calibration.temperature
+                answerer.written_temperature = calibration.written_temperature
+                start = time.perf_counter()
+                collector = Collector(
+                    answerer, questioner, questions, config.dialogue, store, config.in_flight
+                )
+                unfinished = collector.collect(left, views)
+            else:
+                condenser = questioner if isinstance(questioner, Prompted) else None
+                unfinished = describe(
+                    left, views, Describer(*machine), store, condenser, config.in_flight
+                )
         done, seconds = len(left) - unfinished, time.perf_counter() - start
         return {
             "items": done,
@@ -213,7 +235,7 @@ def costs(store: Store, views: "Views") -> dict[str, Any]:
         count, total["questions"] = count + 1, total["questions"] + len(turns)
         for name in COUNTED:
             total[name] += line.get(name, 0)
-        known = known_answers(views.attributes_of(key))
+        known = known_answers(views.attributes_of(key)) if key in views else {}
         for turn in turns:
             if turn["sure"] and turn["topic"] in known:
                 judged.setdefault(turn["topic"], []).append(turn["answer"] == known[turn["topic"]])
@@ -259,13 +281,19 @@ def calibrate(
         accuracy[question.topic] = float((table.argmax(axis=1) == truth).mean())
         own = answerer.written(states[places], [question.text] * len(places))
         written += [
-            (answer.probability, answer.text == known[i][question.topic])
+            (answer.probability, _agree(answer.text, known[i][question.topic]))
             for i, answer in zip(places, own, strict=True)
         ]
     temperature = fit_temperature(tables, truths)
     before, after = (_error(tables, truths, each) for each in (1.0, temperature))
     written_temperature = fit_written_temperature(*map(np.array, zip(*written, strict=True)))
     return Calibration(temperature, written_temperature, before, after, accuracy)
+
+
+def _agree(written: str, known: str) -> bool:
+    """Whether one says nothing but what the other does: "top" of a short sleeve top."""
+    words, others = set(written.split()), set(known.split())
+    return bool(words) and (words <= others or others <= words)
 
 
 def _error(tables, truths, temperature: float) -> float:
@@ -290,6 +318,9 @@ class Views:
     def keys(self, splits: Sequence[str]) -> list[Key]:
         """Of all items of some splits."""
         return [key for split in splits for key in self._rows if key.split == split]
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._rows
 
     def attributes_of(self, key: Key) -> dict[str, int]:
         """What is known of an item."""
@@ -321,13 +352,15 @@ def check_looker(folder: str | os.PathLike, method: str) -> None:
     Raises:
         InputError: the folder holds no model, or one that cannot do it.
     """
-    check_able(load_card(folder), method, str(folder))
+    if method != "annotations":
+        check_able(load_card(folder), writes_captions(folder), method, str(folder))
 
 
-def check_able(card: ModelCard, method: str, name: str) -> None:
+def check_able(card: ModelCard, writes: bool, method: str, name: str) -> None:
     """
     Args:
         card: of the model that looks.
+        writes: whether its language model has learnt to write, left to right.
         method: one of `METHODS`.
         name: of the model, for the message.
 
@@ -338,25 +371,37 @@ def check_able(card: ModelCard, method: str, name: str) -> None:
         raise InputError(
             f"{name} has no answer decoder, so it answers no questions: convert a vqa checkpoint."
         )
-    needed = {"conversation": ("decoder",), "annotations": ()}.get(method, ("mlm_head",))
-    for part in needed:
-        if part in parts(card.fresh):
-            raise InputError(
-                f"--method={method} needs the {part}, of which {name} (a {card.kind} checkpoint) "
-                "has no trained values: convert another kind, or train this one first."
-            )
+    needed = "decoder" if method == "conversation" else "mlm_head"
+    if needed in parts(card.fresh):
+        raise InputError(
+            f"--method={method} needs the {needed}, of which {name} (a {card.kind} checkpoint) has "
+            "no trained values: convert another kind, or train this one first."
+        )
+    if method != "conversation" and not writes:
+        raise InputError(
+            f"--method={method} writes from left to right, and {name} (a {card.kind} checkpoint) "
+            "has learnt to fill gaps: convert a caption_mlm checkpoint, or train one with "
+            "loss.mlm_causal."
+        )
 
 
 def _settings(
-    config: CollectConfig, questioner: Questioner, data: DataConfig, model: str
+    config: CollectConfig, questioner: Questioner, data: DataConfig, looker: LoadedModel | None
 ) -> dict[str, Any]:
     """What makes captions of one file alike."""
     settings: dict[str, Any] = {
+        "version": _VERSION,
         "method": config.method,
-        "questioner": questioner.name,
-        "model": model,
         "dataset": f"{data.name}/{data.variant}" if data.name == "synthetic" else data.name,
     }
     if config.parts > 1:
         settings["part"] = f"{config.part}/{config.parts}"
-    return settings | (vars(config.dialogue) if config.method == "conversation" else {})
+    if looker is not None:
+        settings["questioner"] = questioner.name
+        settings["model"] = digest(jax.device_get(looker.params))
+        settings["margin"] = data.augment.margin
+    if config.method == "conversation":
+        asked = "\n".join(vocabulary_of(questions_about(data.name)))
+        settings["questions"] = zlib.crc32(asked.encode())
+        settings |= vars(config.dialogue)
+    return settings

@@ -177,8 +177,10 @@ class Experiment:
             )
 
     def captions_cut(self) -> float:
-        """Share of the training captions, of some of them, that have more than T tokens."""
-        return float(np.mean([*map(self._encoder.cuts, self._captioner.some(_LOOKED_AT))]))
+        """Share of captions that have more than T tokens, of some of each split's: the larger."""
+        said = self._said[:: max(len(self._said) // _LOOKED_AT, 1)]
+        some = (self._captioner.some(_LOOKED_AT), said)
+        return float(max(np.mean([*map(self._encoder.cuts, each)]) for each in some))
 
     def evaluate(self, name: str = EVALUATION) -> None:
         """Evaluates the newest checkpoint beside its baselines.

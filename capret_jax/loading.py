@@ -40,6 +40,8 @@ from capret_jax.train.checkpoint import Checkpoints, has_checkpoints
 Array = jax.Array | np.ndarray
 # What X2-VLM was trained with.
 _BERT, _TOKENS = "bert-base-uncased", 40
+# The kind of checkpoint that a captioner's is.
+_WRITER = "caption_mlm"
 
 
 def load_weights(
@@ -84,6 +86,20 @@ def load_card(folder: str | os.PathLike) -> ModelCard:
     metadata = checkpoints.metadata()
     config = ModelConfig(**metadata["config"]["model"])
     return ModelCard(config, COMPLETE, metadata.get("untrained", []))
+
+
+def writes_captions(folder: str | os.PathLike) -> bool:
+    """Whether the masked language model in a folder has learnt to write, left to right.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    path = pathlib.Path(folder)
+    card = load_card(path)
+    if is_converted(path):
+        return card.kind == _WRITER
+    loss = Checkpoints(path, read_only=True).metadata()["config"]["loss"]
+    return bool(loss["mlm"]) and loss.get("mlm_causal", False)
 
 
 def load_model(folder: str | os.PathLike, image_size: int | None = None) -> "LoadedModel":

@@ -71,7 +71,8 @@ _EMBEDDINGS = {
 
 
 def get_config(data: str = "demo"):
-    """Every key can be overridden: --config.run.seeds="(0,)".
+    """Every key can be overridden: --config.run.seeds="(0,)"; what arms set comes after
+    `experiment`: --config.stages.fine_tuned.loss.arcface=0.5.
 
     Raises:
         InputError: `data` is neither "demo" nor "df2".

@@ -110,7 +110,7 @@ def _check_heard() -> None:
 def _looker(data: DataConfig, experiment: ExperimentConfig | None) -> str:
     """The model's folder."""
     folder = _MODEL.value or (experiment.init_from if experiment else "")
-    if folder:
+    if folder or _METHOD.value == "annotations":
         return folder
     if data.name != "synthetic":
         raise InputError(

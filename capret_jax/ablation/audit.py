@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,13 +39,13 @@ def audit(plan: Plan, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
     """
     cache.mkdir(parents=True, exist_ok=True)
     asked = _hashed(dataset.validation, cache / "validation.npy")
-    sets, unknown = {"train": dataset.train}, []
+    sets, unknown = {"the training split": dataset.train}, []
     for folder in dict.fromkeys((plan.start, *plan.lookers.values())):
         data = load_setup(folder).data
         if data is None:
             unknown.append(folder)
         else:
-            sets[f"train, of {pathlib.Path(folder).name}"] = _training_split(data)
+            sets[f"what {pathlib.Path(folder).name} learnt from"] = _training_split(data)
     return {
         "training_captions": {cell.captions: plan.teaches(cell) for cell in plan.cells},
         "query_captions": {
@@ -54,7 +55,7 @@ def audit(plan: Plan, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
         "shared_identities": shared_identities(dataset),
         "near_duplicates": {
             name: _duplicates(
-                dataset.validation, asked, split, _hashed(split, cache / f"{name}.npy")
+                dataset.validation, asked, split, _hashed(split, cache / f"{_name_of(split)}.npy")
             )
             for name, split in sets.items()
         },
@@ -65,6 +66,11 @@ def audit(plan: Plan, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
 def _training_split(data: dict) -> Split:
     """Of a run's `config.data`."""
     return open_dataset(build(DataConfig, data, "config.data")).train
+
+
+def _name_of(split: Split) -> str:
+    """The same for the same pictures."""
+    return f"{zlib.crc32(split.items['image_id'].tobytes()):08x}-{len(split.items)}"
 
 
 def _duplicates(queries: Split, asked: np.ndarray, others: Split, known: np.ndarray) -> dict:
@@ -85,9 +91,11 @@ def shared_identities(dataset: Dataset) -> int:
 
 
 def _hashed(split: Split, path: pathlib.Path) -> np.ndarray:
-    """Of a dataset they take long: they are kept."""
+    """Of a dataset they take long: they are kept, whole or not at all."""
     if not path.exists():
-        np.save(path, hashes(split))
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, hashes(split))
+        partial.replace(path)
     return np.load(path)
 
 

@@ -79,6 +79,7 @@ class Plan:
         _check_arms("embeddings", taken["embeddings"], values.embeddings)
         if not taken["seeds"]:
             raise InputError("an ablation needs at least one seed: set --seeds.")
+        _check_distinct("seeds", taken["seeds"])
         self.seeds = taken["seeds"]
         grid = itertools.product(
             taken["seeds"],
@@ -92,7 +93,7 @@ class Plan:
             for seed, embedding, stage, objects, captions in grid
             if embedding == IMAGE or (captions, objects, stage) == tuple(values.read_by)
         ]
-        self._check_embeddings(taken)
+        self._check_embeddings(taken, bool((subset or {}).get("embeddings")))
         wanted = {cell.captions for cell in self.cells}
         if any(cell.embedding != IMAGE for cell in self.cells):
             wanted |= {values.oracle}
@@ -165,10 +166,11 @@ class Plan:
             return self.collected[cell.captions].describe(data.name)
         return data.captions.describe()
 
-    def _check_embeddings(self, taken: Mapping[str, tuple]) -> None:
-        """That there are cells, and the captions that they read."""
+    def _check_embeddings(self, taken: Mapping[str, tuple], named: bool) -> None:
+        """That there are cells, of each embedding that was named, and the captions they read."""
         values, read_by = self._values, tuple(self._values.read_by)
-        if not self.cells:
+        found = {cell.embedding for cell in self.cells}
+        if not found or (named and found < set(taken["embeddings"])):
             raise InputError(
                 f"embeddings that read captions are trained with {' and '.join(read_by)} "
                 "(config.read_by) alone, and these arms are not all taken: take them, or "
@@ -207,9 +209,15 @@ class Plan:
         return values
 
 
+def _check_distinct(axis: str, taken: Sequence) -> None:
+    if len(set(taken)) < len(taken):
+        raise InputError(f"--{axis} names one twice: {', '.join(map(str, taken))}.")
+
+
 def _check_arms(axis: str, taken: Sequence, known: Mapping) -> None:
     if not taken:
         raise InputError(f"no arm of {axis} is taken: there are {', '.join(known)}.")
+    _check_distinct(axis, taken)
     for arm in taken:
         if arm not in known:
             raise InputError(f"{axis} has no arm {arm!r}: there are {', '.join(known)}.")

@@ -7,19 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from capret_jax.ablation.audit import audit
+from capret_jax.ablation.conclusions import best_captions, by_conditions, conclude
+from capret_jax.ablation.contrasts import Contrast, contrasts_of
 from capret_jax.ablation.plan import Plan
-from capret_jax.ablation.results import (
-    Contrast,
-    Table,
-    arm_of,
-    best_captions,
-    by_condition,
-    conclude,
-    contrasts_of,
-    read_costs,
-    read_table,
-    summarize_arms,
-)
+from capret_jax.ablation.results import Table, arm_of, read_costs, read_table, summarize_arms
 from capret_jax.data.dataset import Dataset
 from capret_jax.data.pipeline import Split
 from capret_jax.pages import render
@@ -48,29 +39,27 @@ def write_results(plan: Plan, dataset: Dataset, workdir: pathlib.Path, read_by: 
 
     Returns:
         The content of `ablation.json`: "conclusion", sentences; "arms", "contrasts", "conditions",
-        "costs", "audit", "seeds", "queries" and "identities".
+        "costs", "audit", "seeds", "queries", "identities" and "pairs".
 
     Raises:
         InputError: a cell is not done.
     """
-    table = read_table(plan, workdir)
+    table = read_table(plan, workdir, dataset.validation.items)
     contrasts = contrasts_of(table, read_by)
     queries, seeds = len(table.clusters), len(plan.seeds)
-    tuned = [each for each in contrasts if each.family and "zero_shot" not in each.where]
+    identities = table.queries["identity"]
     best = best_captions(contrasts, "fine_tuned") or best_captions(contrasts, "zero_shot")
     results: dict[str, Any] = {
         "conclusion": conclude(contrasts, queries, seeds),
         "arms": summarize_arms(table),
         "contrasts": [contrast.as_dict() for contrast in contrasts],
-        "conditions": {
-            "contrasts": [f"{each.name} - {each.against}" for each in tuned],
-            "rows": by_condition(table, tuned),
-        },
+        "conditions": by_conditions(table, contrasts),
         "costs": read_costs(plan),
         "audit": audit(plan, dataset, workdir / "hashes"),
         "seeds": list(plan.seeds),
         "queries": queries,
-        "identities": len(np.unique(table.clusters)),
+        "identities": len(np.unique(identities)),
+        "pairs": len(np.unique(table.clusters)),
     }
     (workdir / "ablation.json").write_text(json.dumps(results, indent=2) + "\n")
     changes = _changes(plan, table, dataset.validation, workdir, best) if best else {}

@@ -7,17 +7,17 @@ import pathlib
 import shutil
 import time
 
-from capret_jax.ablation.plan import Cell, Plan, Reading
+from capret_jax.ablation.plan import Plan, Reading
+from capret_jax.captioning.questioner import Questioner
 from capret_jax.collecting import check_able, check_looker, collect_captions, open_questioner
 from capret_jax.config import WORKINGS, ExperimentConfig, first_difference
 from capret_jax.convert.checkpoint import ModelCard
 from capret_jax.errors import InputError
 from capret_jax.experiment import Experiment
+from capret_jax.loading import digest, load_weights
 
 # Share of the captions that may lose their ends: one that is cut says less than its arm claims.
 _CUT = 0.01
-# What a reading was made with, beside the folder of its results, which comes all at once.
-_MADE_WITH = "made_with.json"
 
 
 def run(plan: Plan, workdir: pathlib.Path, keep_models: bool) -> None:
@@ -35,7 +35,12 @@ def run(plan: Plan, workdir: pathlib.Path, keep_models: bool) -> None:
             a folder belongs to another ablation.
     """
     _check_lookers(plan)
-    questioners = {arm: open_questioner(how) for arm, how in plan.collected.items()}
+    # Who has said all is not needed any more.
+    questioners = {
+        arm: open_questioner(how)
+        for arm, how in plan.collected.items()
+        if not _is_collected(plan, arm)
+    }
     if plan.pretraining is not None:
         folder = pathlib.Path(plan.start)
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,26 +49,31 @@ def run(plan: Plan, workdir: pathlib.Path, keep_models: bool) -> None:
     for arm, questioner in questioners.items():
         print(f"== captions: {arm}")
         _collect(plan, arm, questioner)
-    readings = plan.readings()
-    for number, reading in enumerate(readings, 1):
-        start = time.perf_counter()
-        if _run(plan, reading, workdir / reading.folder):
-            took = time.perf_counter() - start
-            print(f"== {number} of {len(readings)}: {reading.folder}, {took:.0f} s", flush=True)
+    start = digest(load_weights(plan.start)[0])
+    left = [each for each in plan.readings() if not _is_done(plan, each, workdir, start)]
+    _check_cut(plan, left, workdir)
+    for number, reading in enumerate(left, 1):
+        began, folder = time.perf_counter(), workdir / reading.folder
+        _record_of(folder).write_text(json.dumps(_made_with(plan, reading, start), indent=2) + "\n")
+        _measure(plan.config_of(reading), reading, folder.parent)
+        took = time.perf_counter() - began
+        print(f"== {number} of {len(left)}: {reading.folder}, {took:.0f} s", flush=True)
         if not keep_models and reading.said == plan.said(reading.cell)[-1]:
-            checkpoints = workdir / "cells" / reading.cell.folder / "checkpoints"
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            shutil.rmtree(folder.parent / "checkpoints", ignore_errors=True)
 
 
 def _check_lookers(plan: Plan) -> None:
     """Whoever is to look can do it, before anything takes long."""
     for arm, folder in plan.lookers.items():
         method = plan.collected[arm].method
+        if method == "annotations":
+            continue
         try:
             if plan.pretraining is None or folder != plan.start:
                 check_looker(folder, method)
             else:
-                check_able(_card_to_be(plan.pretraining), method, "the first model")
+                card, writes = _card_to_be(plan.pretraining), plan.pretraining.loss.mlm_causal
+                check_able(card, writes, method, "the first model")
         except InputError as error:
             raise InputError(f"config.collected.{arm}.looker: {error}") from error
 
@@ -75,7 +85,32 @@ def _card_to_be(config: ExperimentConfig) -> ModelCard:
     return ModelCard(config.model, "new", untrained)
 
 
-def _collect(plan: Plan, arm: str, questioner) -> None:
+def _how(plan: Plan, arm: str) -> dict:
+    """What makes an arm's captions what they are."""
+    how = dataclasses.asdict(plan.collected[arm])
+    looker = plan.lookers[arm]
+    own = looker == plan.start and plan.pretraining is not None
+    how["looker"] = "the first model" if own else looker
+    workings = ("in_flight", "batch_size", "server")
+    return json.loads(json.dumps({key: how[key] for key in how if key not in workings}))
+
+
+def _is_collected(plan: Plan, arm: str) -> bool:
+    """Whether all captions of an arm are there; refuses those that came about otherwise."""
+    out = plan.captions_file(arm)
+    if not (out.exists() and out.with_suffix(".json").exists()):
+        return False
+    before, now = json.loads(out.with_suffix(".json").read_text())["how"], _how(plan, arm)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"{out} was collected with {key}={before.get(key)!r} and config.collected.{arm} "
+                f"says {now.get(key)!r}: set it back, or choose another --workdir."
+            )
+    return True
+
+
+def _collect(plan: Plan, arm: str, questioner: Questioner) -> None:
     """Leaves captions, and beside them what they took."""
     out, how = plan.captions_file(arm), plan.collected[arm]
     example = plan.config_of(plan.readings()[0])
@@ -85,58 +120,54 @@ def _collect(plan: Plan, arm: str, questioner) -> None:
             f"{took['unfinished']} items got no captions of {arm}, since the language model gave "
             "no reply: run the same command again, which goes on with them."
         )
-    beside = out.with_suffix(".json")
-    if took["items"]:
-        print(f"{took['items']} captions, {took['items_per_second']:.1f} a second")
-    elif beside.exists():
-        return  # how fast they came is what the run that collected them knows
-    beside.write_text(json.dumps(took, indent=2) + "\n")
+    print(f"{took['items']} captions, {took['items_per_second']:.1f} a second")
+    took["how"] = _how(plan, arm)
+    out.with_suffix(".json").write_text(json.dumps(took, indent=2) + "\n")
 
 
-def _run(plan: Plan, reading: Reading, folder: pathlib.Path) -> bool:
-    """Whether there was anything to do."""
+def _record_of(folder: pathlib.Path) -> pathlib.Path:
+    """Beside a reading's folder, which comes all at once when it is done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder.with_name(f"{folder.name}.made_with.json")
+
+
+def _made_with(plan: Plan, reading: Reading, start: str) -> dict:
     config = plan.config_of(reading)
-    _check_made_with(config, folder)
-    if (folder / "metrics.json").is_file():
-        return False
-    _measure(config, reading, folder.parent)
-    return True
-
-
-def _measure(config: ExperimentConfig, reading: Reading, folder: pathlib.Path) -> None:
-    experiment = Experiment(config, folder)
-    _check_cut(experiment, reading.cell)
-    if config.mode != "evaluate":
-        _train(experiment)
-    experiment.evaluate(reading.said)
-
-
-def _check_made_with(config: ExperimentConfig, folder: pathlib.Path) -> None:
-    """Refuses results of another configuration, or of other captions; remembers these."""
-    files = {config.data.captions.file, config.embedding.file} - {""}
-    now = {
+    files = {config.data.captions.file, config.embedding.file, config.data.tokenizer}
+    return {
         "config": dataclasses.asdict(config),
-        "files": {pathlib.Path(file).name: _digest(file) for file in sorted(files)},
+        "start": start,
+        "files": {
+            pathlib.Path(file).name: _digest(file)
+            for file in sorted(files)
+            if pathlib.Path(file).is_file()
+        },
     }
-    path = folder.with_name(f"{folder.name}.{_MADE_WITH}")
-    if not path.exists():
-        if (folder / "metrics.json").exists():
+
+
+def _is_done(plan: Plan, reading: Reading, workdir: pathlib.Path, start: str) -> bool:
+    """Whether the results are there; refuses those of other settings, models or captions."""
+    folder = workdir / reading.folder
+    done, record = (folder / "metrics.json").is_file(), _record_of(folder)
+    if not record.exists():
+        if done:
             raise InputError(f"{folder} has results, and not what they were made with: remove it.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(now, indent=2) + "\n")
-        return
-    before = json.loads(path.read_text())
+        return False
+    before, now = json.loads(record.read_text()), _made_with(plan, reading, start)
     # Where the ablation lies does not matter, and its files are compared by what they say.
     paths = ("init_from", "data.tokenizer", "data.captions.file", "embedding.file")
     difference = first_difference(before["config"], now["config"], (*WORKINGS, *paths))
-    for name, digest in now["files"].items():
-        if before["files"].get(name) != digest:
-            difference = difference or f"the captions in {name} were others"
+    if before["start"] != now["start"]:
+        difference = difference or f"they started from another model than the one in {plan.start}"
+    for name in sorted(before["files"].keys() | now["files"].keys()):
+        if before["files"].get(name) != now["files"].get(name):
+            difference = difference or f"{name} was another"
     if difference:
         raise InputError(
             f"{folder} has results of something else: {difference}; set it back, or choose another "
             "--workdir."
         )
+    return done
 
 
 def _digest(file: str) -> str:
@@ -144,13 +175,25 @@ def _digest(file: str) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _check_cut(experiment: Experiment, cell: Cell) -> None:
-    if (share := experiment.captions_cut()) > _CUT:
-        raise InputError(
-            f"data.max_tokens cuts {100 * share:.0f} % of the captions of {cell.captions}: raise "
-            "--config.experiment.data.max_tokens, or have the vocabulary spell their words in "
-            "fewer pieces."
-        )
+def _check_cut(plan: Plan, left: list[Reading], workdir: pathlib.Path) -> None:
+    """No captions lose their ends, in training or at inference, before the first cell runs."""
+    kinds = {(each.cell.captions, each.cell.embedding, each.said): each for each in left}
+    for reading in kinds.values():
+        folder = workdir / "cells" / reading.cell.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if (share := Experiment(plan.config_of(reading), folder).captions_cut()) > _CUT:
+            raise InputError(
+                f"data.max_tokens cuts {100 * share:.0f} % of the captions of {reading.folder}: "
+                "raise --config.experiment.data.max_tokens, or have the vocabulary spell their "
+                "words in fewer pieces."
+            )
+
+
+def _measure(config: ExperimentConfig, reading: Reading, folder: pathlib.Path) -> None:
+    experiment = Experiment(config, folder)
+    if config.mode != "evaluate":
+        _train(experiment)
+    experiment.evaluate(reading.said)
 
 
 def _train(experiment: Experiment) -> None:

@@ -18,6 +18,7 @@ from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixel
 # Of a list, as many answers are scored whole as their first token makes likely.
 _SCORED = 32
 _WRITTEN = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
+_WRITTEN_BOUNDS = (-np.log(4), np.log(4))
 # Probabilities under this are as good as none.
 _TINY = 1e-12
 
@@ -188,7 +189,8 @@ def fit_written_temperature(probabilities: np.ndarray, right: np.ndarray) -> flo
 
     Args:
         probabilities: (n,) at temperature 1.
-        right: (n,) bool.
+        right: (n,) bool; where none is, words may differ and not what they mean: so it never makes
+            less than a fourth power of a probability, nor more than a fourth root.
     """
     logs = np.log(np.clip(probabilities, _TINY, 1 - 1e-6))
 
@@ -196,7 +198,7 @@ def fit_written_temperature(probabilities: np.ndarray, right: np.ndarray) -> flo
         sure = logs / np.exp(log_temperature)
         return -np.where(right, sure, np.log(-np.expm1(sure))).sum()
 
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+    return float(np.exp(minimize_scalar(loss, bounds=_WRITTEN_BOUNDS, method="bounded").x))
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:

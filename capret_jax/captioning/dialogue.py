@@ -37,9 +37,9 @@ _CATEGORY = re.compile(
 _NOUNS = {"colour": ("color",), "neckline": ("neck",), "fabric": ("material",)}
 # Answers that say that there is nothing to say.
 _NOTHING = ("", "none", "nothing", "no", "solid")
-# Written answers that say nothing either, whatever they were asked.
-_NO_ANSWER = frozenset(
-    (*_NOTHING, "yes", "maybe", "unknown", "unclear", "unsure", "not sure", "cannot tell", "n a")
+# Written answers that say nothing either, or only what there is not.
+_NO_ANSWER = re.compile(
+    r"$|.*\b(?:yes|no|not|none|nothing|maybe|unknown|unclear|unsure|cannot|\w+n t|n a)\b"
 )
 _YES_OR_NO = re.compile(
     r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|might)\b",
@@ -143,7 +143,7 @@ class Dialogue:
         topic = self.topic_of(asked)
         known = any(turn.sure and turn.topic == topic for turn in self.turns if topic)
         said = {turn.answer for turn in self.turns if turn.sure}
-        says = bool(text.strip()) if topic else " ".join(_words(text)) not in _NO_ANSWER
+        says = bool(text.strip()) if topic else not _NO_ANSWER.match(" ".join(_words(text)))
         sure = probability >= self._config.sure and says and not known
         new = sure and (bool(topic) or text not in said)
         turn = Turn(asked, topic, text, probability, sure, new)
@@ -172,16 +172,20 @@ class Dialogue:
     def open_questions(self) -> list[Question]:
         """Those of the list that suit the garment and were not asked yet."""
         asked = {turn.topic for turn in self.turns}
-        category = next((t.answer for t in self.turns if t.sure and t.topic == "category"), "")
         return [
             question
             for topic, question in self._questions.items()
-            if topic not in asked and category not in question.except_for
+            if topic not in asked and self.suits(topic)
         ]
 
+    def suits(self, topic: str) -> bool:
+        """Whether the garment, if it is known, has anything of the kind."""
+        known = (turn.answer for turn in self.turns if turn.sure and turn.topic == "category")
+        return not topic or next(known, "") not in self._questions[topic].except_for
+
     def facts(self) -> list[Turn]:
-        """The turns whose answers are certain."""
-        return [turn for turn in self.turns if turn.sure]
+        """The turns whose answers are certain, and of what the garment can have."""
+        return [turn for turn in self.turns if turn.sure and self.suits(turn.topic)]
 
 
 def parse_question(reply: str) -> str | None:
@@ -243,8 +247,16 @@ def worth_saying(facts: Sequence[Turn]) -> list[Turn]:
     return [turn for turn in facts if turn.answer not in _NOTHING]
 
 
+def left_out(caption: str, facts: Sequence[Turn]) -> list[str]:
+    """The answers to the list's questions that a caption does not say."""
+    return [turn.answer for turn in facts if turn.topic and unsupported(turn.answer, [caption])]
+
+
 def plain_caption(facts: Sequence[Turn]) -> str:
-    """A caption of the facts without a language model: all of them, and nothing else."""
+    """A caption of the facts without a language model: all of the list's, and nothing else.
+
+    An answer to a free question says little without it, and is left to language models.
+    """
     facts = worth_saying(facts)
     known = {turn.topic: turn.answer for turn in facts if turn.topic}
     name = f"{known.get('colour', '')} {known.get('category', 'item')}".strip()
@@ -254,7 +266,6 @@ def plain_caption(facts: Sequence[Turn]) -> str:
         for topic in ("sleeve", "pattern", "print", "neckline", "length", "fabric")
         if topic in known
     ]
-    parts += [turn.answer for turn in facts if not turn.topic]
     if not parts:
         return f"{article} {name}"
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
@@ -262,13 +273,13 @@ def plain_caption(facts: Sequence[Turn]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+    return re.findall(r"[^\W_]+", text.lower())  # of any script: Phi-3 slips into others
 
 
 def _stem(word: str) -> str:
     if word == "shorts":  # they are no sleeves
         return word
-    for suffix in ("ing", "ed", "es", "s", "d"):
+    for suffix in ("ing", "ly", "ed", "es", "s", "d"):
         if word.endswith(suffix) and len(word) - len(suffix) >= 3:
             word = word.removesuffix(suffix)
             break

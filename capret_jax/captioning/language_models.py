@@ -104,12 +104,16 @@ class Server:
             ValueError,
         )
         self._slots = asyncio.Semaphore(config.workers)
-        base = url if urllib.parse.urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
+        base = _base(url)
         api_key = os.environ.get("OPENAI_API_KEY", "none")
         probe = openai.OpenAI(base_url=base, api_key=api_key, timeout=_PROBE, max_retries=1)
         try:
             models = [each.id for each in probe.models.list().data]
-        except openai.APIConnectionError as error:
+        except (
+            openai.APIConnectionError,
+            openai.InternalServerError,
+            openai.RateLimitError,
+        ) as error:
             raise InputError(
                 f"--questioner={url} cannot be reached ({_reason(error)}): start the server, or "
                 "mend the address."
@@ -160,6 +164,17 @@ class Server:
     async def close(self) -> None:
         """Ends all connections."""
         await self._client.close()
+
+
+def _base(url: str) -> str:
+    """The API's address."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if not parts.hostname or parts.port == 0:
+            raise ValueError("no host, or port 0")
+    except ValueError as error:
+        raise InputError(f"--questioner={url} is no address ({error}).") from error
+    return url if parts.path.strip("/") else url.rstrip("/") + "/v1"
 
 
 def _pause_after(error: Exception, attempt: int) -> float | None:

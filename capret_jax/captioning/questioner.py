@@ -7,6 +7,8 @@ from capret_jax.captioning.dialogue import (
     NOT_SURE,
     Dialogue,
     Nonsense,
+    Turn,
+    left_out,
     parse_caption,
     parse_question,
     plain_caption,
@@ -178,6 +180,8 @@ class Prompted:
                 raise Nonsense("nothing is known yet, so it is too early to be done")
             if question and question.lower() in asked:
                 raise Nonsense("that was asked before")
+            if question and not dialogue.suits(topic := dialogue.topic_of(question)):
+                raise Nonsense(f"this garment has no {topic}")
             if question and dialogue.says_nothing(question):
                 raise Nonsense("yes and no say little of a garment: ask what, which or how")
             return question
@@ -196,7 +200,7 @@ class Prompted:
         known = "\n".join(f"- {turn.topic or turn.question}: {turn.answer}" for turn in facts)
         return await self._attempt(
             _SUM_UP.format(known=known),
-            lambda reply: _supported(reply, sources_of(facts)),
+            lambda reply: _complete(_supported(reply, sources_of(facts)), facts),
             lambda: self._script.sum_up(dialogue),
         )
 
@@ -251,6 +255,12 @@ def _known(dialogue: Dialogue) -> str:
         f"- {turn.question} {turn.answer if turn.sure else NOT_SURE}" for turn in dialogue.turns
     ]
     return "\n".join(lines) or "- nothing yet"
+
+
+def _complete(caption: str, facts: Sequence[Turn]) -> str:
+    if missing := left_out(caption, facts):
+        raise Nonsense(f"it leaves out: {', '.join(missing)}")
+    return caption
 
 
 def _supported(reply: str, sources: Sequence[str]) -> str:

@@ -62,7 +62,9 @@ class CaptionConfig:
 
     def describe(self) -> str:
         """For the record: where captions come from."""
-        return f"file {self.file}" if self.file else f"template of {', '.join(self.fields)}"
+        if self.file:
+            return f"file {self.file}"
+        return f"template of {', '.join(self.fields)}" if self.fields else "nothing of the item"
 
 
 def check_fields(key: str, fields: tuple[str, ...]) -> None:

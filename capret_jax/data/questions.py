@@ -81,6 +81,12 @@ def questions_about(dataset: str) -> tuple[Question, ...]:
     return DRAWN if dataset == "synthetic" else PHOTOGRAPHED
 
 
+def known_topics(dataset: str) -> tuple[str, ...]:
+    """The topics to which a dataset, `DataConfig.name`, knows the answers."""
+    drawn = tuple(question.topic for question in DRAWN)
+    return drawn if dataset == "synthetic" else ("category", "sleeve")
+
+
 def known_answers(item: dict[str, int]) -> dict[str, str]:
     """Topic -> the true answer, of what a dataset knows of an item (`ItemTable.attributes_of`)."""
     answers = {"category": CATEGORIES[item["category_id"] - 1]}

@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 
 from capret_jax.ablation.audit import near_duplicates, shared_identities
+from capret_jax.ablation.conclusions import best_captions, by_condition, by_conditions, conclude
+from capret_jax.ablation.contrasts import contrasts_of
 from capret_jax.ablation.report import forest_plot
-from capret_jax.ablation.results import (
-    Arm,
-    Table,
-    best_captions,
-    by_condition,
-    conclude,
-    contrasts_of,
-    summarize_arms,
-)
+from capret_jax.ablation.results import Arm, Table, summarize_arms
 from capret_jax.data.schema import LEVELS
 
 SEEDS, QUERIES = 3, 120
+EITHER = ("good", "bad")
 READ_BY = ("good", "box", "fine_tuned")
 # What each arm adds to the average precision.
 EFFECTS = {"none": 0.0, "good": 0.2, "bad": -0.2, "box": 0.0, "zero_shot": 0.0, "fine_tuned": 0.1}
@@ -60,10 +55,10 @@ def test_every_effect_is_found_and_no_other(contrasts):
     within = {contrast.verdict for contrast in contrasts if not contrast.family}
     assert within == {"may help", "may hurt"}
     kinds = [contrast.kind for contrast in contrasts]
-    # Two captions arms: over objects, and for each of two, in two stages.
+    # Two captions arms: for each of two objects, in two stages, and over them after fine-tuning.
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        "captions": 12,
-        "objects": 2,
+        "captions": 10,
+        "objects": 3,
         "stage": 1,
         "embedding": 1,
     }
@@ -83,8 +78,14 @@ def test_the_conclusion_states_each_main_effect_with_its_interval(contrasts):
     said = conclude(contrasts, QUERIES, SEEDS)
     tuned = next(text for text in said if text.startswith("Captions against none (fine_tuned, m"))
     assert "good: helps (+19.5 points" in tuned and "bad: hurts (-" in tuned
-    assert not any("objects box)" in text for text in said)
-    assert f"{QUERIES} queries, {SEEDS} seeds, 8 contrasts" in said[-2]
+    assert not any("fine_tuned, objects box)" in text for text in said)
+    within = [f"{name} (objects {objects})" for objects in ("none", "box") for name in EITHER]
+    good, bad = (" and ".join(within[i::2]) for i in (0, 1))
+    assert said[0] == (
+        f"Does language help? zero_shot, {good} for sure, and {bad} hurt; fine_tuned, good for "
+        "sure, and bad hurt."
+    )
+    assert f"{QUERIES} queries, seeds: {SEEDS}, contrasts: 11" in said[-3]
     assert conclude(contrasts, QUERIES, 1)[-1].startswith("One seed")
 
 
@@ -99,11 +100,27 @@ def test_differences_are_told_by_condition(table, contrasts):
         assert means == pytest.approx([0.2, 0.3], abs=0.05)
 
 
+def test_each_stage_and_the_embeddings_have_a_table_of_conditions(table, contrasts):
+    found = {group["name"]: group["contrasts"] for group in by_conditions(table, contrasts)}
+    assert found == {
+        "zero_shot": [
+            "good - none (objects none)",
+            "bad - none (objects none)",
+            "good - none (objects box)",
+            "bad - none (objects box)",
+            "box - none (captions none)",
+            "box - none",
+        ],
+        "fine_tuned": ["good - none", "bad - none", "box - none"],
+        "embedding": ["joined, oracle captions - image"],
+    }
+
+
 def test_few_identities_have_no_interval(table, contrasts):
     rare = {**table.queries, "category": np.where(table.clusters < 4, 1, 2)}
     rows = by_condition(dataclasses.replace(table, queries=rare), contrasts[:1])
     few, many = (row for row in rows if row["condition"] == "category")
-    assert few["identities"] == 4 and few["differences"][0]["low"] is None
+    assert few["pairs"] == 4 and few["differences"][0]["low"] is None
     assert many["differences"][0]["low"] < many["differences"][0]["mean"]
 
 
@@ -112,8 +129,8 @@ def test_arms_have_means_and_intervals(table):
     assert len(rows) == len(table.precision)
     for row, (arm, values) in zip(rows, table.precision.items(), strict=True):
         assert row["captions"] == arm.captions
-        assert row["mAP"]["mean"] == pytest.approx(values.mean())
-        assert row["mAP"]["low"] < values.mean() < row["mAP"]["high"]
+        assert row["mAP"]["mean"] == pytest.approx(min(values.mean(), 1.0))
+        assert row["mAP"]["low"] <= row["mAP"]["mean"] <= row["mAP"]["high"] <= 1
         assert row["top_1"] == pytest.approx((table.first[arm] == 0).mean())
 
 

@@ -125,18 +125,26 @@ def test_regions_with_condensed_captions(finished, small, serve, tmp_path):  # n
     with pytest.raises(InputError, match="no captions of ic3"):
         server.reply = lambda prompt, number: 400
         file = plan.captions_file("ic3")
+        file.with_suffix(".json").unlink()
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
         journal = file.with_name(file.name + ".journal")
         journal.write_text(journal.read_text().splitlines(keepends=True)[0])
         running.run(plan, tmp_path, keep_models=False)
 
 
-@pytest.mark.parametrize("loss, method", [("vqa", "conversation"), ("mlm", "captioner")])
-def test_whoever_is_to_look_must_have_learnt_it(small, tmp_path, loss, method):
+@pytest.mark.parametrize(
+    "loss, value, method, message",
+    [
+        ("vqa", 0.0, "conversation", "needs the decoder, .*no trained values"),
+        ("mlm", 0.0, "captioner", "needs the mlm_head, .*no trained values"),
+        ("mlm_causal", False, "captioner", "has learnt to fill gaps"),
+    ],
+)
+def test_whoever_is_to_look_must_have_learnt_it(small, tmp_path, loss, value, method, message):
     config = small.copy_and_resolve_references()
-    config.pretraining.loss[loss] = 0.0
+    config.pretraining.loss[loss] = value
     plan = Plan(config, tmp_path, ARMS | {"captions": (method,), "embeddings": ("image",)})
-    with pytest.raises(InputError, match=f"--method={method} needs the .*no trained values"):
+    with pytest.raises(InputError, match=rf"config\.collected\.{method}\.looker: .*{message}"):
         running.run(plan, tmp_path, keep_models=False)
 
 
@@ -148,13 +156,28 @@ def test_results_of_other_settings_are_refused(finished, small):
         running.run(Plan(other, workdir, ARMS), workdir, keep_models=False)
 
 
+def test_results_from_another_first_model_are_refused(finished, small, monkeypatch):
+    plan, workdir, _ = finished
+    monkeypatch.setattr(running, "digest", lambda params: "another")
+    with pytest.raises(InputError, match="started from another model"):
+        running.run(plan, workdir, keep_models=False)
+
+
+def test_captions_that_came_about_otherwise_are_refused(finished, small):
+    _, workdir, _ = finished
+    other = small.copy_and_resolve_references()
+    other.collected.conversation.dialogue = {"max_turns": 2}
+    with pytest.raises(InputError, match=r"collected with dialogue=.*config\.collected\.conv"):
+        running.run(Plan(other, workdir, ARMS), workdir, keep_models=False)
+
+
 def test_results_of_other_captions_are_refused(finished, small):
     plan, workdir, _ = finished
     file = plan.captions_file("conversation")
     said = file.read_text()
     file.write_text(said.replace("top", "cap"))
     try:
-        with pytest.raises(InputError, match=r"captions in conversation\.jsonl were others"):
+        with pytest.raises(InputError, match=r"conversation\.jsonl was another"):
             running.run(Plan(small, workdir, ARMS), workdir, keep_models=False)
     finally:
         file.write_text(said)
@@ -169,7 +192,7 @@ def test_captions_that_are_cut_are_refused(small, tmp_path):
         {axis: arms[-1:] for axis, arms in ARMS.items()}
         | {"captions": ("category",), "embeddings": ("image",)},
     )
-    with pytest.raises(InputError, match="cuts 100 % of the captions of category"):
+    with pytest.raises(InputError, match="cuts 100 % of the captions of cells/category"):
         running.run(plan, tmp_path, keep_models=False)
 
 
@@ -196,6 +219,12 @@ def test_arms_that_are_not_run_by_default_are_possible_too(captions, objects, tm
     [
         ({"captions": ("haiku",)}, "captions has no arm 'haiku': there are captioner, category"),
         ({"embeddings": ("smell",)}, "embeddings has no arm 'smell'"),
+        ({"seeds": (0, 1, 0)}, "--seeds names one twice: 0, 1, 0"),
+        ({"objects": ("box", "box")}, "--objects names one twice"),
+        (
+            {"captions": ("none", "template"), "embeddings": ("image", "fusion")},
+            "trained with conversation and box and fine_tuned .* alone",
+        ),
         (
             {"captions": ("template",), "embeddings": ("fusion",)},
             "trained with conversation and box and fine_tuned .* alone",

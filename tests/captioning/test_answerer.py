@@ -110,8 +110,10 @@ def test_the_written_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
     honest = rng.uniform(size=20_000)
     right = rng.uniform(size=20_000) < honest
-    found = fit_written_temperature(honest**0.25, right)
-    assert found == pytest.approx(0.25, rel=0.05)
+    found = fit_written_temperature(honest**0.5, right)
+    assert found == pytest.approx(0.5, rel=0.05)
+    # Other words for everything are no reason to believe nothing.
+    assert fit_written_temperature(honest, np.zeros_like(right)) == pytest.approx(0.25, rel=0.01)
 
 
 def test_the_temperature_undoes_overconfidence():

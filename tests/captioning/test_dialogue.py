@@ -7,6 +7,7 @@ from capret_jax.captioning.dialogue import (
     DialogueConfig,
     Nonsense,
     Turn,
+    left_out,
     parse_caption,
     parse_question,
     plain_caption,
@@ -87,7 +88,9 @@ def test_only_what_is_certain_becomes_a_fact():
     assert plain_caption(talk.facts()) == "a navy item"
 
 
-@pytest.mark.parametrize("answer", ["yes", "No.", "not sure", "Unknown", "none", ""])
+@pytest.mark.parametrize(
+    "answer", ["yes", "No.", "not sure", "Unknown", "", "can't tell", "not visible", "no pockets"]
+)
 def test_a_written_answer_that_says_nothing_is_no_fact(answer):
     talk = dialogue(("Where are its pockets?", answer, 0.99))
     assert not talk.facts() and not talk.turns[0].new
@@ -164,6 +167,35 @@ def test_no_answer_is_said_that_was_not_given(questions):
                     assert unsupported(answer, sources_of([fact])), (known, answer)
 
 
+def test_words_of_other_scripts_are_words():
+    talk = dialogue(("What colour is it?", "navy", 0.9))
+    assert unsupported("navy 条纹 с полосами", sources_of(talk.facts())) == [
+        "条纹",
+        "с",
+        "полосами",
+    ]
+
+
+def test_trousers_have_no_sleeves_whatever_was_answered():
+    talk = dialogue(("What sleeves does it have?", "short", 0.9), ("What kind?", "vest", 0.1))
+    assert [turn.answer for turn in talk.facts()] == ["short"]
+    talk = dialogue(
+        ("What sleeves does it have?", "short", 0.9), ("What kind is it?", "skirt", 0.9)
+    )
+    assert [turn.answer for turn in talk.facts()] == ["skirt"]
+    assert not talk.suits("sleeve") and talk.suits("colour") and talk.suits("")
+
+
+def test_facts_that_a_caption_leaves_out_are_found():
+    facts = [
+        Turn("", "colour", "navy", 1.0, True, True),
+        Turn("", "pattern", "horizontal stripes", 1.0, True, True),
+        Turn("Who wears it?", "", "a child", 1.0, True, True),
+    ]
+    assert left_out("A navy item, horizontally striped", facts) == []
+    assert left_out("A striped item", facts) == ["navy", "horizontal stripes"]
+
+
 def test_what_a_garment_has_not_is_not_said():
     talk = dialogue(("What sleeves does it have?", "no", 0.9), ("What print?", "none", 0.9))
     assert len(talk.facts()) == 2 and worth_saying(talk.facts()) == []
@@ -179,7 +211,8 @@ def test_the_plain_caption_says_all_facts_and_nothing_else():
         ("Who wears it?", "a child", 0.9),
     )
     caption = plain_caption(talk.facts())
-    assert caption == "a rose short sleeve top with dots pattern, v neckline and a child"
+    # What was asked freely says nothing without its question.
+    assert caption == "a rose short sleeve top with dots pattern and v neckline"
     assert unsupported(caption, sources_of(talk.facts())) == []
     assert plain_caption([]) == "an item"
 

@@ -132,6 +132,12 @@ def test_a_server_that_is_not_there_is_one_clear_error():
         Server(address)
 
 
+@pytest.mark.parametrize("url", ["http://localhost:abc/v1", "http://[bad/v1", "http:///v1"])
+def test_what_is_no_address_is_one_clear_error(url):
+    with pytest.raises(InputError, match="is no address"):
+        Server(url)
+
+
 def test_a_model_that_the_server_has_not_is_named(serve):
     with pytest.raises(InputError, match="has tiny, not phi"):
         Server(serve().url, "phi")

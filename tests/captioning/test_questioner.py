@@ -83,6 +83,21 @@ def test_questions_that_bring_nothing_are_refused(talk):
     assert asyncio.run(questioner.ask(talk)).text is None
 
 
+def test_sleeves_of_trousers_are_not_asked_for():
+    talk = Dialogue(DRAWN, DialogueConfig())
+    talk.ask("What kind is it?")
+    talk.answer("trousers", 0.9)
+    model, questioner = prompted("What sleeves does it have?", "What colour is it?")
+    assert asyncio.run(questioner.ask(talk)).text == "What colour is it?"
+    assert "has no sleeve" in model.prompts[1]
+
+
+def test_a_caption_that_leaves_facts_out_is_refused(talk):
+    model, questioner = prompted("A vest dress.", "A navy vest dress.")
+    assert asyncio.run(questioner.sum_up(talk)).text == "A navy vest dress."
+    assert "leaves out: navy" in model.prompts[1]
+
+
 def test_what_was_paid_before_the_silence_is_counted(talk):
     _, questioner = prompted("I am a model.", NoReply("timeout"))
     with pytest.raises(NoAnswer, match="timeout") as raised:
