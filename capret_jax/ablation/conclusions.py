@@ -127,4 +127,4 @@ def _among(values: np.ndarray, among: np.ndarray, clusters: np.ndarray) -> dict:
     """A mean; with an interval where there are enough pairs for one."""
     if len(np.unique(clusters[among])) < FEWEST:
         return {"mean": float(values[:, among].mean()), "low": None, "high": None}
-    return interval(values[:, among], clusters[among])._asdict()
+    return interval(values[:, among], clusters[among]).within(-1.0, 1.0)._asdict()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from capret_jax.ablation.plan import Plan, Reading
-from capret_jax.ablation.statistics import Interval, interval
+from capret_jax.ablation.statistics import interval
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import LEVELS
 from capret_jax.errors import InputError
@@ -95,17 +95,12 @@ def summarize_arms(table: Table) -> list[dict]:
         rows.append(
             {
                 **arm._asdict(),
-                "mAP": _share(interval(precision, table.clusters)),
+                "mAP": interval(precision, table.clusters).within(0.0, 1.0)._asdict(),
                 "mAP_by_seed": precision.mean(axis=1).tolist(),
                 **{f"top_{k}": float((first < k).mean()) for k in TOP_K},
             }
         )
     return rows
-
-
-def _share(found: Interval) -> dict:
-    """An interval of what is between 0 and 1."""
-    return {name: min(max(value, 0.0), 1.0) for name, value in found._asdict().items()}
 
 
 def read_costs(plan: Plan) -> list[dict]:

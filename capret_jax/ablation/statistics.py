@@ -34,6 +34,10 @@ class Interval(NamedTuple):
         """Whether 0 lies outside."""
         return self.low > 0 or self.high < 0
 
+    def within(self, least: float, most: float) -> "Interval":
+        """Its part among the values that there can be."""
+        return Interval(*(min(max(value, least), most) for value in self))
+
 
 def interval(
     values: np.ndarray, clusters: np.ndarray, level: float = 0.95, seed: int = 0
