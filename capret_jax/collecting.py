@@ -120,8 +120,8 @@ class CollectConfig:
         if self.method == "ic3":
             return f"X2-VLM's captions condensed by {self.questioner}: {seen}"
         return (
-            f"answers of X2-VLM to {self.questioner}: {seen} (of training items, to fit how far "
-            "probabilities are trusted)"
+            f"answers of X2-VLM to {self.questioner}: what it sees in the picture; annotations, of "
+            "training items, say how far its probabilities are trusted, and no more"
         )
 
 

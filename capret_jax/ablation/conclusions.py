@@ -56,9 +56,9 @@ def _answer(contrasts: Sequence[Contrast]) -> str:
             verdict: [_label(each, "") for each in group if each.verdict == verdict]
             for verdict in ("helps", "hurts")
         }
-        helping = f"{_and(found['helps'])} for sure" if found["helps"] else "no captions for sure"
+        helping = f"{_and(found['helps'])} help" if found["helps"] else "not for sure"
         hurting = f", and {_and(found['hurts'])} hurt" if found["hurts"] else ""
-        said.append(f"{stage}, {helping}{hurting}")
+        said.append(f"in {stage}, {helping}{hurting}")
     return f"Does language help? {'; '.join(said)}."
 
 

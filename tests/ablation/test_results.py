@@ -82,8 +82,8 @@ def test_the_conclusion_states_each_main_effect_with_its_interval(contrasts):
     within = [f"{name} (objects {objects})" for objects in ("none", "box") for name in EITHER]
     good, bad = (" and ".join(within[i::2]) for i in (0, 1))
     assert said[0] == (
-        f"Does language help? zero_shot, {good} for sure, and {bad} hurt; fine_tuned, good for "
-        "sure, and bad hurt."
+        f"Does language help? in zero_shot, {good} help, and {bad} hurt; in fine_tuned, good help, "
+        "and bad hurt."
     )
     assert f"{QUERIES} queries, seeds: {SEEDS}, contrasts: 11" in said[-3]
     assert conclude(contrasts, QUERIES, 1)[-1].startswith("One seed")
