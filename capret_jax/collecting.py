@@ -1,35 +1,29 @@
 """Captions for the items of a dataset, collected by a model that looks at them."""
 
 import dataclasses
+import functools
 import os
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from capret_jax.captioning.answerer import (
-    Answerer,
-    calibration_error,
-    fit_temperature,
-    fit_written_temperature,
-    sharpen,
-)
+from capret_jax.captioning.answerer import Answerer
+from capret_jax.captioning.calibration import calibrate
 from capret_jax.captioning.collection import Collector
 from capret_jax.captioning.describing import Describer, describe
 from capret_jax.captioning.dialogue import DialogueConfig, Turn, plain_caption
 from capret_jax.captioning.language_models import ServerConfig, open_language_model
 from capret_jax.captioning.questioner import Prompted, Questioner, Script
 from capret_jax.captioning.store import COUNTED, Key, Store
+from capret_jax.captioning.views import Views
 from capret_jax.convert.checkpoint import ModelCard
 from capret_jax.convert.reference import parts
-from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
-from capret_jax.data.items import ItemTable
-from capret_jax.data.pipeline import Split
+from capret_jax.data.dataset import DataConfig, open_dataset
 from capret_jax.data.questions import (
-    Question,
     known_answers,
     known_topics,
     questions_about,
@@ -51,8 +45,6 @@ METHODS = ("conversation", "captioner", "ic3", "annotations")
 SPLITS = ("train", "validation")
 # Of the prompts and rules that captions follow: to be raised when these change.
 _VERSION = 2
-# Training items whose known answers say how far the model's probabilities can be trusted.
-_CALIBRATED_ON = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,23 +117,6 @@ class CollectConfig:
         )
 
 
-class Calibration(NamedTuple):
-    """How far the answers can be trusted, on items whose true answers are known.
-
-    Attributes:
-        temperature: that makes probabilities mean what they say.
-        written_temperature: the same of written answers.
-        error_before, error: expected calibration error without it and with it.
-        accuracy: topic -> share of right answers.
-    """
-
-    temperature: float
-    written_temperature: float
-    error_before: float
-    error: float
-    accuracy: dict[str, float]
-
-
 def collect_captions(
     data: DataConfig,
     model_dir: str | os.PathLike,
@@ -170,43 +145,27 @@ def collect_captions(
     """
     # Before anything takes long.
     questioner = questioner or open_questioner(config)
-    if config.method == "annotations":
-        looker, size = None, 1  # nobody looks
-    else:
+    looker: LoadedModel | None = None  # annotations need nobody
+    if config.method != "annotations":
         check_looker(model_dir, config.method)
         looker = load_model(model_dir)
-        size = looker.config.image_size
-    dataset = open_dataset(data)
-    views = Views(dataset, size, data.augment.margin)
+    size = looker.config.image_size if looker else 1
+    views = Views(open_dataset(data), data.name, size, data.augment.margin)
     keys = views.keys(config.splits)[: config.limit or None][config.part :: config.parts]
     store = Store(out, _settings(config, questioner, data, looker))
-    left, more, unfinished = [key for key in keys if key not in store.finished], {}, 0
-    start = time.perf_counter()
+    left = [key for key in keys if key not in store.finished]
     try:
-        if not left:
-            pass  # what is there is described below
-        elif looker is None:
-            _tell_truth(views, left, store)
-        else:
+        work, more = (lambda: 0), {}
+        if looker is None:
+            work = functools.partial(_tell_truth, views, left, store)
+        elif left:
             setup, on = load_setup(model_dir), compute.on(jax.devices()[0].platform)
             encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
             machine = looker.config, looker.params, encode, config.batch_size, on
-            if config.method == "conversation":
-                answerer, questions = Answerer(*machine), questions_about(data.name)
-                calibration = calibrate(answerer, questions, dataset.train, views)
-                more["calibration"] = calibration._asdict()
-                answerer.temperature = calibration.temperature
-                answerer.written_temperature = calibration.written_temperature
-                start = time.perf_counter()
-                collector = Collector(
-                    answerer, questioner, questions, config.dialogue, store, config.in_flight
-                )
-                unfinished = collector.collect(left, views)
-            else:
-                condenser = questioner if isinstance(questioner, Prompted) else None
-                unfinished = describe(
-                    left, views, Describer(*machine), store, condenser, config.in_flight
-                )
+            prepare = _conversation if config.method == "conversation" else _description
+            work, more = prepare(machine, questioner, views, left, store, config)
+        start = time.perf_counter()
+        unfinished = work()
         done, seconds = len(left) - unfinished, time.perf_counter() - start
         return {
             "items": done,
@@ -220,7 +179,25 @@ def collect_captions(
         store.close()
 
 
-def costs(store: Store, views: "Views") -> dict[str, Any]:
+def _conversation(machine, questioner, views, left, store, config):
+    """What holds all conversations and returns how many are unfinished; and the calibration."""
+    answerer, questions = Answerer(*machine), questions_about(views.dataset)
+    calibration = calibrate(answerer, questions, views)
+    answerer.temperature = calibration.temperature
+    answerer.written_temperature = calibration.written_temperature
+    collector = Collector(answerer, questioner, questions, config.dialogue, store, config.in_flight)
+    work = functools.partial(collector.collect, left, views)
+    return work, {"calibration": calibration._asdict()}
+
+
+def _description(machine, questioner, views, left, store, config):
+    """What writes all captions and returns how many are unfinished; and nothing else."""
+    condenser = questioner if isinstance(questioner, Prompted) else None
+    describer, in_flight = Describer(*machine), config.in_flight
+    return functools.partial(describe, left, views, describer, store, condenser, in_flight), {}
+
+
+def costs(store: Store, views: Views) -> dict[str, Any]:
     """What the captions of a collection took, in all of its runs.
 
     Returns:
@@ -243,96 +220,12 @@ def costs(store: Store, views: "Views") -> dict[str, Any]:
     return {**each, "precision": {topic: float(np.mean(right)) for topic, right in judged.items()}}
 
 
-def _tell_truth(views: "Views", keys: Sequence[Key], store: Store) -> None:
+def _tell_truth(views: Views, keys: Sequence[Key], store: Store) -> int:
     for key in keys:
         known = known_answers(views.attributes_of(key))
         turns = [Turn("", topic, answer, 1.0, True, True) for topic, answer in known.items()]
         store.finish(key, plain_caption(turns))
-
-
-def calibrate(
-    answerer: Answerer,
-    questions: Sequence[Question],
-    split: Split,
-    look: Callable[[Key], np.ndarray],
-) -> Calibration:
-    """Compares answers with what is known of some training items.
-
-    Args:
-        answerer: at its temperatures of 1.
-        questions: of which those are asked whose answers the dataset knows.
-        split: the training split.
-        look: the picture of an item.
-    """
-    items = split.items
-    rows = np.unique(np.linspace(0, len(items) - 1, _CALIBRATED_ON).astype(int))
-    states = answerer.look(np.stack([look(_key_of("train", items, row)) for row in rows]))
-    known = [known_answers(items.attributes_of(int(row))) for row in rows]
-    tables, truths, accuracy = [], [], {}
-    written: list[tuple[float, bool]] = []
-    for question in questions:
-        places = [i for i, k in enumerate(known) if k.get(question.topic) in question.answers]
-        if not places:
-            continue
-        table = answerer.probabilities(states[places], question.text, question.answers)
-        truth = np.array([question.answers.index(known[i][question.topic]) for i in places])
-        tables.append(table)
-        truths.append(truth)
-        accuracy[question.topic] = float((table.argmax(axis=1) == truth).mean())
-        own = answerer.written(states[places], [question.text] * len(places))
-        written += [
-            (answer.probability, _agree(answer.text, known[i][question.topic]))
-            for i, answer in zip(places, own, strict=True)
-        ]
-    temperature = fit_temperature(tables, truths)
-    before, after = (_error(tables, truths, each) for each in (1.0, temperature))
-    written_temperature = fit_written_temperature(*map(np.array, zip(*written, strict=True)))
-    return Calibration(temperature, written_temperature, before, after, accuracy)
-
-
-def _agree(written: str, known: str) -> bool:
-    """Whether one says nothing but what the other does: "top" of a short sleeve top."""
-    words, others = set(written.split()), set(known.split())
-    return bool(words) and (words <= others or others <= words)
-
-
-def _error(tables, truths, temperature: float) -> float:
-    sharpened = [sharpen(table, temperature) for table in tables]
-    confidence = np.concatenate([table.max(axis=1) for table in sharpened])
-    right = [table.argmax(axis=1) == truth for table, truth in zip(tables, truths, strict=True)]
-    return calibration_error(confidence, np.concatenate(right))
-
-
-class Views:
-    """The crop of an item, by its key."""
-
-    def __init__(self, dataset: Dataset, size: int, margin: float):
-        self._splits = {"train": dataset.train, "validation": dataset.validation}
-        self._size, self._margin = size, margin
-        self._rows = {
-            _key_of(name, split.items, row): row
-            for name, split in self._splits.items()
-            for row in range(len(split.items))
-        }
-
-    def keys(self, splits: Sequence[str]) -> list[Key]:
-        """Of all items of some splits."""
-        return [key for split in splits for key in self._rows if key.split == split]
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._rows
-
-    def attributes_of(self, key: Key) -> dict[str, int]:
-        """What is known of an item."""
-        return self._splits[key.split].items.attributes_of(self._rows[key])
-
-    def __call__(self, key: Key) -> np.ndarray:
-        split = self._splits[key.split]
-        return split.crop_view(self._rows[key], self._size, self._margin).image
-
-
-def _key_of(split: str, items: ItemTable, row: int) -> Key:
-    return Key(split, int(items["image_id"][row]), int(items["number"][row]))
+    return 0
 
 
 def open_questioner(config: CollectConfig) -> Questioner:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from capret_jax.captioning.answers import rank_answers, write_answers
 from capret_jax.captioning.beam_search import BeamConfig
@@ -18,9 +17,8 @@ from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixel
 # Of a list, as many answers are scored whole as their first token makes likely.
 _SCORED = 32
 _WRITTEN = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
-_WRITTEN_BOUNDS = (-np.log(4), np.log(4))
 # Probabilities under this are as good as none.
-_TINY = 1e-12
+TINY = 1e-12
 
 
 class Asked(NamedTuple):
@@ -160,56 +158,6 @@ class Answerer:
 
 def sharpen(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """(n, K) -> (n, K) p^(1 / temperature), normalised again."""
-    logs = np.log(np.maximum(probabilities, _TINY)) / temperature
+    logs = np.log(np.maximum(probabilities, TINY)) / temperature
     raised = np.exp(logs - logs.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)
-
-
-def fit_temperature(tables: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
-    """The temperature at which true answers are likeliest (Guo et al., arXiv 1706.04599).
-
-    Args:
-        tables: (n, K) probabilities at temperature 1, one table for each question.
-        truths: (n,) int, the true answer's column.
-    """
-
-    def loss(log_temperature):
-        return sum(
-            -np.log(np.maximum(sharpen(table, np.exp(log_temperature)), _TINY))[
-                np.arange(len(truth)), truth
-            ].sum()
-            for table, truth in zip(tables, truths, strict=True)
-        )
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
-
-
-def fit_written_temperature(probabilities: np.ndarray, right: np.ndarray) -> float:
-    """The temperature at which written answers are right as often as they say.
-
-    Args:
-        probabilities: (n,) at temperature 1.
-        right: (n,) bool; where none is, words may differ and not what they mean: so it never makes
-            less than a fourth power of a probability, nor more than a fourth root.
-    """
-    logs = np.log(np.clip(probabilities, _TINY, 1 - 1e-6))
-
-    def loss(log_temperature):
-        sure = logs / np.exp(log_temperature)
-        return -np.where(right, sure, np.log(-np.expm1(sure))).sum()
-
-    return float(np.exp(minimize_scalar(loss, bounds=_WRITTEN_BOUNDS, method="bounded").x))
-
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: |confidence - accuracy|, averaged over bins of confidence.
-
-    Args:
-        confidence: (n,) in [0, 1].
-        right: (n,) bool.
-        bins: of equal width.
-    """
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    weight = np.bincount(place, minlength=bins)
-    gap = np.bincount(place, confidence - right, minlength=bins)
-    return float(np.abs(gap).sum() / max(weight.sum(), 1))
