@@ -50,6 +50,8 @@ REQUIREMENTS = [
     "tqdm>=4.66",
     # COCO's own average precision; 2.0.8 and later are built for NumPy 2.
     "pycocotools>=2.0.8,<3",
+    # Word stems, by which captions are compared with answers; Snowball's own, in Python.
+    "snowballstemmer>=2.2,<4",
 ]
 
 EXTRAS = {
@@ -64,7 +66,7 @@ EXTRAS = {
         "python-multipart>=0.0.18",  # earlier ones could be stalled by a crafted boundary
         "prometheus-client>=0.21",
     ],
-    # Its client retries, waits as servers ask, and speaks to vLLM and llama.cpp alike.
+    # Its client speaks to vLLM and llama.cpp alike.
     "captioning": ["openai>=2,<4"],
     "export": ["pyarrow>=18", "faiss-cpu>=1.10,<2"],
     "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "mypy>=2.1,<3", "scikit-learn>=1.5"],

@@ -152,7 +152,8 @@ def collect_captions(
     size = looker.config.image_size if looker else 1
     views = Views(open_dataset(data), data.name, size, data.augment.margin)
     keys = views.keys(config.splits)[: config.limit or None][config.part :: config.parts]
-    store = Store(out, _settings(config, questioner, data, looker))
+    model = digest(jax.device_get(looker.params)) if looker else ""
+    store = Store(out, provenance(config, data, model) | {"questioner": questioner.name})
     left = [key for key in keys if key not in store.finished]
     try:
         work, more = (lambda: 0), {}
@@ -278,10 +279,14 @@ def check_able(card: ModelCard, writes: bool, method: str, name: str) -> None:
         )
 
 
-def _settings(
-    config: CollectConfig, questioner: Questioner, data: DataConfig, looker: LoadedModel | None
-) -> dict[str, Any]:
-    """What makes captions of one file alike."""
+def provenance(config: CollectConfig, data: DataConfig, looker: str) -> dict[str, Any]:
+    """What makes captions what they are, but for who asks.
+
+    Args:
+        config: how they come about.
+        data: the dataset.
+        looker: `digest` of the model that looks; empty for annotations.
+    """
     settings: dict[str, Any] = {
         "version": _VERSION,
         "method": config.method,
@@ -289,10 +294,8 @@ def _settings(
     }
     if config.parts > 1:
         settings["part"] = f"{config.part}/{config.parts}"
-    if looker is not None:
-        settings["questioner"] = questioner.name
-        settings["model"] = digest(jax.device_get(looker.params))
-        settings["margin"] = data.augment.margin
+    if config.method != "annotations":
+        settings |= {"model": looker, "margin": data.augment.margin}
     if config.method == "conversation":
         asked = "\n".join(vocabulary_of(questions_about(data.name)))
         settings["questions"] = zlib.crc32(asked.encode())

@@ -1,4 +1,4 @@
-"""The experiment: does language help image retrieval? On drawings, in an hour.
+"""The experiment: does language help image retrieval? On drawings, in 70 minutes.
 
     python tools/run_ablation.py --config=configs/ablation.py --workdir=runs/ablation
 

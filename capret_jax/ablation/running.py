@@ -9,7 +9,13 @@ import time
 
 from capret_jax.ablation.plan import Plan, Reading
 from capret_jax.captioning.questioner import Questioner
-from capret_jax.collecting import check_able, check_looker, collect_captions, open_questioner
+from capret_jax.collecting import (
+    check_able,
+    check_looker,
+    collect_captions,
+    open_questioner,
+    provenance,
+)
 from capret_jax.config import WORKINGS, ExperimentConfig, first_difference
 from capret_jax.convert.checkpoint import ModelCard
 from capret_jax.errors import InputError
@@ -39,17 +45,21 @@ def run(plan: Plan, workdir: pathlib.Path, keep_models: bool) -> None:
     questioners = {
         arm: open_questioner(how)
         for arm, how in plan.collected.items()
-        if not _is_collected(plan, arm)
+        if not _took(plan, arm).exists()
     }
     if plan.pretraining is not None:
         folder = pathlib.Path(plan.start)
         folder.mkdir(parents=True, exist_ok=True)
         print("== the model to start from")
         _train(Experiment(plan.pretraining, folder))
-    for arm, questioner in questioners.items():
-        print(f"== captions: {arm}")
-        _collect(plan, arm, questioner)
-    start = digest(load_weights(plan.start)[0])
+    start = _digest_of_model(plan.start)
+    for arm in plan.collected:
+        how = _how(plan, arm, start)
+        if arm in questioners:
+            print(f"== captions: {arm}")
+            _collect(plan, arm, questioners[arm], how)
+        else:
+            _check_how(plan, arm, how)
     left = [each for each in plan.readings() if not _is_done(plan, each, workdir, start)]
     _check_cut(plan, left, workdir)
     for number, reading in enumerate(left, 1):
@@ -85,44 +95,53 @@ def _card_to_be(config: ExperimentConfig) -> ModelCard:
     return ModelCard(config.model, "new", untrained)
 
 
-def _how(plan: Plan, arm: str) -> dict:
-    """What makes an arm's captions what they are."""
-    how = dataclasses.asdict(plan.collected[arm])
-    looker = plan.lookers[arm]
-    own = looker == plan.start and plan.pretraining is not None
-    how["looker"] = "the first model" if own else looker
-    workings = ("in_flight", "batch_size", "server")
-    return json.loads(json.dumps({key: how[key] for key in how if key not in workings}))
+def _took(plan: Plan, arm: str) -> pathlib.Path:
+    """Beside an arm's captions once they are complete: how they came about, and what they took."""
+    return plan.captions_file(arm).with_suffix(".json")
 
 
-def _is_collected(plan: Plan, arm: str) -> bool:
-    """Whether all captions of an arm are there; refuses those that came about otherwise."""
-    out = plan.captions_file(arm)
-    if not (out.exists() and out.with_suffix(".json").exists()):
-        return False
-    before, now = json.loads(out.with_suffix(".json").read_text())["how"], _how(plan, arm)
+def _how(plan: Plan, arm: str, start: str) -> dict:
+    """What makes an arm's captions what they are; `start` is the first model's digest."""
+    how, looker = plan.collected[arm], plan.lookers[arm]
+    model = ""
+    if how.method != "annotations":
+        model = start if looker == plan.start else _digest_of_model(looker)
+    data = plan.config_of(plan.readings()[0]).data
+    asked = {"questioner": how.questioner, "language_model": how.language_model}
+    found = {**provenance(how, data, model), **asked, "splits": how.splits, "limit": how.limit}
+    return json.loads(json.dumps(found))
+
+
+def _check_how(plan: Plan, arm: str, now: dict) -> None:
+    """Refuses captions that came about otherwise."""
+    before = json.loads(_took(plan, arm).read_text()).get("how", {})
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise InputError(
-                f"{out} was collected with {key}={before.get(key)!r} and config.collected.{arm} "
-                f"says {now.get(key)!r}: set it back, or choose another --workdir."
+                f"{plan.captions_file(arm)} was collected with {key}={before.get(key)!r}, and this "
+                f"is {now.get(key)!r}: set config.collected.{arm} or the data back, or choose "
+                "another --workdir."
             )
-    return True
 
 
-def _collect(plan: Plan, arm: str, questioner: Questioner) -> None:
+def _collect(plan: Plan, arm: str, questioner: Questioner, how: dict) -> None:
     """Leaves captions, and beside them what they took."""
-    out, how = plan.captions_file(arm), plan.collected[arm]
+    out, config = plan.captions_file(arm), plan.collected[arm]
     example = plan.config_of(plan.readings()[0])
-    took = collect_captions(example.data, plan.lookers[arm], out, how, questioner, example.compute)
+    took = collect_captions(
+        example.data, plan.lookers[arm], out, config, questioner, example.compute
+    )
     if took["unfinished"]:
         raise InputError(
             f"{took['unfinished']} items got no captions of {arm}, since the language model gave "
             "no reply: run the same command again, which goes on with them."
         )
     print(f"{took['items']} captions, {took['items_per_second']:.1f} a second")
-    took["how"] = _how(plan, arm)
-    out.with_suffix(".json").write_text(json.dumps(took, indent=2) + "\n")
+    _took(plan, arm).write_text(json.dumps({**took, "how": how}, indent=2) + "\n")
+
+
+def _digest_of_model(folder: str) -> str:
+    return digest(load_weights(folder)[0])
 
 
 def _record_of(folder: pathlib.Path) -> pathlib.Path:
@@ -157,7 +176,7 @@ def _is_done(plan: Plan, reading: Reading, workdir: pathlib.Path, start: str) ->
     # Where the ablation lies does not matter, and its files are compared by what they say.
     paths = ("init_from", "data.tokenizer", "data.captions.file", "embedding.file")
     difference = first_difference(before["config"], now["config"], (*WORKINGS, *paths))
-    if before["start"] != now["start"]:
+    if before.get("start") != now["start"]:
         difference = difference or f"they started from another model than the one in {plan.start}"
     for name in sorted(before["files"].keys() | now["files"].keys()):
         if before["files"].get(name) != now["files"].get(name):

@@ -1,6 +1,6 @@
 """What a difference between arms is worth: paired bootstrap over queries, seeds as repeats.
 
-Queries of one identity fail and succeed together, so identities are drawn, with all their queries.
+Queries of one cluster fail and succeed together, so clusters are drawn, with all their queries.
 Seeds are too few to draw: their spread enters as the variance of a mean, and the intervals are
 Student's, with the degrees of freedom that both sources leave (Satterthwaite, Biometrics Bulletin
 2(6), 1946). Seeds and queries together are counted twice, so intervals are a little too wide.
@@ -13,7 +13,7 @@ from scipy import stats
 
 _RESAMPLES = 10_000
 _CHUNK = 1000
-# Identities under which an interval means nothing.
+# Clusters under which an interval means nothing.
 FEWEST = 5
 
 
@@ -54,7 +54,7 @@ def interval(
     seeds, (_, place) = len(values), np.unique(clusters, return_inverse=True)
     mean, count = float(values.mean()), int(place.max()) + 1
     drawn = _resampled(values.mean(axis=0), place, np.random.default_rng(seed))
-    # A resample of n identities spreads as if there were one less of them.
+    # A resample of n clusters spreads as if there were one less of them.
     of_queries = float(drawn.var()) * count / max(count - 1, 1)
     of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
     variance = of_queries + of_seeds

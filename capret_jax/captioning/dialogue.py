@@ -5,8 +5,11 @@ become facts. The caption at the end may say the facts and nothing else (`unsupp
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
+
+import snowballstemmer
 
 from capret_jax.data.questions import Question
 from capret_jax.errors import InputError
@@ -39,7 +42,8 @@ _NOUNS = {"colour": ("color",), "neckline": ("neck",), "fabric": ("material",)}
 _NOTHING = ("", "none", "nothing", "no", "solid")
 # Written answers that say nothing either, or only what there is not.
 _NO_ANSWER = re.compile(
-    r"$|.*\b(?:yes|no|not|none|nothing|maybe|unknown|unclear|unsure|cannot|\w+n t|n a)\b"
+    r"$|.*\b(?:yes|no|not|none|nothing|maybe|unknown|unclear|unsure|cannot|n a"
+    r"|(?:is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should)n t)\b"
 )
 _YES_OR_NO = re.compile(
     r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|might)\b",
@@ -51,6 +55,9 @@ _GLUE = frozenset(
     + "made featuring features item garment clothing piece image photo picture style styled".split()
     + "design designed coloured colored type kind look".split()
 )
+_STEMMER = snowballstemmer.stemmer("english")
+_SPELLINGS = {"gray": "grey", "color": "colour", "outerwear": "outwear"}
+_WHOLE = ("shorts",)  # are no sleeves
 _LABEL = re.compile(
     r"^[\s\"'*>-]*(?:(?:question|q|caption|description|answer|assistant)\s*\d*\s*[:.)]|\d+\s*[.)])?"
     r"[\s\"'*]*",
@@ -276,12 +283,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())  # of any script: Phi-3 slips into others
 
 
+@functools.cache
 def _stem(word: str) -> str:
-    if word == "shorts":  # they are no sleeves
-        return word
-    for suffix in ("ing", "ly", "ed", "es", "s", "d"):
-        if word.endswith(suffix) and len(word) - len(suffix) >= 3:
-            word = word.removesuffix(suffix)
-            break
-    # "dotted" and "dots".
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word.removesuffix("e")
+    word = _SPELLINGS.get(word, word)
+    return word if word in _WHOLE else _STEMMER.stemWord(word)

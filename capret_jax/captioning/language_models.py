@@ -25,6 +25,8 @@ _LOCAL_BATCH = 32
 _PROBE = 10.0
 # HTTP statuses of servers that are busy: request timeout, conflict, too many requests.
 _FOR_NOW = (408, 409, 429)
+# And of those that will be there: too many requests, bad gateway, unavailable, gateway timeout.
+_NOT_YET = (429, 502, 503, 504)
 _LONGEST_PAUSE = 60.0
 
 
@@ -109,11 +111,7 @@ class Server:
         probe = openai.OpenAI(base_url=base, api_key=api_key, timeout=_PROBE, max_retries=1)
         try:
             models = [each.id for each in probe.models.list().data]
-        except (
-            openai.APIConnectionError,
-            openai.InternalServerError,
-            openai.RateLimitError,
-        ) as error:
+        except openai.APIConnectionError as error:
             raise InputError(
                 f"--questioner={url} cannot be reached ({_reason(error)}): start the server, or "
                 "mend the address."
@@ -122,7 +120,11 @@ class Server:
             raise InputError(
                 f"--questioner={url} wants a key ({_reason(error)}): set OPENAI_API_KEY."
             ) from error
-        except (openai.OpenAIError, AttributeError, TypeError, ValueError):
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
+            if getattr(error, "status_code", 0) in _NOT_YET:
+                raise InputError(
+                    f"--questioner={url} is not ready ({_reason(error)}): try again later."
+                ) from error
             models = []  # it is there; not every server lists what it has
         finally:
             probe.close()

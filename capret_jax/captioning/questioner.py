@@ -1,7 +1,7 @@
 """Those who ask and sum up: a script, or a language model with prompts."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from capret_jax.captioning.dialogue import (
     NOT_SURE,
@@ -50,8 +50,6 @@ Write one short sentence in English that keeps what most of them agree on. Use t
 others. Write the sentence and nothing else.\
 """
 _AGAIN = "\n\nYour last attempt was refused: {why}. It was: {reply}"
-
-Parsed = TypeVar("Parsed")
 
 
 class Usage(NamedTuple):

@@ -160,6 +160,9 @@ def test_results_of_other_settings_are_refused(finished, small):
 def test_results_from_another_first_model_are_refused(finished, small, monkeypatch):
     plan, workdir, _ = finished
     monkeypatch.setattr(running, "digest", lambda params: "another")
+    with pytest.raises(InputError, match="was collected with model=.*'another'"):
+        running.run(plan, workdir, keep_models=False)
+    monkeypatch.setattr(running, "_check_how", lambda *_: None)
     with pytest.raises(InputError, match="started from another model"):
         running.run(plan, workdir, keep_models=False)
 
@@ -168,7 +171,7 @@ def test_captions_that_came_about_otherwise_are_refused(finished, small):
     _, workdir, _ = finished
     other = small.copy_and_resolve_references()
     other.collected.conversation.dialogue = {"max_turns": 2}
-    with pytest.raises(InputError, match=r"collected with dialogue=.*config\.collected\.conv"):
+    with pytest.raises(InputError, match=r"collected with max_turns=8, .*config\.collected\.conv"):
         running.run(Plan(other, workdir, ARMS), workdir, keep_models=False)
 
 

@@ -96,6 +96,11 @@ def test_a_written_answer_that_says_nothing_is_no_fact(answer):
     assert not talk.facts() and not talk.turns[0].new
 
 
+def test_a_t_shirt_is_an_answer():
+    talk = dialogue(("What type of shirt is worn under it?", "green t-shirt", 0.99))
+    assert [turn.answer for turn in talk.facts()] == ["green t-shirt"]
+
+
 def test_questions_of_yes_and_no_say_nothing_unless_they_have_a_list():
     talk = dialogue()
     assert talk.says_nothing("Does it have pockets?")
@@ -140,6 +145,7 @@ def test_trousers_are_not_asked_for_sleeves():
         ("A navy vest dress with stripes.", []),
         ("The garment is a striped navy vest dress, coloured navy.", []),
         ("A navy vest dress with red stripes.", ["red"]),
+        ("A hooded navy vest dress", ["hooded"]),
         ("A navy cotton dress without stripes", ["cotton", "without"]),
     ],
 )
