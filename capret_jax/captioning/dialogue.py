@@ -160,12 +160,7 @@ class Dialogue:
 
     def topic_of(self, question: str) -> str:
         """What a question is about, if it is of the list; else empty."""
-        words = _words(question)
-        for topic in self._questions:
-            if any(word in words for word in _SYNONYMS.get(topic, ())):
-                return topic
-        asked = "category" in self._questions and _CATEGORY.search(" ".join(words))
-        return "category" if asked else ""
+        return _topic_of(question, tuple(self._questions))
 
     def says_nothing(self, question: str) -> bool:
         """Whether it is of no list, and its answer would be yes or no."""
@@ -193,6 +188,16 @@ class Dialogue:
     def facts(self) -> list[Turn]:
         """The turns whose answers are certain, and of what the garment can have."""
         return [turn for turn in self.turns if turn.sure and self.suits(turn.topic)]
+
+
+@functools.lru_cache(maxsize=100_000)  # many items are asked the same
+def _topic_of(question: str, topics: tuple[str, ...]) -> str:
+    words = _words(question)
+    for topic in topics:
+        if any(word in words for word in _SYNONYMS.get(topic, ())):
+            return topic
+    asked = "category" in topics and _CATEGORY.search(" ".join(words))
+    return "category" if asked else ""
 
 
 def parse_question(reply: str) -> str | None:

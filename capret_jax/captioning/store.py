@@ -2,8 +2,8 @@
 
 Two files of JSON lines. OUT has a line for each finished item, with "split", "image_id", "item",
 "caption" and how it came about: what `data.captions.file` reads. OUT.journal has every question,
-answer and refused reply the moment it is there, so that a stopped collection goes on in the middle
-of its conversations; its first line says what was collected and how.
+answer and refused reply, what a language model said the moment it is there, so that a stopped
+collection goes on in the middle of its conversations; its first line says what was collected and how.
 """
 
 import contextlib
@@ -85,11 +85,12 @@ class Store:
         return self._events.get(key, [])
 
     def log(self, key: Key, event: Event) -> None:
-        """Keeps what has just happened to an item."""
-        _append(self._journal, {**key._asdict(), **event})
+        """Keeps what has just happened to an item: at once if it was paid for, with "usage"."""
+        _append(self._journal, {**key._asdict(), **event}, at_once="usage" in event)
 
     def finish(self, key: Key, caption: str, **more: Any) -> None:
         """Keeps an item's caption, and how it came about."""
+        self._journal.flush()
         _append(self._out, {**key._asdict(), "caption": caption, **more})
         self.finished.add(key)
         self._events.pop(key, None)
@@ -103,9 +104,11 @@ class Store:
         self._files.close()
 
 
-def _append(file: TextIO, line: dict) -> None:
+def _append(file: TextIO, line: dict, at_once: bool = True) -> None:
+    """A killed program loses nothing that it has paid for; what costs nothing is said again."""
     file.write(json.dumps(line) + "\n")
-    file.flush()  # a killed program loses nothing that it has seen
+    if at_once:
+        file.flush()
 
 
 def _cut_half_a_line(path: pathlib.Path) -> None:

@@ -44,6 +44,16 @@ def test_what_was_kept_is_there_again(reopen):
     assert again.events(Key("train", 5, 1)) == []
 
 
+def test_what_was_paid_for_is_on_disk_at_once(reopen, path):
+    store, journal = reopen(), path.with_name("out.jsonl.journal")
+    store.log(KEY, {"event": "answer", "text": "navy"})
+    store.log(KEY, {"event": "question", "text": "What print?", "usage": {"calls": 1}})
+    assert len(journal.read_text().splitlines()) == 3
+    store.log(KEY, {"event": "answer", "text": "star"})
+    store.finish(KEY, "a navy vest")
+    assert len(journal.read_text().splitlines()) == 4 and len(path.read_text().splitlines()) == 1
+
+
 def test_the_file_is_what_training_reads(reopen, path):
     store = reopen()
     store.finish(KEY, "a red vest", turns=[{"answer": "red"}])
