@@ -2,8 +2,9 @@
 
 Two files of JSON lines. OUT has a line for each finished item, with "split", "image_id", "item",
 "caption" and how it came about: what `data.captions.file` reads. OUT.journal has every question,
-answer and refused reply, what a language model said the moment it is there, so that a stopped
-collection goes on in the middle of its conversations; its first line says what was collected and how.
+answer and refused reply, those of a language model the moment they are there, so that a stopped
+collection goes on in the middle of its conversations; its first line says what was collected and
+how.
 """
 
 import contextlib
