@@ -6,14 +6,15 @@ import pathlib
 import tempfile
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Several tests build the same step anew, as a restarted run does, and programs that they start do,
+# too: compile it once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="capret_jax_compiled_")
 
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Several tests build the same step anew, as a restarted run does: compile it once.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="capret_jax_compiled_"))
 
 from capret_jax.convert.reference import from_reference
 from capret_jax.convert.state_dict import read_state_dict

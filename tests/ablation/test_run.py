@@ -11,9 +11,11 @@ import pytest
 from capret_jax.ablation import running
 from capret_jax.ablation.plan import Plan
 from capret_jax.ablation.report import write_results
-from capret_jax.data.dataset import open_dataset
+from capret_jax.config import to_config_dict
+from capret_jax.data.dataset import DataConfig, open_dataset
+from capret_jax.data.schema import LEVELS
 from capret_jax.errors import InputError
-from tests.captioning.conftest import ANSWERING, serve  # noqa: F401
+from tests.captioning.conftest import answering_config, serve  # noqa: F401
 from tests.test_configs import CONFIGS
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -29,16 +31,17 @@ def values(kind: str = "demo"):
 def small(prepared_dir):
     """The shipped config with a model, data and steps for tests."""
     config = values()
-    for part in (config.pretraining, config.experiment):
-        part.batch_size = 16
-        decoder = part.model.decoder_layers
-        for name in ("image_size", "vision_depth", "vision_width", "vision_heads", "embed_dim"):
-            part.model[name] = getattr(ANSWERING, name)
-        part.model.decoder_layers = decoder
-        part.data.variant, part.data.prepared_dir = "mini", str(prepared_dir)
-        part.loss.matching_group = 2
-        part.optimizer.warmup_steps = 1
-        part.loop.steps = part.loop.checkpoint_every = 2
+    data = DataConfig(variant="mini", prepared_dir=str(prepared_dir), max_tokens=24)
+    config.pretraining = to_config_dict(answering_config(data))
+    config.pretraining.data.views_per_identity = 0
+    config.pretraining.data.vocabulary = tuple(LEVELS)
+    own, first = config.experiment, config.pretraining
+    own.model = first.model.copy_and_resolve_references()
+    own.model.decoder_layers = 0
+    own.batch_size, own.loss.matching_group, own.optimizer.warmup_steps = 16, 2, 1
+    own.data.variant, own.data.prepared_dir = "mini", str(prepared_dir)
+    own.data.max_tokens = 40  # a small vocabulary spells in many pieces
+    own.loop = first.loop.copy_and_resolve_references()
     return config
 
 

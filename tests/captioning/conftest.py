@@ -14,12 +14,29 @@ import numpy as np
 import pytest
 
 from capret_jax.captioning.answerer import Answerer
+from capret_jax.config import ExperimentConfig
+from capret_jax.data.dataset import DataConfig
 from capret_jax.data.questions import DRAWN, vocabulary_of
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.losses.total import LossConfig
 from capret_jax.models.x2vlm import init_params
+from capret_jax.train.loop import LoopConfig
+from capret_jax.train.optimizer import OptimizerConfig
 from tests.conftest import SMALL_MODEL
 
 ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
+
+
+def answering_config(data: DataConfig) -> ExperimentConfig:
+    """Learns to answer and to write, a little; the same everywhere, so that it is compiled once."""
+    return ExperimentConfig(
+        batch_size=16,
+        model=ANSWERING,
+        data=data,
+        loss=LossConfig(mlm=1.0, mlm_causal=True, vqa=1.0, arcface=0.0, matching_group=2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
+        loop=LoopConfig(steps=2, checkpoint_every=2),
+    )
 
 
 @pytest.fixture(scope="session")
