@@ -77,6 +77,8 @@ class Experiment:
             )
         self.mesh = make_mesh(config.mesh)
         self._check_divisible()
+        # Before the checkpoints, whose thread would speak after a mistake's one line.
+        self._optimizer = make_optimizer(config.optimizer, config.loop.steps)
         self._checkpoints = Checkpoints(workdir)
         if self._checkpoints.latest_step() is not None:
             saved = self._checkpoints.metadata()["config"]
@@ -84,7 +86,6 @@ class Experiment:
             check_same_training(saved, current, str(workdir))
         elif config.init_from:
             check_same_shapes(config.model, load_card(config.init_from).config, config.init_from)
-        self._optimizer = make_optimizer(config.optimizer, config.loop.steps)
         dataset = first_process_first(lambda: open_dataset(config.data))
         self._train_split, self._validation_split = dataset.train, dataset.validation
         self._protocol = make_protocol(dataset.validation.items, read_truth(dataset.folder))
