@@ -10,6 +10,8 @@ from capret_jax.ablation.plan import IMAGE, NONE
 from capret_jax.ablation.results import Arm, Table
 from capret_jax.ablation.statistics import Interval, family_level, interval
 
+_AXES = ("captions", "objects")
+
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
@@ -86,22 +88,7 @@ def contrasts_of(table: Table, read_by: Sequence[str]) -> list[Contrast]:
     found = []
     for stage in stages:
         here = [arm for arm in arms if arm.stage == stage]
-        whole = stage != "zero_shot"
-        for axis, other in (("captions", "objects"), ("objects", "captions")):
-            for name in _values(getattr(arm, axis) for arm in here):
-                if whole:
-                    found.append(_change(here, axis, name, f"{stage}, mean over {other}"))
-        for objects in _values(arm.objects for arm in here):
-            some = [arm for arm in here if arm.objects == objects]
-            for name in _values(arm.captions for arm in some):
-                where = f"{stage}, objects {objects}"
-                found.append(_change(some, "captions", name, where)._replace(main=not whole))
-        if not whole:
-            for name in _values(arm.objects for arm in here):
-                bare = [arm for arm in here if arm.captions == NONE]
-                spoken = [arm for arm in here if arm.captions != NONE]
-                found.append(_change(bare, "objects", name, f"{stage}, captions none"))
-                found.append(_change(spoken, "objects", name, f"{stage}, mean over captions"))
+        found += _in_parts(stage, here) if stage == "zero_shot" else _as_a_whole(stage, here)
     if {"zero_shot", "fine_tuned"} <= set(stages):
         tuned = [arm for arm in arms if arm.stage == "fine_tuned"]
         before = [arm._replace(stage="zero_shot") for arm in tuned]
@@ -115,6 +102,42 @@ def contrasts_of(table: Table, read_by: Sequence[str]) -> list[Contrast]:
     found = [each for each in found if each.name != NONE and _known(table, each)]
     level = family_level(sum(each.main for each in found))
     return [_contrast(table, level, each) for each in found]
+
+
+def _as_a_whole(stage: str, arms: list[Arm]) -> list[_Compared]:
+    """Captions over all objects, objects over all captions; captions with each of the objects."""
+    captions, objects = (_values(getattr(arm, axis) for arm in arms) for axis in _AXES)
+    return [
+        *(_change(arms, "captions", name, f"{stage}, mean over objects") for name in captions),
+        *(_change(arms, "objects", name, f"{stage}, mean over captions") for name in objects),
+        *(each._replace(main=False) for each in _by_objects(stage, arms)),
+    ]
+
+
+def _in_parts(stage: str, arms: list[Arm]) -> list[_Compared]:
+    """Captions with each of the objects; objects without captions, and over all captions."""
+    bare = [arm for arm in arms if arm.captions == NONE]
+    spoken = [arm for arm in arms if arm.captions != NONE]
+    found = _by_objects(stage, arms)
+    for name in _values(arm.objects for arm in arms):
+        found.append(_change(bare, "objects", name, f"{stage}, captions none"))
+        found.append(_change(spoken, "objects", name, f"{stage}, mean over captions"))
+    return found
+
+
+def _by_objects(stage: str, arms: list[Arm]) -> list[_Compared]:
+    """Captions with each of the objects."""
+    captions, objects = (_values(getattr(arm, axis) for arm in arms) for axis in _AXES)
+    return [
+        _change(
+            [arm for arm in arms if arm.objects == each],
+            "captions",
+            name,
+            f"{stage}, objects {each}",
+        )
+        for each in objects
+        for name in captions
+    ]
 
 
 def _values(names) -> list[str]:
