@@ -7,7 +7,7 @@ __all__ = ["Searcher", "load_model"]
 def __getattr__(name: str):
     # On demand: JAX and Orbax take a second to import, and programs set their environment first.
     if name == "load_model":
-        from capret_jax.loading import load_model
+        from capret_jax.checkpoints.loading import load_model
 
         return load_model
     if name == "Searcher":

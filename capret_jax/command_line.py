@@ -7,8 +7,8 @@ from collections.abc import Callable
 import ml_collections
 from absl import app, flags, logging
 
+from capret_jax.distributed.process_group import label, leave
 from capret_jax.errors import InputError
-from capret_jax.processes import label, leave
 
 
 def run(main: Callable[[list[str]], None]) -> None:

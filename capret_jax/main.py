@@ -16,10 +16,10 @@ from ml_collections import config_flags
 
 from capret_jax.command_line import load_config, run
 from capret_jax.config import from_config_dict
+from capret_jax.distributed.process_group import join
 from capret_jax.errors import InputError
-from capret_jax.experiment import Experiment
-from capret_jax.processes import join
-from capret_jax.train.interruption import RESUME
+from capret_jax.train.experiment import Experiment
+from capret_jax.train.preemption import RESUME
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves and results.")

@@ -6,16 +6,20 @@ more of the views that teach to find garments.
 
 import dataclasses
 
-from capret_jax.config import EvaluationConfig, ExperimentConfig, to_config_dict
-from capret_jax.data.captions import CaptionConfig
-from capret_jax.data.dataset import DataConfig
-from capret_jax.data.pipeline import ReadConfig
-from capret_jax.data.transforms import AugmentConfig
+from capret_jax.config import (
+    SIZES,
+    AugmentConfig,
+    CaptionConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    ReadConfig,
+    to_config_dict,
+)
 from capret_jax.errors import InputError
-from capret_jax.losses.total import LossConfig
-from capret_jax.models.config import SIZES
-from capret_jax.train.loop import LoopConfig
-from capret_jax.train.optimizer import OptimizerConfig
 
 
 def get_config(kind: str = "short"):

@@ -8,13 +8,17 @@ Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`.
 
 import dataclasses
 
-from capret_jax.config import ExperimentConfig, to_config_dict
-from capret_jax.data.dataset import DataConfig
-from capret_jax.data.pipeline import ReadConfig
-from capret_jax.losses.total import LossConfig
-from capret_jax.models.config import SIZES, ComputeConfig
-from capret_jax.train.loop import LoopConfig
-from capret_jax.train.optimizer import OptimizerConfig
+from capret_jax.config import (
+    SIZES,
+    ComputeConfig,
+    DataConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    ReadConfig,
+    to_config_dict,
+)
 
 
 def get_config():

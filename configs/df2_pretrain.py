@@ -7,13 +7,17 @@ Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`, or 
 (docs/checkpoints.md); `df2_finetune.py` then goes on with --config.init_from=runs/df2_pretrain.
 """
 
-from capret_jax.config import ExperimentConfig, to_config_dict
-from capret_jax.data.dataset import DataConfig
-from capret_jax.data.pipeline import ReadConfig
-from capret_jax.losses.total import LossConfig
-from capret_jax.models.config import SIZES, ComputeConfig
-from capret_jax.train.loop import LoopConfig
-from capret_jax.train.optimizer import OptimizerConfig
+from capret_jax.config import (
+    SIZES,
+    ComputeConfig,
+    DataConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    ReadConfig,
+    to_config_dict,
+)
 
 
 def get_config():

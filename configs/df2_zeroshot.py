@@ -8,10 +8,14 @@ Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`.
 
 import dataclasses
 
-from capret_jax.config import EvaluationConfig, ExperimentConfig, to_config_dict
-from capret_jax.data.dataset import DataConfig
-from capret_jax.data.pipeline import ReadConfig
-from capret_jax.models.config import SIZES
+from capret_jax.config import (
+    SIZES,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ReadConfig,
+    to_config_dict,
+)
 
 
 def get_config():

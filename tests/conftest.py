@@ -16,14 +16,14 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-from capret_jax.convert.reference import from_reference
-from capret_jax.convert.state_dict import read_state_dict
-from capret_jax.data import synthetic
+from capret_jax.checkpoints.conversion import from_reference
+from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.config import SIZES
 from capret_jax.data.items import read_items
 from capret_jax.data.pipeline import Split
 from capret_jax.data.records import Records
-from capret_jax.models.config import SIZES
 from capret_jax.models.x2vlm import abstract_model, bind
+from capret_jax.synthetic import builder as synthetic
 
 # Compiles in seconds, with every part of the model in it.
 SMALL_MODEL = dataclasses.replace(

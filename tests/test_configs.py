@@ -8,15 +8,18 @@ import pathlib
 import jax
 import pytest
 
-from capret_jax.config import ExperimentConfig, from_config_dict
-from capret_jax.convert.checkpoint import save_converted
-from capret_jax.convert.reference import Converted, Report
-from capret_jax.data.pipeline import ViewConfig
+from capret_jax.checkpoints.conversion import Converted, Report
+from capret_jax.checkpoints.converted import save_converted
+from capret_jax.config import (
+    ComputeConfig,
+    ExperimentConfig,
+    LossConfig,
+    ViewConfig,
+    from_config_dict,
+)
 from capret_jax.errors import InputError
-from capret_jax.experiment import Experiment
-from capret_jax.losses.total import LossConfig
-from capret_jax.models.config import ComputeConfig
 from capret_jax.models.x2vlm import init_params
+from capret_jax.train.experiment import Experiment
 from tests.conftest import SMALL_MODEL
 from tests.data.raw_deepfashion2 import write_raw
 

@@ -1,64 +1,48 @@
-"""Imports go one way, no arrow up, and closed rooms on the second floor."""
+"""Imports go one way: a room imports only rooms on floors below it, as README.md draws them."""
 
 import ast
 import pathlib
+import re
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parent.parent / "capret_jax"
-
-FLOORS = {
-    "errors": 0,
-    "batch": 1,
-    "batching": 1,
-    "mesh": 1,
-    "pages": 1,
-    "processes": 1,
-    "models": 2,  # asks the mesh for each device's part of a kernel
-    "data": 3,
-    "losses": 3,
-    "convert": 3,
-    "captioning": 4,
-    "detection": 4,
-    "train": 5,
-    "retrieval": 5,
-    "planning": 5,
-    "command_line": 6,
-    "config": 6,
-    "loading": 6,
-    "second_look": 7,
-    "starting": 7,
-    "collecting": 7,
-    "serve": 7,
-    "experiment": 8,
-    "ablation": 9,
-    "main": 9,
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "capret_jax"
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def room(parts: tuple[str, ...]) -> str | None:
-    """The part of the package that a dotted name belongs to."""
-    return parts[1] if len(parts) > 1 and parts[0] == "capret_jax" else None
+def read_floors() -> dict[str, int]:
+    """Room -> floor, from README's table "| floor | rooms |"."""
+    table = (ROOT / "README.md").read_text().split("| floor | rooms |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", table, re.MULTILINE)
+    return {room: int(floor) for floor, cell in rows for room in re.findall(r"`(\w+)`", cell)}
+
+
+FLOORS = read_floors()
 
 
 def imported_rooms(path: pathlib.Path) -> set[str]:
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {room(tuple(name.split("."))) for name in names} - {None}
-    return found
+            names |= {alias.name for alias in node.names}
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == "capret_jax" and len(part) > 1}
+
+
+def test_every_room_is_on_a_floor():
+    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert rooms == FLOORS.keys()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
     own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
     for other in imported_rooms(path) - {own}:
         assert FLOORS[other] < FLOORS[own], f"{own} imports {other}, which is not below it"
+
+
+def test_the_contributors_page_does_not_repeat_the_list():
+    assert "README.md#how-it-is-built" in (ROOT / "CONTRIBUTING.md").read_text()

@@ -13,8 +13,9 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import AXES, make_mesh, replicated
 from capret_jax.losses.arcface import arcface_loss
-from capret_jax.mesh import AXES, MeshConfig, make_mesh, replicated
 
 _CLASSES = flags.DEFINE_integer("classes", 1_000_000, "C; a multiple of --devices.")
 _DEVICES = flags.DEFINE_integer("devices", 8, "Devices to split them over.")

@@ -17,13 +17,13 @@ import numpy as np
 from absl import flags
 from stand_in import stand_in
 
-from capret_jax.captioning.answerer import Answerer, Asked
-from capret_jax.collecting import CollectConfig, collect_captions
+from capret_jax.captioning.collection import CollectConfig, collect_captions
+from capret_jax.captioning.vqa_answerer import VqaAnswerer, VqaQuery
+from capret_jax.checkpoints.loading import load_model, load_setup
 from capret_jax.command_line import run
-from capret_jax.data.dataset import DataConfig
-from capret_jax.data.questions import DRAWN
+from capret_jax.config import DataConfig
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
-from capret_jax.loading import load_model, load_setup
+from capret_jax.data.vqa import SYNTHETIC_QUESTIONS
 
 _MODEL = flags.DEFINE_string("model", "", "Who answers.")
 _ITEMS = flags.DEFINE_integer("items", 1000, "Of the synthetic dataset.", lower_bound=1)
@@ -66,10 +66,12 @@ def _converse(model: str, in_flight: int, batch: int) -> float:
 def _answer(folder: str, in_flight: int, batch: int) -> float:
     model, setup = load_model(folder), load_setup(folder)
     encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
-    answerer = Answerer(model.config, model.params, encode, batch)
+    answerer = VqaAnswerer(model.config, model.params, encode, batch)
     size, count = model.config.image_size, _items(batch)
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-    asked = [Asked(s, q.text, q.answers) for q in DRAWN for s in answerer.look(images)]
+    asked = [
+        VqaQuery(s, q.text, q.answers) for q in SYNTHETIC_QUESTIONS for s in answerer.look(images)
+    ]
     answerer(asked[:: max(count // 2, 1)])  # compiles every question
     start = time.perf_counter()
     for first in range(0, len(asked), in_flight):

@@ -22,9 +22,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 from absl import flags
 
+from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.command_line import run
-from capret_jax.convert.state_dict import read_state_dict, write_state_dict
-from capret_jax.models.vision import relative_position_index
+from capret_jax.models.beit import relative_position_index
 
 ROOT = pathlib.Path(__file__).parent.parent
 _MANIFESTS = ROOT / "tests" / "data" / "checkpoint_keys.json.gz"

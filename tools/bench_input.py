@@ -22,15 +22,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from capret_jax.command_line import run
-from capret_jax.data.captions import CaptionConfig, Captioner
-from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
+from capret_jax.config import AugmentConfig, CaptionConfig, DataConfig, ReadConfig, ViewConfig
+from capret_jax.config.data import VIEWS
+from capret_jax.data.captions import TrainingCaptions
+from capret_jax.data.images import Photograph
 from capret_jax.data.masking import Masker
-from capret_jax.data.photographs import Photograph
-from capret_jax.data.pipeline import VIEWS, ReadConfig, ViewConfig, training_iterator
+from capret_jax.data.pipeline import training_iterator
 from capret_jax.data.sampler import IdentitySampler
 from capret_jax.data.schema import CATEGORIES, LEVELS
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.data.transforms import AugmentConfig, training_crop_view
+from capret_jax.data.transforms import training_crop_view
+from capret_jax.datasets import Dataset, open_dataset
 
 _SIZE = flags.DEFINE_integer("size", 384, "Pixels of the model's input.")
 _PHOTOGRAPHS = flags.DEFINE_integer("photographs", 256, "A multiple of 4.", lower_bound=8)
@@ -68,7 +70,7 @@ class _Pipeline:
 
     def __init__(self, dataset: Dataset, folder: pathlib.Path):
         self._split = dataset.train
-        self._captioner = Captioner(CaptionConfig(), self._split.items)
+        self._captioner = TrainingCaptions(CaptionConfig(), self._split.items)
         build_vocabulary(self._captioner, folder / "vocab.txt", 2000)
         self._encoder = CaptionEncoder(load_tokenizer(str(folder / "vocab.txt")), 40)
         self._masker = Masker(self._encoder.tokenizer)

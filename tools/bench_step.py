@@ -22,10 +22,10 @@ from ml_collections import config_flags
 
 from capret_jax.command_line import load_config, run
 from capret_jax.config import from_config_dict
-from capret_jax.experiment import Experiment
-from capret_jax.mesh import to_global
-from capret_jax.planning.flops import ideal_embedding_flops, ideal_step_flops
-from capret_jax.planning.peak import matmul_peak
+from capret_jax.distributed.mesh import to_global
+from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops
+from capret_jax.roofline.peak import matmul_peak
+from capret_jax.train.experiment import Experiment
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The experiment.")
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.", lower_bound=1)

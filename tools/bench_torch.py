@@ -22,15 +22,14 @@ from absl import app, flags
 from jax.sharding import Mesh
 from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 
-from capret_jax.batch import Batch
-from capret_jax.losses.total import LossConfig
-from capret_jax.mesh import MeshConfig, make_mesh, to_global
-from capret_jax.models.config import SIZES, ComputeConfig
+from capret_jax.config import SIZES, ComputeConfig, LossConfig, MeshConfig, OptimizerConfig
+from capret_jax.data.batch import Batch
+from capret_jax.distributed.mesh import make_mesh, to_global
 from capret_jax.models.x2vlm import abstract_model
-from capret_jax.planning.flops import ideal_embedding_flops, ideal_step_flops
-from capret_jax.planning.peak import matmul_peak
-from capret_jax.retrieval.embed import Embedder, Pictures
-from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
+from capret_jax.retrieval.embedding import Embedder, PictureBatch
+from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops
+from capret_jax.roofline.peak import matmul_peak
+from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.state import abstract_state, init_state
 from capret_jax.train.step import make_step
 
@@ -84,7 +83,7 @@ class Ours:
         rng = np.random.default_rng(0)
         images, tokens = _BATCH.value, _TOKENS.value
         picture = rng.integers(0, 256, (images, _SIZE.value, _SIZE.value, 3), np.uint8)
-        self._pictures = Pictures.without_captions(picture, np.ones((images, 1, 4), np.float32))
+        self._pictures = PictureBatch.without_captions(picture, np.ones((images, 1, 4), np.float32))
         batch = Batch(
             image=picture,
             token_ids=rng.integers(0, config.vocab_size, (images, tokens), np.int32),

@@ -6,7 +6,7 @@
 Embedding goes by shards, in `OUT.shards`, and goes on where it was stopped; `--processes=4` works
 on several at once, and `--part=i/n` is the i-th of n machines that share a disk, of which the one
 that finds all shards there makes the index. `--export=npy,parquet,faiss` leaves the embeddings in
-those formats, too. Pictures that cannot be read are listed and left out.
+those formats, too. PictureBatch that cannot be read are listed and left out.
 """
 
 import os
@@ -23,11 +23,11 @@ from capret_jax.command_line import parse_part, run
 from capret_jax.errors import InputError
 from capret_jax.retrieval.export import FORMATS, check_installed, export
 from capret_jax.retrieval.index import KINDS, Index, IndexConfig, check_ids
-from capret_jax.retrieval.pictures import write_pictures
 from capret_jax.retrieval.storage import check_free, save_index
-from capret_jax.serve.building import Part, Shards
+from capret_jax.retrieval.thumbnails import write_thumbnails
 from capret_jax.serve.catalogue import dataset_gallery, read_catalogue
 from capret_jax.serve.encoder import Encoder
+from capret_jax.serve.shards import Part, Shards
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir or converted model.", required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Folder or CSV file; the run's own gallery if none.")
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
     vectors, items = shards.collect()
     index = Index.build(vectors, items, config, encoder.digest)
     save_index(index, out)
-    write_pictures(out, shards.pictures())
+    write_thumbnails(out, shards.pictures())
     for name in _EXPORT.value:
         print(f"exported {export(index, out, name)}")
     shutil.rmtree(_shards_folder(out))

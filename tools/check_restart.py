@@ -21,9 +21,9 @@ import orbax.checkpoint.experimental.v1 as ocp
 from absl import flags
 from tqdm import tqdm
 
+from capret_jax.checkpoints.training import FOLDER
 from capret_jax.command_line import run
 from capret_jax.errors import InputError
-from capret_jax.train.checkpoint import FOLDER
 
 _KILLS = flags.DEFINE_integer("kills", 10, "How often.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for both runs, emptied.", required=True)

@@ -25,20 +25,18 @@ from absl import flags
 from ml_collections import config_flags
 from stand_in import stand_in
 
-from capret_jax.captioning.dialogue import DialogueConfig
-from capret_jax.captioning.language_models import ServerConfig
-from capret_jax.collecting import (
+from capret_jax.captioning.collection import (
     METHODS,
     SPLITS,
     CollectConfig,
     collect_captions,
     open_questioner,
 )
+from capret_jax.captioning.conversation import DialogueConfig
+from capret_jax.captioning.language_models import ServerConfig
 from capret_jax.command_line import load_config, parse_part, run
-from capret_jax.config import ExperimentConfig, from_config_dict
-from capret_jax.data.dataset import DataConfig
+from capret_jax.config import ComputeConfig, DataConfig, ExperimentConfig, from_config_dict
 from capret_jax.errors import InputError
-from capret_jax.models.config import ComputeConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Whose data (and init_from) to take.")
 _MODEL = flags.DEFINE_string("model", "", "Who looks: a converted checkpoint, or a workdir.")
@@ -53,7 +51,7 @@ _TURNS = flags.DEFINE_integer("max_turns", 8, "Questions about an item at most."
 _PATIENCE = flags.DEFINE_integer("patience", 3, "Turns without news after which it ends.")
 _SURE = flags.DEFINE_float("sure", 0.5, "Calibrated probability from which an answer is a fact.")
 _IN_FLIGHT = flags.DEFINE_integer("in_flight", 512, "Conversations at once.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Pictures, and questions, of one call.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "PictureBatch, and questions, of one call.")
 _WORKERS = flags.DEFINE_integer("workers", 32, "Requests to a server at once.")
 _RATE = flags.DEFINE_float("per_second", 0.0, "Requests begun per second at most; 0: no limit.")
 _TIMEOUT = flags.DEFINE_float("timeout", 60.0, "Seconds to wait for a reply.")

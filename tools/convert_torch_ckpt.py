@@ -16,22 +16,22 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from absl import flags
 
-from capret_jax.command_line import run
-from capret_jax.convert.checkpoint import (
+from capret_jax.checkpoints.beit_bert import from_beit_and_bert
+from capret_jax.checkpoints.conversion import AUTO, Converted, from_reference, parts, to_reference
+from capret_jax.checkpoints.converted import (
     ModelCard,
     check_free,
     is_converted,
     load_carried,
     save_converted,
 )
-from capret_jax.convert.initial import from_beit_and_bert
-from capret_jax.convert.names import KINDS
-from capret_jax.convert.reference import AUTO, Converted, from_reference, parts, to_reference
-from capret_jax.convert.relative_position import with_image_size
-from capret_jax.convert.state_dict import FORMATS, read_state_dict, write_state_dict
+from capret_jax.checkpoints.loading import load_weights
+from capret_jax.checkpoints.names import KINDS
+from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.checkpoints.state_dict import FORMATS, read_state_dict, write_state_dict
+from capret_jax.command_line import run
+from capret_jax.config.model import PATCH_SIZE
 from capret_jax.errors import InputError
-from capret_jax.loading import load_weights
-from capret_jax.models.config import PATCH_SIZE
 
 _IMAGE_SIZE = flags.DEFINE_integer(
     "image_size", None, "Pixels, a multiple of 16; what the file has by default."

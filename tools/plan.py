@@ -32,16 +32,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from capret_jax.batch import Batch
 from capret_jax.command_line import load_config, run
 from capret_jax.config import ExperimentConfig, from_config_dict
+from capret_jax.data.batch import Batch
 from capret_jax.data.masking import MAX_MASKED
+from capret_jax.distributed.mesh import batch_parts, batch_sharding, make_mesh
 from capret_jax.errors import InputError
-from capret_jax.mesh import batch_parts, batch_sharding, make_mesh
 from capret_jax.models.x2vlm import abstract_model
-from capret_jax.planning.flops import ideal_embedding_flops, ideal_step_flops, program_flops
-from capret_jax.planning.hlo import measure_traffic
-from capret_jax.retrieval.embed import Embedder, Pictures
+from capret_jax.retrieval.embedding import Embedder, PictureBatch
+from capret_jax.roofline.compiled import measure_traffic
+from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops, program_flops
 from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.state import abstract_state
 from capret_jax.train.step import make_step
@@ -190,7 +190,7 @@ def _embedding(config: ExperimentConfig, mesh: Mesh):
     embedder = Embedder(graphdef, params, config.data.view.regions, config.compute.dtype, mesh)
     images, size = config.evaluation.batch_size, config.model.image_size
     tokens = config.data.max_tokens if config.embedding.kind != "image" else 0
-    pictures = Pictures(
+    pictures = PictureBatch(
         jax.ShapeDtypeStruct((images, size, size, 3), jnp.uint8),
         jax.ShapeDtypeStruct((images, 1, 4), jnp.float32),
         *[jax.ShapeDtypeStruct((images, 1, tokens), jnp.int32)] * 2,

@@ -13,13 +13,8 @@ import pathlib
 from absl import flags
 
 from capret_jax.command_line import run
-from capret_jax.data.preparation import (
-    NAME,
-    REPORT,
-    VERSION,
-    PrepareConfig,
-    prepare_deepfashion2,
-)
+from capret_jax.config import PrepareConfig
+from capret_jax.data.preparation import NAME, REPORT, VERSION, prepare_deepfashion2
 
 _SOURCE = flags.DEFINE_string(
     "source_dir", None, "The raw folder: train/{image,annos}, validation/...", required=True

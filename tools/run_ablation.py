@@ -20,11 +20,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from capret_jax.ablation.plan import AXES, Plan
+from capret_jax.ablation.grid import AXES, Plan
 from capret_jax.ablation.report import write_results
-from capret_jax.ablation.running import run as run_cells
+from capret_jax.ablation.run import run as run_cells
 from capret_jax.command_line import load_config, run
-from capret_jax.data.dataset import open_dataset
+from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "E.g. configs/ablation.py.")

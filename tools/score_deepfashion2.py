@@ -13,7 +13,7 @@ from absl import flags
 
 from capret_jax.command_line import run
 from capret_jax.errors import InputError
-from capret_jax.retrieval.scoring import (
+from capret_jax.evaluation.official_scorer import (
     GALLERY_KEYS,
     QUERY_KEYS,
     RESULT_KEYS,

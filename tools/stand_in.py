@@ -4,8 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.errors import InputError
-from capret_jax.train.checkpoint import Checkpoints
 
 _ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = _ROOT / "runs" / "answerer"

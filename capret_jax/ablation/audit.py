@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from capret_jax.ablation.plan import Plan
-from capret_jax.config import build
-from capret_jax.data.dataset import DataConfig, Dataset, open_dataset
+from capret_jax.ablation.grid import Plan
+from capret_jax.checkpoints.loading import load_setup
+from capret_jax.config import DataConfig, build
 from capret_jax.data.pipeline import Split
 from capret_jax.data.transforms import frame
-from capret_jax.loading import load_setup
+from capret_jax.datasets import Dataset, open_dataset
 
 # Bits in which the hashes of a picture and of its copy, scaled or compressed anew, may differ.
 NEAR = 4

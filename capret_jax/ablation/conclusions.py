@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from capret_jax.ablation.contrasts import Contrast, difference_of
-from capret_jax.ablation.plan import IMAGE, NONE
+from capret_jax.ablation.grid import IMAGE, NONE
 from capret_jax.ablation.results import Arm, Table
 from capret_jax.ablation.statistics import FEWEST, family_level, interval
 from capret_jax.data.schema import CATEGORIES, LEVELS

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capret_jax.ablation.plan import IMAGE, NONE
+from capret_jax.ablation.grid import IMAGE, NONE
 from capret_jax.ablation.results import Arm, Table
 from capret_jax.ablation.statistics import Interval, family_level, interval
 

@@ -9,12 +9,12 @@ import numpy as np
 from capret_jax.ablation.audit import audit
 from capret_jax.ablation.conclusions import best_captions, by_conditions, conclude
 from capret_jax.ablation.contrasts import Contrast, contrasts_of
-from capret_jax.ablation.plan import Plan
+from capret_jax.ablation.grid import Plan
 from capret_jax.ablation.results import Table, arm_of, read_costs, read_table, summarize_arms
-from capret_jax.data.dataset import Dataset
 from capret_jax.data.pipeline import Split
-from capret_jax.pages import render
-from capret_jax.retrieval.report import Picture, data_uri
+from capret_jax.datasets import Dataset
+from capret_jax.evaluation.report import Picture, data_uri
+from capret_jax.evaluation.templates import render
 
 _QUERIES_SHOWN = 6  # of those that became right, and of those that became wrong
 _RESULTS_SHOWN = 5

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capret_jax.ablation.plan import Plan, Reading
+from capret_jax.ablation.grid import Plan, Reading
 from capret_jax.ablation.statistics import interval
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import LEVELS

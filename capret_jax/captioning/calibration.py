@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from capret_jax.captioning.answerer import TINY, Answerer, sharpen
-from capret_jax.captioning.views import Views
-from capret_jax.data.questions import Question, known_answers
+from capret_jax.captioning.item_crops import ItemCrops
+from capret_jax.captioning.vqa_answerer import TINY, VqaAnswerer, sharpen
+from capret_jax.data.vqa import Question, known_answers
 
 # Training items whose known answers are compared.
 _CALIBRATED_ON = 512
@@ -32,7 +32,9 @@ class Calibration(NamedTuple):
     accuracy: dict[str, float]
 
 
-def calibrate(answerer: Answerer, questions: Sequence[Question], views: Views) -> Calibration:
+def calibrate_answers(
+    answerer: VqaAnswerer, questions: Sequence[Question], views: ItemCrops
+) -> Calibration:
     """Compares answers with what is known of some training items.
 
     Args:

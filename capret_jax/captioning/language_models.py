@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from capret_jax.batching import Batcher
 from capret_jax.errors import InputError
+from capret_jax.request_batcher import Batcher
 
 # Of a reply: a question or a sentence.
 REPLY_TOKENS = 64
@@ -30,7 +30,7 @@ _NOT_YET = (429, 502, 503, 504)
 _LONGEST_PAUSE = 60.0
 
 
-class Reply(NamedTuple):
+class Completion(NamedTuple):
     """What a language model wrote, and the tokens it took."""
 
     text: str
@@ -42,7 +42,7 @@ class NoReply(Exception):
     """A language model gave no reply, after all attempts; the message says why."""
 
 
-LanguageModel = Callable[[str], Awaitable[Reply]]
+LanguageModel = Callable[[str], Awaitable[Completion]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Server:
         # Retries are made here: the client's own would not keep the pace.
         self._client = openai.AsyncOpenAI(base_url=base, api_key=api_key, max_retries=0)
 
-    async def __call__(self, prompt: str) -> Reply:
+    async def __call__(self, prompt: str) -> Completion:
         """The reply to one message.
 
         Raises:
@@ -154,7 +154,7 @@ class Server:
                 await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask(self, prompt: str) -> Reply:
+    async def _ask(self, prompt: str) -> Completion:
         done = await self._client.chat.completions.create(
             model=self.name,
             messages=[{"role": "user", "content": prompt}],
@@ -193,14 +193,14 @@ def _pause_after(error: Exception, attempt: int) -> float | None:
     return pause if isinstance(error, TimeoutError | openai.APIConnectionError) else None
 
 
-def _as_reply(done) -> Reply:
+def _as_reply(done) -> Completion:
     """A chat completion's text and tokens; raises whatever its shape makes Python raise."""
     text = done.choices[0].message.content or ""
     if not isinstance(text, str):
         raise TypeError(f"the message is a {type(text).__name__}, not a text")
     # Not every server counts, and a good text is worth more than its price.
     counts = (getattr(done.usage, f"{kind}_tokens", 0) for kind in ("prompt", "completion"))
-    return Reply(text, *(count if isinstance(count, int) else 0 for count in counts))
+    return Completion(text, *(count if isinstance(count, int) else 0 for count in counts))
 
 
 def _reason(error: BaseException) -> str:
@@ -255,9 +255,9 @@ class Local:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._torch, self.name = torch, path
         self._executor = ThreadPoolExecutor(1)
-        self._batcher: Batcher[str, Reply] | None = None
+        self._batcher: Batcher[str, Completion] | None = None
 
-    async def __call__(self, prompt: str) -> Reply:
+    async def __call__(self, prompt: str) -> Completion:
         """The reply to one message; those that wait are answered together."""
         if self._batcher is None:
             self._batcher = Batcher(self._reply, self._executor, _LOCAL_BATCH, waiting=0)
@@ -270,7 +270,7 @@ class Local:
             await self._batcher.stop()
         self._executor.shutdown()
 
-    def _reply(self, prompts: Sequence[str]) -> list[Reply]:
+    def _reply(self, prompts: Sequence[str]) -> list[Completion]:
         tokens = self._tokenizer(
             [self._in_template(prompt) for prompt in prompts],
             return_tensors="pt",
@@ -287,7 +287,7 @@ class Local:
         texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
         read = tokens["attention_mask"].sum(dim=1).tolist()
         wrote = (written != self._tokenizer.pad_token_id).sum(dim=1).tolist()
-        return [Reply(*each) for each in zip(texts, read, wrote, strict=True)]
+        return [Completion(*each) for each in zip(texts, read, wrote, strict=True)]
 
     def _in_template(self, prompt: str) -> str:
         if self._tokenizer.chat_template is None:

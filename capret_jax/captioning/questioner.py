@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from capret_jax.captioning.dialogue import (
+from capret_jax.captioning.conversation import (
     NOT_SURE,
     Dialogue,
-    Nonsense,
+    InvalidReply,
     Turn,
     left_out,
     parse_caption,
@@ -85,7 +85,7 @@ def log_refused(store: Store, key: Key, usage: Usage) -> None:
         store.log(key, {"event": "refused", "usage": usage._asdict()})
 
 
-class Silence:
+class FailureCounter:
     """Replies that did not come, one after the other."""
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Silence:
             ) from error
 
 
-class Said(NamedTuple):
+class Reply(NamedTuple):
     """A text, None for no more questions; and what it cost."""
 
     text: str | None
@@ -125,8 +125,8 @@ class Questioner(Protocol):
 
     name: str
 
-    async def ask(self, dialogue: Dialogue) -> Said: ...
-    async def sum_up(self, dialogue: Dialogue) -> Said: ...
+    async def ask(self, dialogue: Dialogue) -> Reply: ...
+    async def sum_up(self, dialogue: Dialogue) -> Reply: ...
     async def close(self) -> None: ...
 
 
@@ -135,14 +135,14 @@ class Script:
 
     name = "script"
 
-    async def ask(self, dialogue: Dialogue) -> Said:
+    async def ask(self, dialogue: Dialogue) -> Reply:
         """The next question of the list that suits the garment."""
         left = dialogue.open_questions()
-        return Said(f"{left[0].text}?" if left else None)
+        return Reply(f"{left[0].text}?" if left else None)
 
-    async def sum_up(self, dialogue: Dialogue) -> Said:
+    async def sum_up(self, dialogue: Dialogue) -> Reply:
         """The facts in a row."""
-        return Said(plain_caption(dialogue.facts()))
+        return Reply(plain_caption(dialogue.facts()))
 
     async def close(self) -> None:
         """There is nothing to end."""
@@ -161,7 +161,7 @@ class Prompted:
         self._model, self.name, self._close = model, name, close
         self._script = Script()
 
-    async def ask(self, dialogue: Dialogue) -> Said:
+    async def ask(self, dialogue: Dialogue) -> Reply:
         """The next question.
 
         Raises:
@@ -175,18 +175,18 @@ class Prompted:
         def parse(reply: str) -> str | None:
             question = parse_question(reply)
             if question is None and not dialogue.turns:
-                raise Nonsense("nothing is known yet, so it is too early to be done")
+                raise InvalidReply("nothing is known yet, so it is too early to be done")
             if question and question.lower() in asked:
-                raise Nonsense("that was asked before")
+                raise InvalidReply("that was asked before")
             if question and not dialogue.suits(topic := dialogue.topic_of(question)):
-                raise Nonsense(f"this garment has no {topic}")
+                raise InvalidReply(f"this garment has no {topic}")
             if question and dialogue.says_nothing(question):
-                raise Nonsense("yes and no say little of a garment: ask what, which or how")
+                raise InvalidReply("yes and no say little of a garment: ask what, which or how")
             return question
 
         return await self._attempt(prompt, parse, lambda: self._script.ask(dialogue))
 
-    async def sum_up(self, dialogue: Dialogue) -> Said:
+    async def sum_up(self, dialogue: Dialogue) -> Reply:
         """A caption of the facts; checked to say nothing else.
 
         Raises:
@@ -202,15 +202,15 @@ class Prompted:
             lambda: self._script.sum_up(dialogue),
         )
 
-    async def condense(self, captions: Sequence[str]) -> Said:
+    async def condense(self, captions: Sequence[str]) -> Reply:
         """One caption of several, in their words (IC3, arXiv 2302.01328).
 
         Raises:
             NoAnswer: the model gave no reply.
         """
 
-        async def first() -> Said:
-            return Said(captions[0])
+        async def first() -> Reply:
+            return Reply(captions[0])
 
         return await self._attempt(
             _CONDENSE.format(known="\n".join(f"- {caption}" for caption in captions)),
@@ -226,8 +226,8 @@ class Prompted:
         self,
         prompt: str,
         parse: Callable[[str], str | None],
-        otherwise: Callable[[], Awaitable[Said]],
-    ) -> Said:
+        otherwise: Callable[[], Awaitable[Reply]],
+    ) -> Reply:
         calls = read = written = 0
         again = ""
         refused: list[str] = []
@@ -240,8 +240,8 @@ class Prompted:
             calls, read = calls + 1, read + reply.prompt_tokens
             written += reply.completion_tokens
             try:
-                return Said(parse(reply.text), Usage(calls, read, written, tuple(refused)))
-            except Nonsense as error:
+                return Reply(parse(reply.text), Usage(calls, read, written, tuple(refused)))
+            except InvalidReply as error:
                 refused.append(reply.text)
                 again = _AGAIN.format(why=error, reply=" ".join(reply.text.split())[:200])
         usage = Usage(calls, read, written, tuple(refused))
@@ -257,12 +257,12 @@ def _known(dialogue: Dialogue) -> str:
 
 def _complete(caption: str, facts: Sequence[Turn]) -> str:
     if missing := left_out(caption, facts):
-        raise Nonsense(f"it leaves out: {', '.join(missing)}")
+        raise InvalidReply(f"it leaves out: {', '.join(missing)}")
     return caption
 
 
 def _supported(reply: str, sources: Sequence[str]) -> str:
     caption = parse_caption(reply)
     if extra := unsupported(caption, sources):
-        raise Nonsense(f"it says what is not known: {', '.join(extra[:5])}")
+        raise InvalidReply(f"it says what is not known: {', '.join(extra[:5])}")
     return caption

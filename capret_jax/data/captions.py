@@ -1,6 +1,5 @@
 """Captions of items: from their attributes, or from a file; and how they are cleaned."""
 
-import dataclasses
 import json
 import re
 from collections import defaultdict
@@ -8,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from capret_jax.config import CaptionConfig
+from capret_jax.config.data import FIELDS
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, DETAILS, LEVELS
 from capret_jax.errors import InputError
@@ -21,60 +22,9 @@ _PHRASES = {
     **{detail: f"{detail} {{}}" for detail in DETAILS},
 }
 _VALUES = {**LEVELS, **DETAILS}
-# What DeepFashion2 annotates; and what is known of drawn garments, too.
-FIELDS = ("category", *LEVELS)
-ALL_FIELDS = (*FIELDS, *DETAILS)
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 # Words kept of a caption, as X2-VLM's fine-tuning does.
 _MAX_WORDS = 40
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionConfig:
-    """What captions say in training. At evaluation only pictures are embedded.
-
-    Attributes:
-        fields: of `ALL_FIELDS`, those that the template reveals; with none of them it says "an
-            image of an item" of all.
-        file: JSON lines {"image_id": 1, "item": 1, "caption": "..."} in place of the template,
-            `item` being the n of the annotation's item<n>; an item with several lines has several
-            captions, one of which is drawn each time. Lines with a "split" other than "train" are
-            passed over.
-        dropout: probability that an example's caption is empty.
-        short: probability that the template reveals the category alone, as the phrases do by which
-            items are found in photographs.
-    """
-
-    fields: tuple[str, ...] = FIELDS
-    file: str = ""
-    dropout: float = 0.0
-    short: float = 0.0
-
-    def __post_init__(self):
-        check_fields("data.captions.fields", self.fields)
-        for name in ("dropout", "short"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"data.captions.{name}={getattr(self, name)} is not in [0, 1).")
-        if self.short and (self.file or "category" not in self.fields):
-            raise InputError(
-                f"data.captions.short={self.short} needs a template that reveals the category."
-            )
-
-    def describe(self) -> str:
-        """For the record: where captions come from."""
-        if self.file:
-            return f"file {self.file}"
-        return f"template of {', '.join(self.fields)}" if self.fields else "nothing of the item"
-
-
-def check_fields(key: str, fields: tuple[str, ...]) -> None:
-    """
-    Raises:
-        InputError: one of them does not exist; the message names the key of the configuration.
-    """
-    for field in fields:
-        if field not in ALL_FIELDS:
-            raise InputError(f"{key} has {field!r}, which is none of {', '.join(ALL_FIELDS)}.")
 
 
 def phrases_of(fields: tuple[str, ...]) -> list[str]:
@@ -87,7 +37,7 @@ def phrases_of(fields: tuple[str, ...]) -> list[str]:
     ] + [category_phrase(i + 1) for i in range(len(CATEGORIES)) if "category" in fields]
 
 
-class Captioner:
+class TrainingCaptions:
     """The captions of a training split."""
 
     def __init__(self, config: CaptionConfig, items: ItemTable):

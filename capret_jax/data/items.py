@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.records import Records
 from capret_jax.data.schema import DETAILS, LEVELS
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from capret_jax.batch import IGNORED_LABEL
+from capret_jax.data.batch import IGNORED_LABEL
 from capret_jax.data.tokenizer import Tokens
 
 MASK_PROBABILITY = 0.5

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from capret_jax.batch import NO_IDENTITY, Batch
-from capret_jax.data.captions import Captioner, tells_sides
+from capret_jax.config import AugmentConfig, ReadConfig, ViewConfig
+from capret_jax.data.batch import NO_IDENTITY, Batch
+from capret_jax.data.captions import TrainingCaptions, tells_sides
+from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
-from capret_jax.data.photographs import Photograph
-from capret_jax.data.questions import Quizzer
 from capret_jax.data.records import Records
 from capret_jax.data.sampler import Draw, Sampler
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import (
-    AugmentConfig,
     View,
     crop_view,
     training_crop_view,
@@ -26,46 +25,7 @@ from capret_jax.data.transforms import (
     training_wide_view,
     whole_view,
 )
-from capret_jax.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class ViewConfig:
-    """What the model sees of an item, in training and at evaluation.
-
-    Attributes:
-        kind: "crop", its box with a margin; "image", the whole photograph, so that all items in it
-            look the same; or "region", the whole photograph with position 0 pooled over the box, so
-            that one pass of the vision encoder serves them all.
-        regions_per_image: M, with "region": most items of a photograph that train together; the
-            others than the one drawn come along without a pass of their own.
-    """
-
-    kind: str = "crop"
-    regions_per_image: int = 1
-
-    def __post_init__(self):
-        if self.kind not in VIEWS:
-            raise InputError(f"data.view.kind={self.kind!r} is none of {', '.join(VIEWS)}.")
-        most = self.regions_per_image
-        if most < 1 or (most > 1 and not self.regions):
-            raise InputError(
-                f"data.view.regions_per_image={most} needs data.view.kind='region'; other views "
-                "show one item each."
-            )
-
-    @property
-    def regions(self) -> bool:
-        """Whether items are regions of a photograph."""
-        return self.kind == "region"
-
-    @property
-    def whole(self) -> bool:
-        """Whether the whole photograph is seen."""
-        return self.kind != "crop"
-
-
-VIEWS = ("crop", "image", "region")
+from capret_jax.data.vqa import VqaSampler
 
 
 class Split:
@@ -98,21 +58,6 @@ class Split:
         return whole_view(self.photograph(int(rows[0])), self.items.box[rows], size)
 
 
-@dataclasses.dataclass(frozen=True)
-class ReadConfig:
-    """How far and how wide to read ahead of the training step.
-
-    Attributes:
-        threads: that decode and crop.
-        prefetch: batches to keep ready.
-        cached_images: decoded photographs to keep in memory, for datasets that fit.
-    """
-
-    threads: int = 2
-    prefetch: int = 4
-    cached_images: int = 0
-
-
 def training_iterator(
     split: Split,
     sampler: Sampler,
@@ -120,11 +65,11 @@ def training_iterator(
     image_size: int,
     view: ViewConfig,
     augment: AugmentConfig,
-    captioner: Captioner,
+    captioner: TrainingCaptions,
     encoder: CaptionEncoder,
     masker: Masker | None,
     read: ReadConfig,
-    quizzer: Quizzer | None = None,
+    vqa: VqaSampler | None = None,
 ) -> grain.DatasetIterator:
     """This process's `Batch`es, NumPy arrays, in an order that depends on the sampler alone.
 
@@ -139,13 +84,13 @@ def training_iterator(
         encoder: captions -> tokens.
         masker: hides tokens for masked language modelling; None for none.
         read: threads and batches to keep ready.
-        quizzer: asks questions for learning to answer them; None for none.
+        vqa: asks questions for learning to answer them; None for none.
 
     Returns:
         An iterator whose position Orbax can save and restore.
     """
     examples = _Examples(
-        split, sampler.identities, image_size, view, augment, captioner, encoder, masker, quizzer
+        split, sampler.identities, image_size, view, augment, captioner, encoder, masker, vqa
     )
     dataset = grain.MapDataset.source(sampler).map(examples).batch(batch_size, batch_fn=_collate)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
@@ -155,7 +100,7 @@ def training_iterator(
 class _Examples:
     """Draws -> batches of one picture."""
 
-    def __init__(self, split, identities, size, view, augment, captioner, encoder, masker, quizzer):
+    def __init__(self, split, identities, size, view, augment, captioner, encoder, masker, vqa):
         self._split = split
         self._size = size
         self._view = view
@@ -163,7 +108,7 @@ class _Examples:
         self._captioner = captioner
         self._encoder = encoder
         self._masker = masker
-        self._quizzer = quizzer
+        self._vqa = vqa
         self._identities = identities
         nameless = np.flatnonzero(self._identities == NO_IDENTITY)
         self._nameless = nameless if len(nameless) else np.arange(len(split.items))
@@ -188,13 +133,15 @@ class _Examples:
             box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
             **({} if masked is None else _stack_masked(masked)),
-            **(self._questions(rows, empty, rng) if self._quizzer else {}),
+            **(self._questions(rows, empty, rng) if self._vqa else {}),
         )
 
     def _questions(self, rows: np.ndarray, empty: int, rng) -> dict[str, np.ndarray]:
-        quizzes = [self._quizzer(row, rng) for row in rows] + [self._quizzer.nothing()] * empty
+        examples = [self._vqa(row, rng) for row in rows] + [self._vqa.padding()] * empty
         return {
-            f"{kind}_{name}": np.stack([getattr(getattr(quiz, kind), name) for quiz in quizzes])
+            f"{kind}_{name}": np.stack(
+                [getattr(getattr(example, kind), name) for example in examples]
+            )
             for kind in ("question", "answer")
             for name in ("ids", "mask")
         }

@@ -19,6 +19,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from capret_jax.config import PrepareConfig
 from capret_jax.data import schema
 from capret_jax.data.deepfashion2 import SPLITS, list_files, read_record
 from capret_jax.errors import InputError
@@ -32,30 +33,6 @@ _OFFICIAL_FOLDER = "json_for_validation"
 _FILES_PER_SHARD = 2000
 # More than this share of images or items left out looks like the wrong folder, or a bad copy.
 _TOLERATED = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """How raw data is prepared.
-
-    Attributes:
-        processes: that read and check images; 0 for one per core.
-        allow_broken: go on when more than 1 % of the images or items are left out.
-        runner: of Apache Beam, such as "DirectRunner", "DataflowRunner" or "FlinkRunner", in place
-            of processes here; its workers must see both folders under the same paths.
-        beam_options: of its pipeline, "name=value" each.
-    """
-
-    processes: int = 0
-    allow_broken: bool = False
-    runner: str = ""
-    beam_options: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if self.processes < 0:
-            raise InputError(f"data.prepare.processes={self.processes} is negative.")
-        if self.beam_options and not self.runner:
-            raise InputError("data.prepare.beam_options need data.prepare.runner.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 from capret_jax.errors import InputError
 

@@ -6,9 +6,6 @@ Source: Ge et al., "DeepFashion2", CVPR 2019, arXiv:1901.07973.
 import numpy as np
 import tensorflow_datasets as tfds
 
-from capret_jax.data.drawing.fabric import MOTIFS, PALETTE, PATTERNS
-from capret_jax.data.drawing.outlines import NECKLINES
-
 # The category with id i is CATEGORIES[i - 1].
 CATEGORIES = (
     "short sleeve top",
@@ -36,12 +33,47 @@ LEVELS = {
     "viewpoint": ("no wear", "frontal", "side or back"),
 }
 
-# What is known of drawn garments alone: the values 1, 2, ... of an item; 0 where it has none.
+# Values 1, 2, ... of what is known of synthetic garments alone; 0 where an item has none.
+# `synthetic.fabric` and `synthetic.outlines` draw them.
 DETAILS = {
-    "colour": tuple(PALETTE),
-    "pattern": tuple(PATTERNS),
-    "print": tuple(MOTIFS),
-    "neckline": NECKLINES,
+    "colour": (
+        "cream",
+        "charcoal",
+        "navy",
+        "red",
+        "mustard",
+        "forest",
+        "sky",
+        "rose",
+        "plum",
+        "rust",
+    ),
+    "pattern": (
+        "solid",
+        "horizontal stripes",
+        "vertical stripes",
+        "diagonal stripes",
+        "checkerboard",
+        "window-pane",
+        "dots",
+        "chevrons",
+        "diamonds",
+        "halves",
+    ),
+    "print": (
+        "none",
+        "disc",
+        "ring",
+        "star",
+        "heart",
+        "triangle",
+        "cross",
+        "bolt",
+        "bar",
+        "crescent",
+        "frame",
+    ),
+    "neckline": ("round", "v", "square"),
 }
 
 

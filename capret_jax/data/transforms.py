@@ -1,45 +1,15 @@
 """Views of items: a window of the photograph at a fixed size, the items' boxes following along."""
 
-import dataclasses
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from capret_jax.data.photographs import Photograph
+from capret_jax.config import AugmentConfig
+from capret_jax.data.images import Photograph
 
 # cx, cy, w, h: what a mirror turns round.
 _MIRROR = np.array([-1, 1, 1, 1], np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """Training-time changes; all fractions. Zeros everywhere make training views plain.
-
-    Attributes:
-        margin: context around the box at evaluation, as a fraction of the box's sides; training
-            draws each side's between -shrink and 2 * margin.
-        shrink: how far into the box a training crop may cut.
-        trim: how much of the photograph's width or height a training view of the whole of it may
-            lose at each side; never any of its items' boxes.
-        flip: probability of a mirror image, except where the caption tells left from right.
-        brightness: each image's gain is drawn from 1 +- this.
-        colour: each channel's gain is drawn from 1 +- this.
-        erase: probability that a rectangle is painted grey (arXiv 1708.04896).
-        wide: probability that a training crop is a window of any size between a box and the whole
-            photograph. Such a view teaches words and boxes, which finding items takes, but no
-            identity, since there may be others in it; so it shows an item of no identity instead of
-            the one drawn, where there are any.
-    """
-
-    margin: float = 0.1
-    shrink: float = 0.05
-    trim: float = 0.1
-    flip: float = 0.5
-    brightness: float = 0.2
-    colour: float = 0.05
-    erase: float = 0.25
-    wide: float = 0.0
 
 
 class View(NamedTuple):

@@ -7,7 +7,6 @@ geometric mean); of answers to one phrase that overlap the more certain stays. S
 several instances, and phrases that find nothing.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,54 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig
+from capret_jax.config.model import PLAIN
 from capret_jax.data.captions import category_phrase
-from capret_jax.data.photographs import Photograph
+from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import frame, margin_window
 from capret_jax.detection.boxes import from_window, suppress
-from capret_jax.errors import InputError
-from capret_jax.models.config import PLAIN, ComputeConfig, ModelConfig
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
 # Below this a probability is as good as none.
 _TINY = 1e-6
 PHRASES = tuple(category_phrase(i + 1) for i in range(len(CATEGORIES)))
-
-
-@dataclasses.dataclass(frozen=True)
-class DetectionConfig:
-    """How thoroughly to look.
-
-    Attributes:
-        windows: shares of the photograph's sides that windows have; 1 is the whole photograph, and
-            0.7 are four windows in its corners.
-        refinements: times that an answer is looked at from close by.
-        margin: context around a box when it is, as a fraction of its sides.
-        candidates: answers per photograph that are.
-        overlap: IoU from which two answers to one phrase are taken for one; and answers to several,
-            when a garment must have one (`garments`).
-        threshold: match probability from which an answer counts, where none was calibrated.
-        batch_size: photographs at once.
-    """
-
-    windows: tuple[float, ...] = (1.0,)
-    refinements: int = 2
-    margin: float = 0.3
-    candidates: int = 13
-    overlap: float = 0.6
-    threshold: float = 0.5
-    batch_size: int = 16
-
-    def __post_init__(self):
-        if not self.windows or not all(0 < share <= 1 for share in self.windows):
-            raise InputError(f"detection.windows={self.windows} must be shares in (0, 1].")
-        for name in ("refinements", "candidates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"detection.{name}={getattr(self, name)} must be at least 1.")
-        for name in ("overlap", "threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"detection.{name}={getattr(self, name)} is not in [0, 1].")
 
 
 class Detection(NamedTuple):

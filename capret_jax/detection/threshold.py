@@ -15,7 +15,7 @@ FILE = "detection.json"
 _RIGHT_IOU = 0.5
 
 
-class Calibration(NamedTuple):
+class ThresholdCalibration(NamedTuple):
     """How well garments are told from what is not there.
 
     Attributes:
@@ -28,7 +28,7 @@ class Calibration(NamedTuple):
     recall: float
 
 
-class Judged(NamedTuple):
+class ScoredDetections(NamedTuple):
     """Detections in some photographs, judged.
 
     Attributes:
@@ -42,11 +42,11 @@ class Judged(NamedTuple):
     items: int
 
 
-def judge(
+def match_detections(
     found: Sequence[Sequence[Detection]],
     boxes: Sequence[np.ndarray],
     categories: Sequence[np.ndarray],
-) -> Judged:
+) -> ScoredDetections:
     """Which detections are right: each garment has one, the most certain with its category.
 
     Args:
@@ -65,13 +65,13 @@ def judge(
                 free[overlap.argmax()] = False
             scores.append(detection.score)
             right.append(hit)
-    return Judged(np.array(scores), np.array(right, bool), sum(map(len, boxes)))
+    return ScoredDetections(np.array(scores), np.array(right, bool), sum(map(len, boxes)))
 
 
-def calibrate(judged: Judged) -> Calibration:
+def calibrate_threshold(judged: ScoredDetections) -> ThresholdCalibration:
     """The threshold with the best F1; 1.0 when nothing was right."""
     if not judged.right.any():
-        return Calibration(1.0, 0.0, 0.0)
+        return ThresholdCalibration(1.0, 0.0, 0.0)
     order = np.argsort(-judged.scores, kind="stable")
     hits = np.cumsum(judged.right[order])
     taken = np.arange(1, len(order) + 1)
@@ -82,17 +82,17 @@ def calibrate(judged: Judged) -> Calibration:
     return at_threshold(judged, float(scores[f1.argmax()]))
 
 
-def at_threshold(judged: Judged, threshold: float) -> Calibration:
+def at_threshold(judged: ScoredDetections, threshold: float) -> ThresholdCalibration:
     """Precision and recall of the detections from a threshold on."""
     counted = judged.right[judged.scores >= threshold]
-    return Calibration(
+    return ThresholdCalibration(
         threshold,
         float(counted.mean()) if len(counted) else 0.0,
         float(counted.sum() / max(1, judged.items)),
     )
 
 
-def write_threshold(workdir: pathlib.Path, calibration: Calibration) -> None:
+def write_threshold(workdir: pathlib.Path, calibration: ThresholdCalibration) -> None:
     """Leaves `detection.json` beside a model."""
     (workdir / FILE).write_text(json.dumps(calibration._asdict(), indent=2) + "\n")
 

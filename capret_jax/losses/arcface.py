@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.batch import NO_IDENTITY
+from capret_jax.distributed.mesh import AXES
 from capret_jax.losses import Loss
 from capret_jax.losses.margin import GRADIENTS, class_margins
-from capret_jax.mesh import AXES
 
 # The cosine of what is no rival. Finite: a device may hold nothing else, and inf - inf is NaN.
 _NO_RIVAL = -1e9

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.batch import NO_IDENTITY
+from capret_jax.distributed.mesh import BATCH_AXES
 from capret_jax.losses import Loss
-from capret_jax.mesh import BATCH_AXES
 
 # Columns of a tile.
 CHUNK = 1024
@@ -33,7 +33,7 @@ class Labels(NamedTuple):
     valid: jax.Array
 
 
-class _Tally(NamedTuple):
+class _RowStatistics(NamedTuple):
     """Of each row over the columns seen so far, (b,) each.
 
     Attributes:
@@ -107,10 +107,10 @@ def contrastive_loss(
     def on_device(images, texts, temperature, labels):
         everyone = jax.lax.all_gather((images, texts, labels), BATCH_AXES, tiled=True)
         all_images, all_texts, all_labels = everyone
-        to_text = _tally(images, all_texts, temperature, labels, all_labels, chunk)
+        to_text = _row_statistics(images, all_texts, temperature, labels, all_labels, chunk)
         if kind == "sigmoid":
             return to_text.softplus, to_text.best_is_positive
-        to_image = _tally(texts, all_images, temperature, labels, all_labels, chunk)
+        to_image = _row_statistics(texts, all_images, temperature, labels, all_labels, chunk)
         return (_entropy(to_text) + _entropy(to_image)) / 2, to_text.best_is_positive
 
     rows = PartitionSpec(BATCH_AXES)
@@ -126,16 +126,18 @@ def contrastive_loss(
     return Loss(value, count, {"accuracy": ((hits & valid).sum().astype(jnp.float32), count)})
 
 
-def _entropy(tally: _Tally) -> jax.Array:
+def _entropy(tally: _RowStatistics) -> jax.Array:
     """Cross entropy of each row against the uniform distribution over its positives."""
     normaliser = tally.largest + jnp.log(jnp.maximum(tally.exponentials, 1e-30))
     return normaliser - tally.positive / jnp.maximum(tally.positives, 1)
 
 
-def _tally(rows, columns, temperature, row_labels, column_labels, chunk: int) -> _Tally:
+def _row_statistics(
+    rows, columns, temperature, row_labels, column_labels, chunk: int
+) -> _RowStatistics:
     """Goes over all columns, a chunk at a time."""
     count, zeros = len(rows), jnp.zeros(len(rows))
-    tally = _Tally(
+    tally = _RowStatistics(
         jnp.full(count, 2 * _OUT_OF_REACH), zeros, zeros, zeros, zeros.astype(bool), zeros
     )
 
@@ -154,7 +156,7 @@ def _tally(rows, columns, temperature, row_labels, column_labels, chunk: int) ->
     return jax.lax.scan(jax.checkpoint(add), tally, tiles)[0]
 
 
-def _add_tile(tally, rows, temperature, row_labels, columns, labels) -> _Tally:
+def _add_tile(tally, rows, temperature, row_labels, columns, labels) -> _RowStatistics:
     cosines = jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
     pairs = row_labels.valid[:, None] & labels.valid
     logits = jnp.where(pairs, cosines / temperature, _OUT_OF_REACH)
@@ -173,7 +175,7 @@ def _add_tile(tally, rows, temperature, row_labels, columns, labels) -> _Tally:
     exponentials = jnp.exp(logits - largest[:, None]).sum(axis=1)
     sign = jnp.where(positives, 1.0, -1.0)
     softplus = jax.nn.softplus(-sign * (logits + SIGMOID_BIAS))
-    return _Tally(
+    return _RowStatistics(
         largest,
         tally.exponentials * shrink + exponentials,
         tally.positive + jnp.where(positives, logits, 0.0).sum(axis=1),

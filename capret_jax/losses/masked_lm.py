@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from capret_jax.batch import IGNORED_LABEL
+from capret_jax.data.batch import IGNORED_LABEL
 from capret_jax.losses import Loss
 
 

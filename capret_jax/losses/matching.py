@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
+from capret_jax.distributed.mesh import BATCH_AXES
 from capret_jax.losses import Loss
 from capret_jax.losses.contrastive import positive_pairs
-from capret_jax.mesh import BATCH_AXES
 
 # Any tree of arrays with a common first axis.
 Tree = Any

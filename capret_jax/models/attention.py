@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from capret_jax.mesh import heads_per_device, per_device
-from capret_jax.models import tpu_attention
+from capret_jax.distributed.mesh import heads_per_device, per_device
+from capret_jax.models.kernels import tpu_attention
 
 # The reference adds this to the logits of padded keys; its exponential is 0 in float32.
 MASKED_LOGIT = -10000.0

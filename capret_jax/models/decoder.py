@@ -3,9 +3,9 @@
 import jax
 from flax import nnx
 
-from capret_jax.models.config import ModelConfig
+from capret_jax.config import ModelConfig
+from capret_jax.models.bert import BertLayer, TextEmbeddings, causal_mask
 from capret_jax.models.heads import MaskedLmHead
-from capret_jax.models.text import BertLayer, TextEmbeddings, causal_mask
 
 
 class AnswerDecoder(nnx.Module):

@@ -3,9 +3,9 @@
 import jax
 from flax import nnx
 
-from capret_jax.models.config import ComputeConfig, ModelConfig
+from capret_jax.config import ComputeConfig, ModelConfig
+from capret_jax.models.bert import BertLayer
 from capret_jax.models.layers import run_layers, split_key
-from capret_jax.models.text import BertLayer
 
 
 class FusionEncoder(nnx.Module):

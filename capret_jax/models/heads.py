@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capret_jax.models.config import ModelConfig
+from capret_jax.config import ModelConfig
+from capret_jax.models.bert import EPSILON
 from capret_jax.models.layers import dense, gelu, layer_norm
-from capret_jax.models.text import EPSILON
 
 _HEAD_EPSILON = 1e-5
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from capret_jax.config import ComputeConfig
 from capret_jax.models.attention import OUTPUT_NAME
-from capret_jax.models.config import ComputeConfig
 
 # Matrices start at zero here and get their values in `x2vlm.init_params`, all in one draw: XLA
 # compiles every draw on its own, which for 40 matrices took 10 s on a CPU.

@@ -16,14 +16,15 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from capret_jax.config import ComputeConfig, ModelConfig
+from capret_jax.config.model import PLAIN
 from capret_jax.errors import InputError
-from capret_jax.models.config import PLAIN, ComputeConfig, ModelConfig
+from capret_jax.models.beit import VisionEncoder, pool_regions
+from capret_jax.models.bert import TextEncoder
 from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.fusion import FusionEncoder
 from capret_jax.models.heads import MaskedLmHead, MlpHead, normalize
 from capret_jax.models.layers import dense
-from capret_jax.models.text import TextEncoder
-from capret_jax.models.vision import VisionEncoder, pool_regions
 
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02

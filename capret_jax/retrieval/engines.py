@@ -1,6 +1,6 @@
 """Search engines over gallery embeddings: exact, and ScaNN (arXiv 1908.10396).
 
-All compare by inner product and share one signature: `search(queries, k) -> Found`.
+All compare by inner product and share one signature: `search(queries, k) -> Neighbours`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _SCORES_AT_ONCE = 2**26
 _PARALLEL_FROM = 16
 
 
-class Found(NamedTuple):
+class Neighbours(NamedTuple):
     """Neighbours of Q queries, best first.
 
     Attributes:
@@ -43,7 +43,7 @@ class Engine(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def search(self, queries: np.ndarray, k: int) -> Found:
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
         """(Q, E) float32 -> the k best rows, or all there are if fewer."""
 
 
@@ -56,21 +56,21 @@ class ExactEngine:
         """`gallery`: (G, E) float32, which may be memory-mapped."""
         self._gallery = gallery
 
-    def search(self, queries: np.ndarray, k: int) -> Found:
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
         """(Q, E) float32 -> the k best rows, or all there are if fewer."""
         k = min(k, len(self._gallery))
         if not len(queries) or not k:
-            return Found(
+            return Neighbours(
                 np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
             )
         chunk = max(1, _SCORES_AT_ONCE // len(self._gallery))
         parts = [
             best(queries[i : i + chunk] @ self._gallery.T, k) for i in range(0, len(queries), chunk)
         ]
-        return Found(*map(np.concatenate, zip(*parts, strict=True)))
+        return Neighbours(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def best(scores: np.ndarray, k: int) -> Found:
+def best(scores: np.ndarray, k: int) -> Neighbours:
     """(Q, G) scores -> positions and scores of the k highest, in order; ties to the lower one."""
     if k >= scores.shape[1]:
         rows = np.argsort(-scores, axis=1, kind="stable")
@@ -79,7 +79,7 @@ def best(scores: np.ndarray, k: int) -> Found:
         candidates = np.sort(_highest(scores, k), axis=1)
         order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
         rows = np.take_along_axis(candidates, order, axis=1)
-    return Found(rows, np.take_along_axis(scores, rows, axis=1))
+    return Neighbours(rows, np.take_along_axis(scores, rows, axis=1))
 
 
 def _highest(scores: np.ndarray, k: int) -> np.ndarray:
@@ -191,7 +191,7 @@ class ScannEngine:
         """In words."""
         return self.settings.kind
 
-    def search(self, queries: np.ndarray, k: int) -> Found:
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
         """(Q, E) float32 -> the k best rows, or all there are if fewer."""
         k, settings = min(k, self._size), self.settings
         search: Callable = self._searcher.search_batched
@@ -205,4 +205,4 @@ class ScannEngine:
             searched = -(-settings.leaves_searched * max(k, self._k) // self._k)
             limits["leaves_to_search"] = min(searched, settings.leaves)
         rows, scores = search(np.ascontiguousarray(queries), **limits)
-        return Found(rows.astype(np.int64), scores)
+        return Neighbours(rows.astype(np.int64), scores)

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.mesh import MeshConfig, make_mesh
-from capret_jax.retrieval.engines import EXACT_BELOW, Engine, ExactEngine, Found, best
+from capret_jax.retrieval.engines import EXACT_BELOW, Engine, ExactEngine, Neighbours, best
 from capret_jax.retrieval.sharded import ShardedEngine
 from capret_jax.retrieval.tuning import Tuned, tune
 
@@ -128,7 +129,7 @@ class Index:
         """
         return self._row_of[item_id]
 
-    def search(self, queries: np.ndarray, k: int, where: Filter | None = None) -> Found:
+    def search(self, queries: np.ndarray, k: int, where: Filter | None = None) -> Neighbours:
         """The best rows among the items that pass a filter.
 
         Args:
@@ -155,7 +156,7 @@ class Index:
         rows, scores = (np.concatenate(parts, axis=1) for parts in zip(old, new, strict=True))
         # What is missing has a score of -inf, behind everything that is there.
         order = best(scores, k)
-        return Found(np.take_along_axis(rows, order.rows, axis=1), order.scores)
+        return Neighbours(np.take_along_axis(rows, order.rows, axis=1), order.scores)
 
     def add(
         self, vectors: np.ndarray, items: Sequence[Item], queries: np.ndarray | None = None
@@ -207,7 +208,7 @@ class Index:
         rows = self._postings(name).items()
         return sorted(value for value, found in rows if self.alive[found].any())
 
-    def _search_built(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Found:
+    def _search_built(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Neighbours:
         """k columns; those that are missing have row 0 and a score of -inf."""
         passing = int(allowed.sum())
         if passing < min(EXACT_BELOW, len(allowed)) or not len(queries):
@@ -227,7 +228,7 @@ class Index:
         if len(short):
             exact = _among(self.vectors, np.flatnonzero(allowed), queries[short], wanted)
             rows[short], scores[short] = exact
-        return Found(rows, scores)
+        return Neighbours(rows, scores)
 
     def _passing(self, where: Filter) -> np.ndarray:
         passing = np.ones(len(self.items), bool)
@@ -288,11 +289,11 @@ def _several(value: Any) -> Collection:
     return value if isinstance(value, list | tuple | set) else [value]
 
 
-def _among(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> Found:
+def _among(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
     """Exact search among some rows."""
     gallery = vectors if len(rows) == len(vectors) else vectors[rows]
     found = ExactEngine(gallery).search(queries, k)
-    return Found(rows[found.rows] if len(rows) else found.rows, found.scores)
+    return Neighbours(rows[found.rows] if len(rows) else found.rows, found.scores)
 
 
 def _check(vectors: np.ndarray, items: Sequence[Item]) -> None:

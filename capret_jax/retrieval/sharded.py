@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from capret_jax.mesh import AXES
-from capret_jax.retrieval.engines import Found
+from capret_jax.distributed.mesh import AXES
+from capret_jax.retrieval.engines import Neighbours
 
 # Queries searched at once.
 _CHUNK = 256
@@ -38,7 +38,7 @@ class ShardedEngine:
         self._search = jax.jit(self._merged, static_argnums=2)
         self._recall_target = recall_target
 
-    def search(self, queries: np.ndarray, k: int) -> Found:
+    def search(self, queries: np.ndarray, k: int) -> Neighbours:
         """(Q, E) float32 -> the k best rows, or all there are if fewer."""
         k = min(k, self._size)
         chunks = [(np.empty((0, k), np.int32), np.empty((0, k), np.float32))]
@@ -49,7 +49,7 @@ class ShardedEngine:
             rows, scores = jax.device_get(self._search(self._gallery, filled, k))
             chunks.append((rows[: len(chunk)], scores[: len(chunk)]))
         rows, scores = map(np.concatenate, zip(*chunks, strict=True))
-        return Found(rows.astype(np.int64), scores)
+        return Neighbours(rows.astype(np.int64), scores)
 
     def _merged(self, gallery: jax.Array, queries: jax.Array, k: int):
         def on_device(part, queries):

@@ -7,7 +7,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from capret_jax.retrieval.engines import Engine, ExactEngine, Found, ScannEngine, settings_by_size
+from capret_jax.retrieval.engines import (
+    Engine,
+    ExactEngine,
+    Neighbours,
+    ScannEngine,
+    settings_by_size,
+)
 from capret_jax.retrieval.metrics import recall
 
 T = TypeVar("T")
@@ -64,7 +70,7 @@ def _structures(gallery: np.ndarray, k: int) -> Iterator[ScannEngine]:
 
 
 def _fastest(
-    engine: ScannEngine, queries: np.ndarray, truth: Found, k: int, target: float
+    engine: ScannEngine, queries: np.ndarray, truth: Neighbours, k: int, target: float
 ) -> ScannEngine | None:
     met = []
     for candidates in _ladders(engine):

@@ -14,7 +14,7 @@ import numpy as np
 from capret_jax.errors import InputError
 
 
-class Tokens(NamedTuple):
+class VisionTokens(NamedTuple):
     """What the fusion encoder attends to, of n items.
 
     Attributes:
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
 
 
 # Rows of a gallery -> their tokens.
-Compute = Callable[[np.ndarray], Tokens]
+Compute = Callable[[np.ndarray], VisionTokens]
 
 
 class TokenSource(Protocol):
@@ -35,7 +35,7 @@ class TokenSource(Protocol):
 
     computed: int
 
-    def __call__(self, rows: np.ndarray) -> Tokens: ...
+    def __call__(self, rows: np.ndarray) -> VisionTokens: ...
 
 
 class MemoryTokens:
@@ -52,10 +52,10 @@ class MemoryTokens:
             max_bytes: to hold; those being asked for come on top.
         """
         self._compute, self._max_bytes = compute, max_bytes
-        self._kept: collections.OrderedDict[int, Tokens] = collections.OrderedDict()
+        self._kept: collections.OrderedDict[int, VisionTokens] = collections.OrderedDict()
         self._bytes = self.computed = 0
 
-    def __call__(self, rows: np.ndarray) -> Tokens:
+    def __call__(self, rows: np.ndarray) -> VisionTokens:
         """(n,) rows, of which some may be equal -> their tokens."""
         distinct, place = np.unique(rows, return_inverse=True)
         found = {int(row): self._kept[int(row)] for row in distinct if int(row) in self._kept}
@@ -65,13 +65,13 @@ class MemoryTokens:
             self.computed += len(missing)
             for i, row in enumerate(missing.tolist()):
                 # Copies: a view would keep all of them in memory.
-                found[row] = Tokens(new.states[i].astype(np.float16), new.mask[i].copy())
+                found[row] = VisionTokens(new.states[i].astype(np.float16), new.mask[i].copy())
         for row, tokens in found.items():
             self._keep(row, tokens)
         parts = [found[int(row)] for row in distinct]
-        return Tokens(*(np.stack(column)[place] for column in zip(*parts, strict=True)))
+        return VisionTokens(*(np.stack(column)[place] for column in zip(*parts, strict=True)))
 
-    def _keep(self, row: int, tokens: Tokens) -> None:
+    def _keep(self, row: int, tokens: VisionTokens) -> None:
         if row not in self._kept:
             self._bytes += _size(tokens)
         self._kept[row] = tokens
@@ -105,7 +105,7 @@ class DiskTokens:
         if self._files and len(self._files.done) != size:
             raise InputError(f"{folder} has the tokens of another gallery: remove it.")
 
-    def __call__(self, rows: np.ndarray) -> Tokens:
+    def __call__(self, rows: np.ndarray) -> VisionTokens:
         """(n,) rows, of which some may be equal -> their tokens."""
         distinct = np.unique(rows)
         missing = distinct if self._files is None else distinct[~self._files.done[distinct]]
@@ -114,9 +114,11 @@ class DiskTokens:
             self.computed += len(missing)
             self._write(missing, new)
         assert self._files
-        return Tokens(np.asarray(self._files.states[rows]), np.asarray(self._files.mask[rows]))
+        return VisionTokens(
+            np.asarray(self._files.states[rows]), np.asarray(self._files.mask[rows])
+        )
 
-    def _write(self, rows: np.ndarray, tokens: Tokens) -> None:
+    def _write(self, rows: np.ndarray, tokens: VisionTokens) -> None:
         self._files = self._files or self._create(*tokens.states.shape[1:])
         self._files.states[rows], self._files.mask[rows] = tokens
         # Only rows that are on the disk are marked.
@@ -146,5 +148,5 @@ class _Files(NamedTuple):
     done: np.memmap
 
 
-def _size(tokens: Tokens) -> int:
+def _size(tokens: VisionTokens) -> int:
     return tokens.states.nbytes + tokens.mask.nbytes

@@ -7,8 +7,8 @@ import prometheus_client
 from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
-from capret_jax.batching import Overloaded
 from capret_jax.errors import InputError
+from capret_jax.request_batcher import Overloaded
 from capret_jax.serve.messages import Detected, Found, Health, parse_box, parse_where
 from capret_jax.serve.middleware import BodyLimit, Timed
 from capret_jax.serve.searcher import Searcher

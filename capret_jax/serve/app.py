@@ -15,7 +15,7 @@ import uvicorn
 from absl import flags, logging
 
 from capret_jax.command_line import run
-from capret_jax.detection.phrases import DetectionConfig
+from capret_jax.config import DetectionConfig
 from capret_jax.serve.api import create_app
 from capret_jax.serve.encoder import BATCHES
 from capret_jax.serve.searcher import Searcher

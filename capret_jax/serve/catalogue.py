@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from capret_jax.data.dataset import DataConfig, open_dataset
-from capret_jax.data.photographs import Photograph
-from capret_jax.data.pipeline import ReadConfig, Split
+from capret_jax.config import DataConfig, ReadConfig
+from capret_jax.data.images import Photograph
+from capret_jax.data.pipeline import Split
 from capret_jax.data.schema import CATEGORIES
+from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 from capret_jax.retrieval.index import Item
-from capret_jax.serve.photos import read_photo
+from capret_jax.serve.uploads import read_photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BOX = ("x1", "y1", "x2", "y2")

@@ -7,29 +7,32 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from capret_jax.data.photographs import Photograph
+from capret_jax.checkpoints.loading import (
+    LoadedModel,
+    Setup,
+    digest,
+    load_card,
+    load_model,
+    load_setup,
+)
+from capret_jax.config import DetectionConfig, MeshConfig
+from capret_jax.config.model import PLAIN
+from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
-from capret_jax.detection.phrases import (
-    Detection,
-    DetectionConfig,
-    PhraseDetector,
-    garments,
-)
+from capret_jax.detection.phrases import Detection, PhraseDetector, garments
 from capret_jax.detection.threshold import read_threshold
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.loading import LoadedModel, Setup, digest, load_card, load_model, load_setup
-from capret_jax.mesh import MeshConfig, make_mesh
-from capret_jax.models.config import PLAIN
 from capret_jax.models.x2vlm import abstract_model
-from capret_jax.retrieval.embed import Embedder, Pictures
+from capret_jax.retrieval.embedding import Embedder, PictureBatch
 
 # Numbers of photos that are compiled for; others are filled up to the next.
 BATCHES = (1, 4, 16)
 
 
 class Encoder:
-    """Photos and words -> embeddings, on one device.
+    """Uploads and words -> embeddings, on one device.
 
     Attributes:
         model: all methods of X2-VLM.
@@ -104,7 +107,7 @@ class Encoder:
             chunk = views[start : start + BATCHES[-1]]
             size = next(size for size in BATCHES if size >= len(chunk))
             filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
-            pictures = Pictures.without_captions(
+            pictures = PictureBatch.without_captions(
                 np.stack([view.image for view in filled]), np.stack([view.boxes for view in filled])
             )
             found.append(self._embedder.embed(self.model.params, pictures)[: len(chunk), 0])

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from capret_jax.data.photographs import Photograph
+from capret_jax.config import DetectionConfig
+from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import View
-from capret_jax.detection.phrases import Detection, DetectionConfig
+from capret_jax.detection.phrases import Detection
 from capret_jax.errors import InputError
 from capret_jax.retrieval.index import Filter, Index, Item
 from capret_jax.retrieval.storage import load_index
-from capret_jax.serve import photos
+from capret_jax.serve import uploads
 from capret_jax.serve.encoder import Encoder
 
 # Where an index is kept when it lies in its model's folder.
@@ -152,14 +153,14 @@ def as_photograph(photo: Any) -> Photograph:
     if isinstance(photo, Photograph):
         return photo
     if isinstance(photo, bytes):
-        return photos.read_photo(photo)
+        return uploads.read_photo(photo)
     if isinstance(photo, Image.Image):
-        return photos.as_photograph(photo)
+        return uploads.as_photograph(photo)
     if isinstance(photo, np.ndarray):
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
             raise InputError(f"a photo must be (H, W, 3) uint8 and is {photo.shape} {photo.dtype}.")
         return Photograph.from_pixels(photo)
     try:
-        return photos.read_photo(pathlib.Path(photo).read_bytes())
+        return uploads.read_photo(pathlib.Path(photo).read_bytes())
     except (OSError, TypeError) as error:
         raise InputError(f"the photo {photo!r} cannot be read: {error}.") from error

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, UploadFile
 
-from capret_jax.batching import Batcher, Overloaded
-from capret_jax.data.photographs import Photograph
+from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import View
-from capret_jax.retrieval.pictures import Pictures
+from capret_jax.request_batcher import Batcher, Overloaded
+from capret_jax.retrieval.thumbnails import Thumbnails
 from capret_jax.serve.encoder import BATCHES
 from capret_jax.serve.messages import Detected, Found, Garment, Health, Hit
-from capret_jax.serve.photos import read_photo
 from capret_jax.serve.searcher import Result, Searcher, join
+from capret_jax.serve.uploads import read_photo
 
 # No detector needs more of a photo.
 _LONGEST_SIDE = 1024
@@ -60,7 +60,7 @@ class Service:
             folder: of the index, for its pictures.
             limits: what to take on.
         """
-        self._searcher, self.pictures = searcher, Pictures(folder)
+        self._searcher, self.pictures = searcher, Thumbnails(folder)
         # One thread: calls of the model share all cores as it is.
         model = ThreadPoolExecutor(1, "model")
         self._decoding = ThreadPoolExecutor(limits.decoding, "decoding")

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from capret_jax.batch import Batch, Outputs
+from capret_jax.config import LossConfig
+from capret_jax.config.loss import TERMS
+from capret_jax.data.batch import Batch, Outputs
 from capret_jax.losses.matching import mine_hard_negatives
-from capret_jax.losses.total import TERMS, LossConfig
-from capret_jax.models.text import causal_mask
-from capret_jax.models.vision import box_regions
+from capret_jax.models.beit import box_regions
+from capret_jax.models.bert import causal_mask
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
 

@@ -1,6 +1,5 @@
 """The training loop: read, step, log, save. It owns no model code."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 
@@ -9,35 +8,13 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from capret_jax.errors import InputError
-from capret_jax.mesh import to_global
-from capret_jax.train.checkpoint import Checkpoints
-from capret_jax.train.interruption import Interruption
+from capret_jax.checkpoints.training import Checkpoints
+from capret_jax.config import LoopConfig
+from capret_jax.distributed.mesh import to_global
 from capret_jax.train.metrics import MetricsWriter, check_finite, merge
+from capret_jax.train.preemption import PreemptionSignal
 from capret_jax.train.state import TrainState
 from capret_jax.train.step import StepFunction
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long, and how often.
-
-    Attributes:
-        steps: in the whole run.
-        log_every: steps between points of the training curve; also how long a NaN can hide.
-        checkpoint_every: steps between checkpoints; there is always one after the last step.
-        evaluate_every: steps between evaluations in training; 0 for none but the final one.
-    """
-
-    steps: int = 1000
-    log_every: int = 50
-    checkpoint_every: int = 500
-    evaluate_every: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"loop.{name}={getattr(self, name)} must be at least 1.")
 
 
 def train(
@@ -49,7 +26,7 @@ def train(
     metadata: dict,
     mesh: Mesh,
     writer: MetricsWriter,
-    interruption: Interruption,
+    interruption: PreemptionSignal,
     evaluate: Callable[[TrainState], dict[str, float]] | None = None,
 ) -> TrainState:
     """Trains from `state.step` to `config.steps`, or until it is interrupted.

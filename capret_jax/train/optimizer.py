@@ -1,56 +1,16 @@
 """AdamW with groups by parameter path, warm-up and decay."""
 
-import dataclasses
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from capret_jax.config import OptimizerConfig
+from capret_jax.distributed.mesh import path_name
 from capret_jax.errors import InputError
-from capret_jax.mesh import path_name
 
 _DECAYED = re.compile(r".*/(kernel|embedding)|arcface")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) as X2-VLM sets it.
-
-    Attributes:
-        learning_rate: peak rate.
-        warmup_steps: linear warm-up from 0, in steps.
-        decay: "linear" or "cosine", to 0 at the last step.
-        weight_decay: on matrices and embeddings; biases, norms and scales have none.
-        b1, b2, eps: Adam's moments.
-        clip_norm: largest global gradient norm; 0 turns clipping off.
-        rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
-            a parameter's path ("model/itm_head/up/kernel") scales its rate; 0 freezes it.
-        ema_decay: of the moving average of the model's parameters, which evaluation then uses;
-            0 keeps none.
-    """
-
-    learning_rate: float = 3e-5
-    warmup_steps: int = 100
-    decay: str = "linear"
-    weight_decay: float = 0.01
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    clip_norm: float = 0.0
-    rate_multipliers: tuple[tuple[str, float], ...] = ()
-    ema_decay: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"optimizer.ema_decay={self.ema_decay} must be in [0, 1).")
-        if self.decay not in ("linear", "cosine"):
-            raise InputError(f"optimizer.decay={self.decay!r} is neither 'linear' nor 'cosine'.")
-        for pattern, _ in self.rate_multipliers:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(f"optimizer.rate_multipliers: {pattern!r}: {error}") from error
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from capret_jax.mesh import param_shardings, place
-from capret_jax.models.config import ModelConfig
+from capret_jax.config import ModelConfig
+from capret_jax.distributed.mesh import param_shardings, place
 from capret_jax.models.x2vlm import init_params
 
 _HEAD_STD = 0.02
@@ -39,6 +39,12 @@ class TrainState:
     def model(self) -> dict:
         """The model's parameters to evaluate with."""
         return self.params["model"] if self.average is None else self.average
+
+    def with_model(self, params: dict) -> "TrainState":
+        """The same state with other parameters of the model; the average starts from them."""
+        # A copy, since the training step reuses the memory of each.
+        average = None if self.average is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(self, params=self.params | {"model": params}, average=average)
 
 
 def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: int = 1) -> dict:

@@ -10,10 +10,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from capret_jax.batch import Batch, Outputs
+from capret_jax.config import LossConfig
+from capret_jax.data.batch import Batch, Outputs
+from capret_jax.distributed.mesh import BATCH_AXES, batch_parts, batch_sharding, replicated
 from capret_jax.losses import Metrics
-from capret_jax.losses.total import LossConfig, total_loss
-from capret_jax.mesh import BATCH_AXES, batch_parts, batch_sharding, replicated
+from capret_jax.losses.total import total_loss
 from capret_jax.models.x2vlm import bind
 from capret_jax.train.forward import forward
 from capret_jax.train.optimizer import update_average

@@ -152,7 +152,7 @@ def test_near_duplicates_differ_in_few_bits():
 
 
 def test_the_splits_share_no_identity(splits):
-    from capret_jax.data.dataset import Dataset
+    from capret_jax.datasets import Dataset
 
     assert shared_identities(Dataset(splits["train"], splits["validation"], None)) == 0
     same = Dataset(splits["train"], splits["train"], None)

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from capret_jax.ablation import running
-from capret_jax.ablation.plan import Plan
+from capret_jax.ablation import run as running
+from capret_jax.ablation.grid import Plan
 from capret_jax.ablation.report import write_results
-from capret_jax.config import to_config_dict
-from capret_jax.data.dataset import DataConfig, open_dataset
+from capret_jax.config import DataConfig, to_config_dict
 from capret_jax.data.schema import LEVELS
+from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 from tests.captioning.conftest import answering_config, serve  # noqa: F401
 from tests.test_configs import CONFIGS

@@ -13,15 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.captioning.answerer import Answerer
-from capret_jax.config import ExperimentConfig
-from capret_jax.data.dataset import DataConfig
-from capret_jax.data.questions import DRAWN, vocabulary_of
+from capret_jax.captioning.vqa_answerer import VqaAnswerer
+from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConfig, OptimizerConfig
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.losses.total import LossConfig
+from capret_jax.data.vqa import SYNTHETIC_QUESTIONS, vocabulary_of
 from capret_jax.models.x2vlm import init_params
-from capret_jax.train.loop import LoopConfig
-from capret_jax.train.optimizer import OptimizerConfig
 from tests.conftest import SMALL_MODEL
 
 ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
@@ -42,7 +38,7 @@ def answering_config(data: DataConfig) -> ExperimentConfig:
 @pytest.fixture(scope="session")
 def encode(tmp_path_factory) -> CaptionEncoder:
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    build_vocabulary(vocabulary_of(DRAWN), path, ANSWERING.vocab_size)
+    build_vocabulary(vocabulary_of(SYNTHETIC_QUESTIONS), path, ANSWERING.vocab_size)
     return CaptionEncoder(load_tokenizer(str(path)), 16)
 
 
@@ -52,8 +48,8 @@ def answering_params():
 
 
 @pytest.fixture(scope="session")
-def answerer(encode, answering_params) -> Answerer:
-    return Answerer(ANSWERING, answering_params, encode, batch_size=8)
+def answerer(encode, answering_params) -> VqaAnswerer:
+    return VqaAnswerer(ANSWERING, answering_params, encode, batch_size=8)
 
 
 @pytest.fixture(scope="session")

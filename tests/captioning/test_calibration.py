@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from capret_jax.captioning.answerer import sharpen
 from capret_jax.captioning.calibration import (
     calibration_error,
     fit_temperature,
     fit_written_temperature,
 )
+from capret_jax.captioning.vqa_answerer import sharpen
 
 
 def test_the_written_temperature_undoes_overconfidence():

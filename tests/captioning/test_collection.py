@@ -1,189 +1,271 @@
-"""Many conversations at once: batched, stopped and gone on with, and never asked twice."""
+"""Captions of a dataset, by a model that was trained to answer; killed and gone on with."""
 
+import collections
 import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
 
-from capret_jax.captioning.collection import Collector
-from capret_jax.captioning.describing import DRAWN, Describer, describe
-from capret_jax.captioning.dialogue import DialogueConfig, sources_of, unsupported, worth_saying
-from capret_jax.captioning.dialogue import Turn as DialogueTurn
-from capret_jax.captioning.language_models import Server, ServerConfig, open_language_model
-from capret_jax.captioning.questioner import Prompted, Script
-from capret_jax.captioning.store import COUNTED, Key, Store
-from capret_jax.data import questions
+from capret_jax.captioning.collection import CollectConfig, collect_captions
+from capret_jax.captioning.conversation import DialogueConfig
+from capret_jax.checkpoints.conversion import from_reference
+from capret_jax.checkpoints.converted import save_converted
+from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.config import (
+    DataConfig,
+    EmbeddingConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+)
+from capret_jax.data.captions import captions_from
 from capret_jax.errors import InputError
-from tests.captioning.conftest import ANSWERING, sensible
+from capret_jax.train.experiment import Experiment
+from tests.captioning.conftest import ANSWERING, answering_config, sensible, serve  # noqa: F401
+from tests.conftest import DATA
 
-KEYS = [Key("train", number, 1) for number in range(19)]
-# Random answers: anything counts.
-CONFIG = DialogueConfig(max_turns=4, sure=0.0)
-SERVER = ServerConfig(workers=8, timeout=2.0, retries=1)
-
-
-@pytest.fixture
-def look(images):
-    return lambda key: images[key.image_id]
-
-
-@pytest.fixture
-def collect(answerer, look, tmp_path):
-    """Runs one collection to its end; how many are unfinished, and the lines it left."""
-
-    def run(questioner, keys=KEYS, name="out.jsonl", in_flight=16, look=look):
-        store = Store(tmp_path / name, {"questioner": questioner.name})
-        try:
-            collector = Collector(
-                answerer, questioner, questions.DRAWN, CONFIG, store, in_flight=in_flight
-            )
-            left = [key for key in keys if key not in store.finished]
-            return collector.collect(left, look), dict(store.lines())
-        finally:
-            store.close()
-
-    return run
-
-
-def prompted(server) -> Prompted:
-    model = Server(server.url, config=SERVER)
-    return Prompted(model, model.name, model.close)
-
-
-def test_many_at_once_say_what_each_alone_would(collect):
-    unfinished, together = collect(Script())
-    assert unfinished == 0 and len(KEYS) == len(together)
-    _, alone = collect(Script(), name="alone.jsonl", in_flight=1)
-    for key in KEYS:
-        assert together[key]["caption"] == alone[key]["caption"]
-        for turn, other in zip(together[key]["turns"], alone[key]["turns"], strict=True):
-            assert turn.pop("probability") == pytest.approx(other.pop("probability"), rel=1e-2)
-            assert turn == other
-
-
-def test_a_language_model_talks_and_its_tokens_are_counted(collect, serve):
-    server = serve()
-    _, finished = collect(prompted(server))
-    for line in finished.values():
-        turns = [DialogueTurn(**turn) for turn in line["turns"]]
-        # Four questions and a caption; what it answers itself is not taken.
-        assert len(turns) == 4
-        assert [line[name] for name in COUNTED] == [5, 500, 50, 0]
-        facts = worth_saying([turn for turn in turns if turn.sure])
-        assert unsupported(line["caption"], sources_of(facts)) == []
-        assert all(turn.answer in line["caption"] for turn in facts)
-    assert collect(prompted(server)) == (0, finished)
-    assert server.requests == 5 * 19
-
-
-@pytest.mark.torch
-def test_a_phi_3_on_this_machine_talks(collect, tiny_phi3):
-    """Random weights: what it says is refused or free, and every item gets its caption."""
-    model = open_language_model(f"transformers:{tiny_phi3[1]}")
-    unfinished, finished = collect(Prompted(model, model.name, model.close), keys=KEYS[:4])
-    assert unfinished == 0 and len(finished) == 4
-    for line in finished.values():
-        assert line["calls"] >= 5 and line["completion_tokens"] > 0 and line["caption"]
-        facts = worth_saying([DialogueTurn(**turn) for turn in line["turns"] if turn["sure"]])
-        assert unsupported(line["caption"], sources_of(facts)) == []
-
-
-def test_a_stopped_collection_goes_on_without_asking_twice(collect, serve, look):
-    server = serve(lambda prompt, number: sensible(prompt, number) if number <= 40 else 500)
-    unfinished, first = collect(prompted(server), keys=KEYS[:12])
-    assert len(first) + unfinished == 12 and unfinished >= 4
-    answered = server.requests
-    server.reply = sensible
-    unfinished, finished = collect(prompted(server))
-    assert unfinished == 0 and len(finished) == 19 and finished.items() > first.items()
-    # 40 replies were kept: no more than what is left was asked for.
-    assert server.requests - answered == 5 * 19 - 40
-    assert all(line["calls"] == 5 and len(line["turns"]) == 4 for line in finished.values())
-
-
-def test_a_server_of_moods_loses_nothing(collect, serve):
-    def moody(prompt, number):
-        if number % 7 == 0:
-            return 500
-        return "blah blah" if number % 5 == 0 else sensible(prompt, number)
-
-    model = Server(serve(moody).url, config=dataclasses.replace(SERVER, retries=4))
-    unfinished, finished = collect(Prompted(model, model.name, model.close))
-    assert unfinished == 0 and len(finished) == 19
-    assert sum(line["refused"] for line in finished.values()) > 0
-
-
-def test_a_server_that_fell_silent_is_given_up(collect, serve):
-    with pytest.raises(InputError, match="no reply 16 times in a row .* goes on where this"):
-        collect(prompted(serve(lambda prompt, number: 500)))
-
-
-def test_a_broken_picture_stops_with_its_message(collect):
-    def broken(key):
-        raise InputError("image 7 does not decode")
-
-    with pytest.raises(InputError, match="image 7"):
-        collect(Script(), look=broken)
+ROOT = pathlib.Path(__file__).parent.parent
+# A model of two steps is sure of nothing.
+ANYTHING = DialogueConfig(max_turns=3, sure=0.0)
 
 
 @pytest.fixture(scope="module")
-def describer(encode, answering_params):
-    return Describer(ANSWERING, answering_params, encode)
+def data(prepared_dir) -> DataConfig:
+    return DataConfig(
+        variant="mini", prepared_dir=str(prepared_dir), views_per_identity=2, max_tokens=24
+    )
 
 
-def test_drawn_captions_differ_and_each_seed_decides(describer, images):
-    drawn = describer.drawn(images[:3], [1, 2, 3])
-    assert [len(set(captions)) for captions in drawn] == [DRAWN] * 3
-    # Whatever stands beside it.
-    assert describer.drawn(images[1:2], [2]) == drawn[1:2]
-    assert describer.drawn(images[1:2], [9]) != drawn[1:2]
+@pytest.fixture(scope="module")
+def answering_dir(data, tmp_path_factory):
+    """A workdir whose model has learnt to answer and to write, a little."""
+    folder = tmp_path_factory.mktemp("answering")
+    Experiment(answering_config(data), folder).train()
+    return folder
 
 
-def test_captions_are_described_and_condensed(describer, look, serve, tmp_path, images):
-    store = Store(tmp_path / "captioner.jsonl", {})
-    assert describe(KEYS[:5], look, describer, store) == 0
-    best = describer.best(images[:5])
-    assert [line["caption"] for _, line in store.lines()] == best
-    store.close()
-    server = serve(lambda prompt, number: prompt.split("\n- ")[2].split("\n")[0])
-    store = Store(tmp_path / "ic3.jsonl", {})
-    assert describe(KEYS[:5], look, describer, store, prompted(server), in_flight=2) == 0
-    lines = [line for _, line in store.lines()]
-    assert all(line["caption"] in line["drawn"] for line in lines)
-    assert all(len(line["drawn"]) == DRAWN for line in lines)
-    assert server.requests == sum(line["calls"] for line in lines)
-    store.close()
+@pytest.fixture(scope="module")
+def collected(data, answering_dir, tmp_path_factory):
+    """A script's captions of all items, and what they took."""
+    out = tmp_path_factory.mktemp("captions") / "script.jsonl"
+    return out, collect_captions(data, answering_dir, out, CollectConfig(dialogue=ANYTHING))
 
 
-def test_a_condensed_caption_that_was_written_is_not_asked_for_again(
-    describer, look, serve, tmp_path
+def test_all_items_of_both_splits_are_captioned(collected, splits):
+    out, took = collected
+    assert took["items"] == sum(len(split.items) for split in splits.values())
+    assert took["unfinished"] == took["already"] == 0
+    for name, split in splits.items():
+        captions = captions_from(str(out), split.items, name)
+        assert all(len(each) == 1 and each[0] for each in captions)
+
+
+def test_trust_is_measured_where_the_truth_is_known(collected):
+    took = collected[1]
+    calibration = took["calibration"]
+    topics = {"category", "sleeve", "colour", "pattern", "print", "neckline"}
+    assert calibration["accuracy"].keys() == topics
+    assert calibration["error"] <= calibration["error_before"] + 0.02
+    assert took["precision"].keys() <= topics and took["precision"]
+    assert took["questions"] == pytest.approx(3.0)
+
+
+def test_a_second_call_has_nothing_to_do(collected, data, answering_dir):
+    out, took = collected
+    before = out.read_bytes()
+    again = collect_captions(data, answering_dir, out, CollectConfig(dialogue=ANYTHING))
+    assert (again["items"], again["already"]) == (0, took["items"])
+    assert out.read_bytes() == before
+
+
+def test_parts_together_are_the_whole(collected, data, answering_dir, tmp_path):
+    def captions(out: pathlib.Path) -> dict[tuple, str]:
+        lines = [json.loads(line) for line in out.read_text().splitlines()]
+        return {
+            (line["image_id"], line["item"]): line["caption"]
+            for line in lines
+            if line["split"] == "validation"
+        }
+
+    parts = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
+    for part, out in enumerate(parts):
+        config = CollectConfig(dialogue=ANYTHING, part=part, parts=2, splits=("validation",))
+        collect_captions(data, answering_dir, out, config)
+    first, second = map(captions, parts)
+    assert first.keys().isdisjoint(second)
+    assert first | second == captions(collected[0])
+
+
+def test_annotations_are_what_a_perfect_answerer_would_say(data, answering_dir, splits, tmp_path):
+    out = tmp_path / "true.jsonl"
+    collect_captions(data, answering_dir, out, CollectConfig(method="annotations"))
+    items = splits["train"].items
+    captions = captions_from(str(out), items, "train")
+    identities = items.identities()
+    for identity in np.unique(identities)[1:]:
+        assert len({captions[row] for row in np.flatnonzero(identities == identity)}) == 1
+    assert len(set(captions)) > 13
+
+
+def test_the_captioner_writes_captions(data, answering_dir, tmp_path):
+    config = CollectConfig(method="captioner", limit=5)
+    assert collect_captions(data, answering_dir, tmp_path / "own.jsonl", config)["items"] == 5
+
+
+def test_embeddings_read_the_collected_captions(data, answering_dir, collected, tmp_path, splits):
+    kind = "fusion"  # starts with a projection that the first model lacks
+    out = str(collected[0])
+    captions = dataclasses.replace(data.captions, file=out)
+    config = ExperimentConfig(
+        batch_size=16,
+        init_from=str(answering_dir),
+        embedding=EmbeddingConfig(kind, "generated", out),
+        model=dataclasses.replace(ANSWERING, decoder_layers=0),
+        data=dataclasses.replace(
+            data, captions=captions, tokenizer=str(answering_dir / "vocab.txt")
+        ),
+        loss=LossConfig(matching_group=2),
+        optimizer=OptimizerConfig(warmup_steps=1),
+        loop=LoopConfig(steps=2, checkpoint_every=2),
+    )
+    Experiment(config, tmp_path).train()
+    found = {}
+    for said in ("generated", "oracle", "none"):
+        embedding = EmbeddingConfig(kind, said, out if said == "generated" else "")
+        experiment = Experiment(dataclasses.replace(config, embedding=embedding), tmp_path)
+        experiment.evaluate(said)
+        metrics = json.loads((tmp_path / said / "metrics.json").read_text())
+        assert metrics["embedding"] == kind
+        found[said] = metrics["captions"]["of_queries"]
+    assert found == {
+        "generated": f"file {out}",
+        "oracle": "annotations: category, scale, occlusion, zoom_in, viewpoint",
+        "none": "none",
+    }
+    said, silent = (
+        json.loads((tmp_path / name / "queries.json").read_text()) for name in ("oracle", "none")
+    )
+    assert said["identity"] == silent["identity"]
+    assert said["found"] != silent["found"]
+    queries = ~splits["validation"].items.is_shop & (splits["validation"].items["style"] > 0)
+    assert len(said["average_precision"]) == queries.sum()
+
+
+def call(*flags: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "tools/collect_captions.py", *flags]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_killed_collection_goes_on_and_asks_nothing_twice(
+    data,
+    answering_dir,
+    tmp_path,
+    serve,  # noqa: F811
 ):
-    """Killed between the reply and the finished line."""
-    server, out = serve(lambda prompt, number: prompt.split("\n- ")[2].split("\n")[0]), "ic3.jsonl"
-    for _ in range(2):
-        store = Store(tmp_path / out, {})
-        left = [key for key in KEYS[:3] if key not in store.finished]
-        assert describe(left, look, describer, store, prompted(server)) == 0
-        lines = dict(store.lines())
-        store.close()
-        whole = (tmp_path / out).read_text()
-        (tmp_path / out).write_text(whole.splitlines(keepends=True)[0])
-    assert server.requests == sum(line["calls"] for line in lines.values()) and len(lines) == 3
+    """SIGKILL in the middle of a conversation with a server."""
+    answered, done = collections.Counter(), []
+
+    def reply(prompt, number):
+        if not done and number > 60:
+            return 5.0  # hangs until the kill
+        answered[prompt] += 1
+        return sensible(prompt, number)
+
+    server, out = serve(reply), tmp_path / "captions.jsonl"
+    flags = [
+        "--config=configs/demo.py",
+        "--config.data.variant=mini",
+        f"--config.data.prepared_dir={data.prepared_dir}",
+        f"--model={answering_dir}",
+        f"--questioner={server.url}",
+        "--limit=30",
+        "--max_turns=3",
+        "--sure=0",
+        "--workers=4",
+        f"--out={out}",
+    ]
+    first = call(*flags)
+    journal, deadline = out.with_name(out.name + ".journal"), time.monotonic() + 120
+
+    def kept() -> int:
+        """Replies on disk."""
+        if not journal.exists():
+            return 0
+        return sum('"usage"' in line for line in journal.read_text().splitlines())
+
+    while kept() < 60 and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert kept() == 60
+    done.append(True)
+    before = sum(answered.values())
+    second = call(*flags, "--prices=1,2")
+    stdout, stderr = second.communicate(timeout=120)
+    assert second.returncode == 0, stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == 30 == len({(line["image_id"], line["item"]) for line in lines})
+    # Three questions and a caption each, in both runs together.
+    assert before == 60 and sum(answered.values()) == 4 * 30
+    took = json.loads(stdout[stdout.index("{") :])
+    assert took["already"] + took["items"] == 30
+    assert took["price_per_1000_items"] > 0
 
 
-def test_a_condenser_that_fell_silent_is_given_up(describer, look, serve, tmp_path):
-    store = Store(tmp_path / "ic3.jsonl", {})
-    server = serve(lambda prompt, number: 400)
-    with pytest.raises(InputError, match="no reply 16 times in a row"):
-        describe(KEYS, look, describer, store, prompted(server))
-    store.close()
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"questioner": "http://127.0.0.1:9/v1"}, "127.0.0.1:9/v1 cannot be reached"),
+        ({"questioner": "phi"}, "--questioner=phi is neither script"),
+        ({"method": "ic3"}, "--method=ic3 condenses captions with a language model"),
+        ({"method": "telepathy"}, "--method=telepathy is none of"),
+        ({"splits": ("test",)}, "--splits has 'test'"),
+        ({"limit": -1}, "--limit not negative"),
+        ({"part": 2, "parts": 2}, "--part=2/2 is not i/n"),
+        ({"method": "captioner", "questioner": "phi"}, "--method=captioner talks to nobody"),
+        ({}, "/absent is neither a converted checkpoint"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(settings, message, data, tmp_path):
+    with pytest.raises(InputError, match=message):
+        collect_captions(data, "/absent", tmp_path / "out.jsonl", CollectConfig(**settings))
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_caption_that_was_written_is_not_asked_for_again(collect, serve, tmp_path):
-    """Killed between the last reply and the finished line."""
-    server = serve()
-    _, finished = collect(prompted(server), keys=KEYS[:2])
-    out = tmp_path / "out.jsonl"
-    out.write_text(out.read_text().splitlines(keepends=True)[0])
-    asked = server.requests
-    assert collect(prompted(server), keys=KEYS[:2]) == (0, finished)
-    assert server.requests == asked
+def test_a_mistake_is_one_line(tmp_path):
+    # Found before the small model is trained that answers where no other is named.
+    done = call(f"--out={tmp_path / 'out.jsonl'}", "--questioner=http://127.0.0.1:9/v1")
+    _, stderr = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert "cannot be reached" in stderr and len(stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config=absent.py"], "--config cannot be loaded"),
+        (["--per_second=2"], "--per_second is for a server"),
+    ],
+)
+def test_mistakes_in_flags_are_one_line_each(flags, message, tmp_path):
+    done = call(f"--out={tmp_path / 'out.jsonl'}", *flags)
+    _, stderr = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert message in stderr and len(stderr.strip().splitlines()) == 1
+
+
+def test_a_model_that_answers_nothing_is_refused(data, tmp_path):
+    state = read_state_dict(DATA / "x2vlm_tiny_pretrain.th")
+    save_converted(tmp_path / "plain", from_reference(state))
+    with pytest.raises(InputError, match="has no answer decoder"):
+        collect_captions(data, tmp_path / "plain", tmp_path / "out.jsonl", CollectConfig())

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from capret_jax.captioning.dialogue import Dialogue, DialogueConfig
-from capret_jax.captioning.language_models import NoReply, Reply
+from capret_jax.captioning.conversation import Dialogue, DialogueConfig
+from capret_jax.captioning.language_models import Completion, NoReply
 from capret_jax.captioning.questioner import NoAnswer, Prompted, Script
-from capret_jax.data.questions import DRAWN
+from capret_jax.data.vqa import SYNTHETIC_QUESTIONS
 
 
 class Model:
@@ -16,12 +16,12 @@ class Model:
     def __init__(self, *replies):
         self.replies, self.prompts = list(replies), []
 
-    async def __call__(self, prompt: str) -> Reply:
+    async def __call__(self, prompt: str) -> Completion:
         self.prompts.append(prompt)
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if isinstance(reply, Exception):
             raise reply
-        return Reply(reply, 10, 2)
+        return Completion(reply, 10, 2)
 
 
 def prompted(*replies):
@@ -34,7 +34,7 @@ def prompted(*replies):
 
 @pytest.fixture
 def talk():
-    talk = Dialogue(DRAWN, DialogueConfig())
+    talk = Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig())
     for question, answer, probability in (
         ("What kind is it?", "vest dress", 0.9),
         ("What colour is it?", "navy", 0.9),
@@ -46,12 +46,12 @@ def talk():
 
 
 def test_the_script_asks_all_that_suits_and_then_nothing():
-    talk, asked = Dialogue(DRAWN, DialogueConfig()), []
+    talk, asked = Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig()), []
     while (said := asyncio.run(Script().ask(talk))).text:
         asked.append(said.text)
         talk.ask(said.text)
         talk.answer("skirt" if "kind" in said.text else "dots", 0.9)
-    assert asked == [f"{q.text}?" for q in DRAWN if "skirt" not in q.except_for]
+    assert asked == [f"{q.text}?" for q in SYNTHETIC_QUESTIONS if "skirt" not in q.except_for]
 
 
 def test_the_model_knows_what_was_said_and_what_is_open(talk):
@@ -77,14 +77,14 @@ def test_questions_that_bring_nothing_are_refused(talk):
     assert asyncio.run(questioner.ask(talk)).text == "Where are its pockets?"
     assert "ask what, which or how" in model.prompts[1]
     model, questioner = prompted("DONE", "What colour is it?")
-    assert asyncio.run(questioner.ask(Dialogue(DRAWN, DialogueConfig()))).text
+    assert asyncio.run(questioner.ask(Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig()))).text
     assert "too early" in model.prompts[1]
     _, questioner = prompted("DONE")
     assert asyncio.run(questioner.ask(talk)).text is None
 
 
 def test_sleeves_of_trousers_are_not_asked_for():
-    talk = Dialogue(DRAWN, DialogueConfig())
+    talk = Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig())
     talk.ask("What kind is it?")
     talk.answer("trousers", 0.9)
     model, questioner = prompted("What sleeves does it have?", "What colour is it?")
@@ -124,7 +124,10 @@ def test_a_caption_that_says_more_than_the_facts_is_refused(talk):
 
 def test_nothing_known_needs_no_model():
     model, questioner = prompted("A red vest.")
-    assert asyncio.run(questioner.sum_up(Dialogue(DRAWN, DialogueConfig()))).text == "an item"
+    assert (
+        asyncio.run(questioner.sum_up(Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig()))).text
+        == "an item"
+    )
     assert not model.prompts
 
 

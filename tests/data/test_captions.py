@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from capret_jax.config import CaptionConfig
 from capret_jax.data.captions import (
-    CaptionConfig,
-    Captioner,
+    TrainingCaptions,
     clean_caption,
     read_captions,
     template_caption,
@@ -66,7 +66,7 @@ def test_each_item_has_its_own_captions_from_a_file(items, write):
     other = json.dumps(
         {"split": "validation", "image_id": 1, "item": 1, "caption": "not for training"}
     )
-    captioner = Captioner(CaptionConfig(file=write(other)), items)
+    captioner = TrainingCaptions(CaptionConfig(file=write(other)), items)
     rng = np.random.default_rng(0)
     for row in (0, 5, len(items) - 1):
         drawn = {captioner(row, rng) for _ in range(40)}
@@ -76,14 +76,14 @@ def test_each_item_has_its_own_captions_from_a_file(items, write):
 
 
 def test_captions_are_dropped_as_often_as_asked(items):
-    captioner = Captioner(CaptionConfig(dropout=0.25), items)
+    captioner = TrainingCaptions(CaptionConfig(dropout=0.25), items)
     rng = np.random.default_rng(0)
     dropped = np.mean([captioner(0, rng) == "" for _ in range(2000)])
     assert dropped == pytest.approx(0.25, abs=0.04)
 
 
 def test_short_captions_are_the_category_as_often_as_asked(items):
-    captioner = Captioner(CaptionConfig(short=0.25), items)
+    captioner = TrainingCaptions(CaptionConfig(short=0.25), items)
     rng = np.random.default_rng(0)
     phrase = template_caption(items.attributes_of(0), ("category",))
     said = [captioner(0, rng) for _ in range(2000)]
@@ -95,7 +95,7 @@ def test_a_file_that_lacks_an_item_is_refused(items, write):
     path = write(skip=3)
     first = f"item {items['number'][0]} of image {items['image_id'][0]}"
     with pytest.raises(InputError, match=f"no caption for 3 of {len(items)} .* {first}"):
-        Captioner(CaptionConfig(file=path), items)
+        TrainingCaptions(CaptionConfig(file=path), items)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 
 

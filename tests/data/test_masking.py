@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from capret_jax.batch import IGNORED_LABEL
+from capret_jax.data.batch import IGNORED_LABEL
 from capret_jax.data.masking import MAX_MASKED, Masker
 from capret_jax.data.tokenizer import CaptionEncoder, Tokens, build_vocabulary, load_tokenizer
 

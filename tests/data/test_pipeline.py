@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from capret_jax.batch import IGNORED_LABEL, NO_IDENTITY
-from capret_jax.data.captions import CaptionConfig, Captioner, template_caption
+from capret_jax.config import AugmentConfig, CaptionConfig, ReadConfig, ViewConfig
+from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
+from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import ReadConfig, ViewConfig, training_iterator
-from capret_jax.data.questions import ANSWER_TOKENS, DRAWN, Quizzer
+from capret_jax.data.pipeline import training_iterator
 from capret_jax.data.sampler import Shard, make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.data.transforms import AugmentConfig
+from capret_jax.data.vqa import ANSWER_TOKENS, SYNTHETIC_QUESTIONS, VqaSampler
 from capret_jax.errors import InputError
 
 B, K, SIZE = 8, 2, 32
@@ -41,11 +41,11 @@ def iterate(splits, captions):
             SIZE,
             view,
             AugmentConfig(wide=wide),
-            Captioner(CaptionConfig(), splits["train"].items),
+            TrainingCaptions(CaptionConfig(), splits["train"].items),
             captions,
             masker,
             ReadConfig(threads=threads, prefetch=2),
-            Quizzer(DRAWN, splits["train"].items, captions) if asked else None,
+            VqaSampler(SYNTHETIC_QUESTIONS, splits["train"].items, captions) if asked else None,
         )
 
     return make
@@ -146,7 +146,7 @@ def test_regions_bring_the_other_items_of_their_photograph_along(iterate, splits
 
 def test_captions_that_tell_sides_are_never_mirrored(iterate, monkeypatch):
     usual = np.concatenate([batch.box for batch in iterate()])
-    monkeypatch.setattr(Captioner, "__call__", lambda *_: "a skirt with a slit on the Left")
+    monkeypatch.setattr(TrainingCaptions, "__call__", lambda *_: "a skirt with a slit on the Left")
     never = np.concatenate([batch.box for batch in iterate()])
     mirrored = ~np.isclose(usual[:, 0], never[:, 0], atol=1e-6)
     assert 0.2 < mirrored.mean() < 0.7
@@ -161,8 +161,8 @@ def test_views_that_do_not_exist_are_refused():
 
 
 def test_an_empty_split_is_refused(prepared_dir):
-    from capret_jax.data import synthetic
     from capret_jax.data.records import Records
+    from capret_jax.synthetic import builder as synthetic
 
     with pytest.raises(InputError, match="has no test images"):
         Records(synthetic.prepare(prepared_dir, "mini"), "test")

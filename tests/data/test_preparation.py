@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from capret_jax.config import DataConfig, PrepareConfig
 from capret_jax.data import preparation
-from capret_jax.data.dataset import DataConfig, open_dataset
 from capret_jax.data.deepfashion2 import read_record
-from capret_jax.data.preparation import PrepareConfig, prepare_deepfashion2
+from capret_jax.data.preparation import prepare_deepfashion2
 from capret_jax.data.records import Records
+from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 from tests.data.raw_deepfashion2 import write_raw
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from capret_jax.batch import NO_IDENTITY
+from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.sampler import IdentitySampler, Shard, make_sampler
 from capret_jax.errors import InputError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capret_jax.data.photographs import Photograph
+from capret_jax.config import AugmentConfig
+from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import (
-    AugmentConfig,
     crop_view,
     training_crop_view,
     training_whole_view,

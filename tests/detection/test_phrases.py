@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.data.photographs import Photograph
+from capret_jax.config import DetectionConfig
+from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.detection.phrases import PHRASES, DetectionConfig, PhraseDetector, garments
+from capret_jax.detection.phrases import PHRASES, PhraseDetector, garments
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
 from tests.conftest import SMALL_MODEL

@@ -4,10 +4,10 @@ import numpy as np
 
 from capret_jax.detection.phrases import Detection
 from capret_jax.detection.threshold import (
-    Judged,
+    ScoredDetections,
     at_threshold,
-    calibrate,
-    judge,
+    calibrate_threshold,
+    match_detections,
     read_threshold,
     write_threshold,
 )
@@ -27,7 +27,7 @@ def test_each_garment_makes_one_detection_of_its_category_right():
         [Detection(2, RIGHT, 0.5)],
     ]
     boxes = [np.stack([LEFT, RIGHT]), LEFT[None], RIGHT[None]]
-    judged = judge(found, boxes, [np.array([1, 8]), np.array([3]), np.array([2])])
+    judged = match_detections(found, boxes, [np.array([1, 8]), np.array([3]), np.array([2])])
     np.testing.assert_array_equal(judged.right, [True, False, False, False, True])
     np.testing.assert_array_equal(judged.scores, [0.9, 0.8, 0.7, 0.6, 0.5])
     assert judged.items == 4
@@ -35,23 +35,30 @@ def test_each_garment_makes_one_detection_of_its_category_right():
 
 def test_the_threshold_has_the_best_f1():
     # F1 = 2 hits / (taken + items): 2/4, 2/5, 4/6 at 0.7, 4/7, 4/8.
-    judged = Judged(np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([1, 0, 1, 0, 0], bool), 3)
-    calibration = calibrate(judged)
+    judged = ScoredDetections(
+        np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([1, 0, 1, 0, 0], bool), 3
+    )
+    calibration = calibrate_threshold(judged)
     np.testing.assert_allclose(calibration, [0.7, 2 / 3, 2 / 3])
     assert at_threshold(judged, 0.95) == (0.95, 0.0, 0.0)
 
 
 def test_equal_scores_are_not_cut_apart():
-    judged = Judged(np.array([0.9, 0.9, 0.9, 0.1]), np.array([1, 0, 0, 1], bool), 2)
+    judged = ScoredDetections(np.array([0.9, 0.9, 0.9, 0.1]), np.array([1, 0, 0, 1], bool), 2)
     # 0.9 takes three: F1 2/5; 0.1 takes all: 4/6.
-    assert calibrate(judged).threshold == 0.1
+    assert calibrate_threshold(judged).threshold == 0.1
 
 
 def test_without_a_right_detection_nothing_counts():
-    assert calibrate(Judged(np.array([0.9]), np.array([False]), 1)).threshold == 1.0
+    assert (
+        calibrate_threshold(ScoredDetections(np.array([0.9]), np.array([False]), 1)).threshold
+        == 1.0
+    )
 
 
 def test_the_threshold_is_kept_beside_the_model(tmp_path):
     assert read_threshold(tmp_path, 0.5) == 0.5
-    write_threshold(tmp_path, calibrate(Judged(np.array([0.25]), np.array([True]), 1)))
+    write_threshold(
+        tmp_path, calibrate_threshold(ScoredDetections(np.array([0.25]), np.array([True]), 1))
+    )
     assert read_threshold(tmp_path, 0.5) == 0.25

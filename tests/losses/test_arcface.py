@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import AXES, batch_sharding, make_mesh, replicated
 from capret_jax.losses import arcface
 from capret_jax.losses.arcface import arcface_loss, draw_classes
-from capret_jax.mesh import AXES, MeshConfig, batch_sharding, make_mesh, replicated
 
 MARGIN, SCALE = 0.15, 30.0
 CLASSES, ROWS, K, E = 11, 16, 2, 8

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from capret_jax.losses import contrastive
 from capret_jax.losses.contrastive import SIGMOID_BIAS, positive_pairs
-from capret_jax.mesh import MeshConfig, batch_sharding, make_mesh, replicated
 
 ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
 EVERY = np.ones(9, bool)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.losses.matching import draw_negatives, matching_loss, mine_hard_negatives
-from capret_jax.mesh import MeshConfig, make_mesh
 
 INVALID = 9  # a row of the mined batch
 

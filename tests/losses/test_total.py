@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.batch import Batch, Outputs
-from capret_jax.convert.names import reference_names
+from capret_jax.checkpoints.names import reference_names
+from capret_jax.config import SIZES, LossConfig, MeshConfig
+from capret_jax.data.batch import Batch, Outputs
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.losses.total import LossConfig, total_loss
-from capret_jax.mesh import MeshConfig, make_mesh
-from capret_jax.models.config import SIZES
+from capret_jax.losses.total import total_loss
 from capret_jax.models.x2vlm import bind
 from tests.conftest import DATA
 

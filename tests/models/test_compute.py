@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from capret_jax.config import SIZES, ComputeConfig, MeshConfig
+from capret_jax.distributed.mesh import make_mesh, replicated
 from capret_jax.errors import InputError
-from capret_jax.mesh import MeshConfig, make_mesh, replicated
-from capret_jax.models import tpu_attention
 from capret_jax.models.attention import attention
-from capret_jax.models.config import SIZES, ComputeConfig
+from capret_jax.models.kernels import tpu_attention
 from capret_jax.models.x2vlm import abstract_model, bind, init_params
 
 MODEL = dataclasses.replace(

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from capret_jax.convert.initial import from_beit_and_bert
-from capret_jax.convert.names import reference_names
-from capret_jax.convert.reference import parameter_shapes, take
-from capret_jax.models.config import SIZES
+from capret_jax.checkpoints.beit_bert import from_beit_and_bert
+from capret_jax.checkpoints.conversion import parameter_shapes, take
+from capret_jax.checkpoints.names import reference_names
+from capret_jax.config import SIZES
 from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.x2vlm import abstract_model, bind
 

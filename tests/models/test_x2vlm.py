@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.convert.relative_position import with_image_size
-from capret_jax.models.config import SIZES
+from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.config import SIZES
 from capret_jax.models.x2vlm import abstract_model, bind, init_params
 from tests.conftest import DATA
 

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.mesh import MeshConfig, make_mesh
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.retrieval import engines
 from capret_jax.retrieval.engines import ExactEngine, ScannEngine
 from capret_jax.retrieval.metrics import recall

@@ -12,7 +12,7 @@ QUERIES = np.array([7, 7, 7])
 
 
 def test_average_precision_worked_out():
-    # Found at ranks 1, 3, 5: (1/1 + 2/3 + 3/5) / 3; at rank 5 alone: 1/5; never: undefined.
+    # Neighbours at ranks 1, 3, 5: (1/1 + 2/3 + 3/5) / 3; at rank 5 alone: 1/5; never: undefined.
     expected = [(1 + 2 / 3 + 3 / 5) / 3, 1 / 5, np.nan]
     np.testing.assert_allclose(average_precision(RANKED, QUERIES), expected)
 

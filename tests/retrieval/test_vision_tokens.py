@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval.vision_tokens import DiskTokens, MemoryTokens, Tokens
+from capret_jax.retrieval.vision_tokens import DiskTokens, MemoryTokens, VisionTokens
 
 SIZE = 10
 BYTES = 3 * 4 * 2 + 3  # an item's: (3, 4) float16 and (3,) bool
@@ -12,7 +12,7 @@ BYTES = 3 * 4 * 2 + 3  # an item's: (3, 4) float16 and (3,) bool
 
 def compute(rows):
     states = np.arange(12).reshape(3, 4) + 100.0 * rows[:, None, None]
-    return Tokens(states.astype(np.float16), (np.arange(3) <= rows[:, None] % 3))
+    return VisionTokens(states.astype(np.float16), (np.arange(3) <= rows[:, None] % 3))
 
 
 def check(tokens, rows):

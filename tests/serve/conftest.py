@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capret_jax.config import ExperimentConfig
-from capret_jax.data.dataset import DataConfig
-from capret_jax.experiment import Experiment
-from capret_jax.losses.total import LossConfig
-from capret_jax.train.loop import LoopConfig
-from capret_jax.train.optimizer import OptimizerConfig
+from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConfig, OptimizerConfig
+from capret_jax.train.experiment import Experiment
 from tests.conftest import SMALL_MODEL
 
 

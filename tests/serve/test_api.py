@@ -15,7 +15,7 @@ from capret_jax.serve.api import create_app
 from capret_jax.serve.searcher import Searcher
 from capret_jax.serve.service import Limits
 from tests.serve.conftest import picture
-from tests.serve.test_photos import bomb
+from tests.serve.test_uploads import bomb
 
 UPLOAD = 300_000
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.batch import IGNORED_LABEL, NO_IDENTITY
-from capret_jax.losses.total import LossConfig
-from capret_jax.mesh import MeshConfig, make_mesh
+from capret_jax.config import LossConfig, MeshConfig
+from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.state import make_params

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from capret_jax.config import SIZES, OptimizerConfig
+from capret_jax.distributed.mesh import path_name
 from capret_jax.errors import InputError
-from capret_jax.mesh import path_name
-from capret_jax.models.config import SIZES
 from capret_jax.train.optimizer import (
-    OptimizerConfig,
     decay_mask,
     make_optimizer,
     make_schedule,

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.captioning.answers import answer_losses
+from capret_jax.config import LossConfig, MeshConfig
+from capret_jax.config.loss import TERMS
+from capret_jax.config.model import EMBEDDINGS
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.losses.total import TERMS, LossConfig
-from capret_jax.mesh import MeshConfig, make_mesh
-from capret_jax.models.config import EMBEDDINGS
+from capret_jax.models.answer_generation import answer_losses
 from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
 from capret_jax.train.forward import trained_parts
 from capret_jax.train.state import make_params

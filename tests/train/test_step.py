@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from capret_jax.batch import IGNORED_LABEL, Batch
-from capret_jax.losses.total import LossConfig
-from capret_jax.mesh import MeshConfig, make_mesh, param_shardings, to_global
+from capret_jax.config import LossConfig, MeshConfig, OptimizerConfig
+from capret_jax.data.batch import IGNORED_LABEL, Batch
+from capret_jax.distributed.mesh import make_mesh, param_shardings, to_global
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
-from capret_jax.train.optimizer import OptimizerConfig, make_optimizer
+from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.state import abstract_state, init_state, make_params
 from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_loss, make_step
 from tests.conftest import SMALL_MODEL

@@ -1,0 +1,85 @@
+"""Brings a block's relative position table to another image size, as BEiT and X2-VLM do."""
+
+import dataclasses
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from scipy.interpolate import RectBivariateSpline
+
+from capret_jax.config import ModelConfig
+from capret_jax.errors import InputError
+
+_CLS_ROWS = 3
+
+
+def with_image_size(params: dict, config: ModelConfig, image_size: int) -> tuple[dict, ModelConfig]:
+    """The same model for square images of another size; everything but the tables is shared.
+
+    Raises:
+        InputError: `image_size` is not a positive multiple of 16.
+    """
+    target = dataclasses.replace(config, image_size=image_size)
+    if target == config:
+        return params, config
+    flat = flatten_dict(params, sep="/")
+    tables = {
+        path: interpolate_bias_table(np.asarray(table), target.grid)
+        for path, table in flat.items()
+        if path.endswith("relative_position_bias")
+    }
+    return unflatten_dict(flat | tables, sep="/"), target
+
+
+def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:
+    """Cubic-spline interpolation of the patch offsets; the three CLS rows are kept.
+
+    The offsets that the table was trained at are placed on a geometric progression, dense near
+    zero, that just reaches the new grid's largest offset.
+
+    Args:
+        table: ((2g-1)^2 + 3, H) for a g x g grid of patches.
+        grid: the new number of patches along one side.
+
+    Returns:
+        ((2*grid-1)^2 + 3, H) float32.
+
+    Raises:
+        InputError: the table is not of a square grid.
+    """
+    rows, heads = table.shape
+    source = round((rows - _CLS_ROWS) ** 0.5)
+    if source**2 != rows - _CLS_ROWS or source % 2 == 0:
+        raise InputError(f"a table of {rows} rows is not of a square grid of patches.")
+    target = 2 * grid - 1
+    if source == target:
+        return table
+    offsets = _geometric_offsets(source, target)
+    wanted = np.arange(target) - (target - 1) / 2
+    patches = table[:-_CLS_ROWS].reshape(source, source, heads).astype(np.float64)
+    # A table of 1 or 3 offsets a side is too small for cubic splines.
+    degree = min(3, source - 1)
+    if degree == 0:
+        planes = [np.full((target, target), patches[0, 0, head]) for head in range(heads)]
+    else:
+        planes = [
+            RectBivariateSpline(offsets, offsets, patches[:, :, head], kx=degree, ky=degree)(
+                wanted, wanted
+            )
+            for head in range(heads)
+        ]
+    interpolated = np.stack(planes, axis=-1).reshape(-1, heads).astype(np.float32)
+    return np.concatenate([interpolated, table[-_CLS_ROWS:]])
+
+
+def _geometric_offsets(source: int, target: int) -> np.ndarray:
+    """`source` symmetric offsets with steps q^0, q^1, ... whose sum reaches `target // 2`."""
+    steps = source // 2
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if np.sum(ratio ** np.arange(steps)) > target // 2:
+            high = ratio
+        else:
+            low = ratio
+    positive = np.cumsum(ratio ** np.arange(steps))
+    return np.concatenate([-positive[::-1], [0.0], positive])

@@ -1,0 +1,72 @@
+"""State dicts on disk: names mapped to arrays, in torch's zip format or in safetensors."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from capret_jax.checkpoints.torch_file import read_torch_file, write_torch_file
+from capret_jax.errors import InputError
+
+FORMATS = ("torch", "safetensors")
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Name -> array of a torch zip file or a safetensors file, whichever its first bytes say.
+
+    A torch file holds the state dict itself or `{"model": state dict}`.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        # 8 bytes of length, then a JSON object.
+        content = _read_safetensors(path) if start[8:] == b"{" else read_torch_file(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
+    state = content.get("model", content)
+    if not isinstance(state, dict) or not state:
+        raise InputError(f"{path} holds no state dict: expected names mapped to tensors.")
+    for name, value in state.items():
+        if not isinstance(value, np.ndarray):
+            raise InputError(
+                f"{path} holds no state dict: {name!r} is a {type(value).__name__}, not a tensor; "
+                "expected names mapped to tensors, or such a dict under 'model'."
+            )
+    return dict(state)
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="np", backend="pread") as file:
+            state = file.get_tensors()
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file: {error}.") from error
+    # safetensors.torch.save_model writes tied parameters once, and notes the other names here.
+    aliases = {alias: name for alias, name in metadata.items() if name in state}
+    return state | {alias: state[name] for alias, name in aliases.items() if alias not in state}
+
+
+def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray], file_format: str) -> None:
+    """Writes a file of one of `FORMATS`: torch's as `{"model": state}`, safetensors bare.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if file_format == "torch":
+            write_torch_file(path, state)
+        else:
+            # The library reads the memory behind each array as if it were contiguous.
+            contiguous = {name: np.asarray(array, order="C") for name, array in state.items()}
+            safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} cannot be written: {error}.") from error

@@ -1,0 +1,50 @@
+"""Every setting of a run, as frozen dataclasses: one file a group, all of them named here."""
+
+from capret_jax.config.compare import (
+    NON_SEMANTIC_KEYS,
+    check_same_shapes,
+    check_same_training,
+    first_difference,
+)
+from capret_jax.config.config_dict import build, from_config_dict, to_config_dict
+from capret_jax.config.data import (
+    AugmentConfig,
+    CaptionConfig,
+    DataConfig,
+    PrepareConfig,
+    ReadConfig,
+    ViewConfig,
+)
+from capret_jax.config.evaluation import DetectionConfig, EmbeddingConfig, EvaluationConfig
+from capret_jax.config.experiment import ExperimentConfig
+from capret_jax.config.loss import LossConfig
+from capret_jax.config.mesh import MeshConfig
+from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
+from capret_jax.config.training import LoopConfig, OptimizerConfig
+
+__all__ = [
+    "NON_SEMANTIC_KEYS",
+    "SIZES",
+    "AugmentConfig",
+    "CaptionConfig",
+    "ComputeConfig",
+    "DataConfig",
+    "DetectionConfig",
+    "EmbeddingConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "LoopConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "ReadConfig",
+    "ViewConfig",
+    "build",
+    "check_same_shapes",
+    "check_same_training",
+    "first_difference",
+    "from_config_dict",
+    "to_config_dict",
+]

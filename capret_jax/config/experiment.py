@@ -1,0 +1,78 @@
+"""The configuration of a run: all groups of settings in one tree."""
+
+import dataclasses
+
+from capret_jax.config.data import DataConfig
+from capret_jax.config.evaluation import EmbeddingConfig, EvaluationConfig
+from capret_jax.config.loss import LossConfig
+from capret_jax.config.mesh import MeshConfig
+from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
+from capret_jax.config.training import LoopConfig, OptimizerConfig
+from capret_jax.errors import InputError
+
+MODES = ("train_and_evaluate", "train", "evaluate")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One run.
+
+    Attributes:
+        mode: one of `MODES`.
+        seed: of the parameters, the order of the data and all draws.
+        batch_size: B, global.
+        accumulation: parts of a batch that are computed one after the other, with the whole batch's
+            loss and gradients, at the price of a second forward pass.
+        init_from: folder of a converted checkpoint, or of a finished run, whose model a new run
+            starts from; empty starts from scratch. A run's own checkpoint comes before it.
+        embedding, model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
+            `model.embedding` follows `embedding.kind`.
+    """
+
+    mode: str = "train_and_evaluate"
+    seed: int = 0
+    batch_size: int = 64
+    accumulation: int = 1
+    init_from: str = ""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    model: ModelConfig = SIZES["base"]
+    compute: ComputeConfig = ComputeConfig()
+    data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        # One key to set, and every part of the program that has a model knows.
+        model = dataclasses.replace(self.model, embedding=self.embedding.kind)
+        object.__setattr__(self, "model", model)
+        if self.mode not in MODES:
+            raise InputError(f"config.mode={self.mode!r} is none of {', '.join(MODES)}.")
+        if min(self.batch_size, self.evaluation.batch_size, self.accumulation) < 1:
+            raise InputError(
+                "config.batch_size, config.evaluation.batch_size and config.accumulation must be "
+                "positive."
+            )
+        if self.data.max_tokens > self.model.max_positions:
+            raise InputError(
+                f"config.data.max_tokens={self.data.max_tokens} is more than "
+                f"config.model.max_positions={self.model.max_positions}."
+            )
+        if self.loss.vqa and not self.model.decoder_layers:
+            raise InputError(
+                "config.loss.vqa trains the answer decoder, which the model lacks: set "
+                "config.model.decoder_layers."
+            )
+        if self.loss.arcface and not self.data.views_per_identity:
+            raise InputError(
+                "config.loss.arcface learns identities, which config.data.views_per_identity=0 "
+                "keeps from it: set one of them."
+            )
+        looked = self.evaluation.detect or self.evaluation.detections
+        if self.embedding.kind != "image" and looked:
+            raise InputError(
+                f"config.embedding.kind={self.embedding.kind!r} reads a caption of every item, and "
+                "detected boxes have none: leave evaluation.detect and evaluation.detections out."
+            )

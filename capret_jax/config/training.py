@@ -1,0 +1,68 @@
+"""The training loop and the optimizer."""
+
+import dataclasses
+import re
+
+from capret_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Length of a run, and how often it logs, saves and evaluates.
+
+    Attributes:
+        steps: in the whole run.
+        log_every: steps between points of the training curve; a NaN is found no later.
+        checkpoint_every: steps between checkpoints; there is always one after the last step.
+        evaluate_every: steps between evaluations in training; 0 for none but the final one.
+    """
+
+    steps: int = 1000
+    log_every: int = 50
+    checkpoint_every: int = 500
+    evaluate_every: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"loop.{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101) as X2-VLM sets it.
+
+    Attributes:
+        learning_rate: peak rate.
+        warmup_steps: linear warm-up from 0, in steps.
+        decay: "linear" or "cosine", to 0 at the last step.
+        weight_decay: on matrices and embeddings; biases, norms and scales have none.
+        b1, b2, eps: Adam's moments.
+        clip_norm: largest global gradient norm; 0 turns clipping off.
+        rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
+            a parameter's path ("model/itm_head/up/kernel") scales its rate; 0 freezes it.
+        ema_decay: of the moving average of the model's parameters, which evaluation then uses;
+            0 keeps none.
+    """
+
+    learning_rate: float = 3e-5
+    warmup_steps: int = 100
+    decay: str = "linear"
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+    rate_multipliers: tuple[tuple[str, float], ...] = ()
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"optimizer.ema_decay={self.ema_decay} must be in [0, 1).")
+        if self.decay not in ("linear", "cosine"):
+            raise InputError(f"optimizer.decay={self.decay!r} is neither 'linear' nor 'cosine'.")
+        for pattern, _ in self.rate_multipliers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"optimizer.rate_multipliers: {pattern!r}: {error}") from error

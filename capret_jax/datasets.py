@@ -1,0 +1,74 @@
+"""From a config to the two splits of a dataset, prepared at first use, and their tokenizer."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+from transformers import PreTrainedTokenizerBase
+
+from capret_jax.config import DataConfig
+from capret_jax.data.items import read_items
+from capret_jax.data.pipeline import Split
+from capret_jax.data.preparation import prepare_deepfashion2
+from capret_jax.data.records import Records
+from capret_jax.data.tokenizer import build_vocabulary, load_tokenizer
+from capret_jax.errors import InputError
+from capret_jax.synthetic import builder as synthetic
+
+
+class Dataset(NamedTuple):
+    """The two splits, and the folder of the prepared dataset."""
+
+    train: Split
+    validation: Split
+    folder: pathlib.Path
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Opens a dataset; prepares it if it is not there.
+
+    Raises:
+        InputError: the folder cannot be written, a split is empty, or there is nothing to prepare.
+    """
+    builder = _open(config)
+    train, validation = (Records(builder, split) for split in ("train", "validation"))
+    return Dataset(
+        Split(train, read_items(train), config.read.cached_images),
+        Split(validation, read_items(validation)),
+        pathlib.Path(builder.data_path),
+    )
+
+
+def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
+    if config.name == "deepfashion2":
+        return prepare_deepfashion2(config.source_dir, config.prepared_dir, config.prepare)
+    try:
+        return synthetic.prepare(config.prepared_dir, config.variant)
+    except OSError as error:
+        raise InputError(
+            f"data.prepared_dir={config.prepared_dir!r} cannot hold the dataset "
+            f"({error.strerror}): set --config.data.prepared_dir to a folder with room."
+        ) from error
+
+
+def open_tokenizer(
+    config: DataConfig, captions: Iterable[str], workdir: pathlib.Path, vocab_size: int
+) -> PreTrainedTokenizerBase:
+    """The configured tokenizer, or one built from the training captions at first use.
+
+    Raises:
+        InputError: there is no such tokenizer, or it has more tokens than the model.
+    """
+    path = config.tokenizer
+    if not path:
+        path = str(workdir / "vocab.txt")
+        if not pathlib.Path(path).exists():
+            build_vocabulary(captions, path, vocab_size)
+    tokenizer = load_tokenizer(path)
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{path} has {len(tokenizer)} tokens and the model {vocab_size}: set "
+            f"--config.model.vocab_size={len(tokenizer)}."
+        )
+    return tokenizer

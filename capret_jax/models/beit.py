@@ -1,0 +1,211 @@
+"""The BEiT-v2 vision encoder (arXiv 2208.06366) as X2-VLM uses it, and its regions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from capret_jax.config import ComputeConfig, ModelConfig
+from capret_jax.config.model import PATCH_SIZE
+from capret_jax.errors import InputError
+from capret_jax.models.attention import attention
+from capret_jax.models.layers import (
+    Mlp,
+    dense,
+    drop_path,
+    layer_norm,
+    merge_heads,
+    run_layers,
+    split_heads,
+    split_key,
+)
+
+_EPSILON = 1e-6
+_MLP_RATIO = 4
+_CLS_ROWS = 3  # cls -> patch, patch -> cls, cls -> cls
+
+
+def relative_position_index(grid: int) -> np.ndarray:
+    """Row of the bias table for each pair of positions of a `grid` x `grid` image.
+
+    Returns:
+        (1+N, 1+N) int32. Patches i, j use (yi-yj+g-1)*(2g-1) + (xi-xj+g-1); the table's last three
+        rows are cls -> patch, patch -> cls and cls -> cls.
+    """
+    y, x = np.divmod(np.arange(grid * grid), grid)
+    rows = (
+        (y[:, None] - y[None, :] + grid - 1) * (2 * grid - 1) + x[:, None] - x[None, :] + grid - 1
+    )
+    table_rows = relative_position_rows(grid)
+    index = np.empty((1 + grid * grid, 1 + grid * grid), np.int32)
+    index[1:, 1:] = rows
+    index[0, :] = table_rows - 3
+    index[:, 0] = table_rows - 2
+    index[0, 0] = table_rows - 1
+    return index
+
+
+def relative_position_rows(grid: int) -> int:
+    """Rows of a block's bias table: all patch offsets and the three of the CLS position."""
+    return (2 * grid - 1) ** 2 + _CLS_ROWS
+
+
+class VisionAttention(nnx.Module):
+    """Self-attention with relative position bias; queries and values have a bias, keys none."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        width = config.vision_width
+        self.implementation = compute.attention
+        self.heads = config.vision_heads
+        self.grid = config.grid
+        self.qkv = dense(width, 3 * width, use_bias=False)
+        self.q_bias = nnx.Param(jnp.zeros((width,)))
+        self.v_bias = nnx.Param(jnp.zeros((width,)))
+        self.relative_position_bias = nnx.Param(
+            jnp.zeros((relative_position_rows(self.grid), self.heads))
+        )
+        self.out = dense(width, width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = jnp.concatenate(
+            [self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]]
+        )
+        query, key, value = (
+            split_heads(part, self.heads) for part in jnp.split(self.qkv(x) + bias, 3, axis=-1)
+        )
+        index = relative_position_index(self.grid)
+        position_bias = jnp.moveaxis(self.relative_position_bias[...][index], -1, 0)
+        attended = attention(
+            query, key, value, bias=position_bias, implementation=self.implementation
+        )
+        return self.out(merge_heads(attended))
+
+
+class VisionBlock(nnx.Module):
+    """Pre-norm transformer block with layer scale and stochastic depth."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        width = config.vision_width
+        self.norm1 = layer_norm(width, _EPSILON)
+        self.attention = VisionAttention(config, compute)
+        self.gamma_1 = nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32))
+        self.norm2 = layer_norm(width, _EPSILON)
+        self.mlp = Mlp(width, _MLP_RATIO * width)
+        self.gamma_2 = nnx.Param(jnp.full((width,), config.layer_scale, jnp.float32))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array | None = None,
+        drop_path_rate: float | jax.Array = 0.0,
+    ) -> jax.Array:
+        attention_key, mlp_key = split_key(key, 2)
+        branch = self.gamma_1[...] * self.attention(self.norm1(x))
+        x = x + drop_path(branch, drop_path_rate, attention_key)
+        branch = self.gamma_2[...] * self.mlp(self.norm2(x))
+        return x + drop_path(branch, drop_path_rate, mlp_key)
+
+
+class VisionEncoder(nnx.Module):
+    """Pixels to one embedding per patch, and their mean at position 0."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        width = config.vision_width
+        self.compute = compute
+        self.image_size = config.image_size
+        self.patch_embed = dense(PATCH_SIZE * PATCH_SIZE * 3, width)
+        self.cls_token = nnx.Param(jnp.zeros((width,)))
+        self.drop_path_rates = np.linspace(0.0, config.drop_path, config.vision_depth).tolist()
+        self.blocks = nnx.List([VisionBlock(config, compute) for _ in self.drop_path_rates])
+        self.norm = layer_norm(width, _EPSILON)
+
+    def embed_patches(self, pixels: jax.Array) -> jax.Array:
+        """(B, H, W, 3) normalised float -> (B, 1+N, D): the CLS token, then patches row by row."""
+        if pixels.shape[1:] != (self.image_size, self.image_size, 3):
+            raise InputError(
+                f"images of shape {pixels.shape} do not fit this model: it takes "
+                f"(B, {self.image_size}, {self.image_size}, 3)."
+            )
+        patches = self.patch_embed(_patchify(pixels).astype(self.patch_embed.kernel.dtype))
+        cls = jnp.broadcast_to(self.cls_token[...], (patches.shape[0], 1, patches.shape[2]))
+        return jnp.concatenate([cls.astype(patches.dtype), patches], axis=1)
+
+    def __call__(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """(B, H, W, 3) normalised float -> (B, 1+N, D); `key` turns stochastic depth on."""
+        x = self.embed_patches(pixels)
+        keys = split_key(key, len(self.blocks))
+        each = [
+            {"key": key, "drop_path_rate": rate}
+            for key, rate in zip(keys, self.drop_path_rates, strict=True)
+        ]
+        x = run_layers(self.blocks, x, (), each, self.compute)
+        # The CLS output itself is thrown away: BEiT-v2 classifies from the mean of the patches.
+        patches = self.norm(x[:, 1:])
+        return jnp.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1)
+
+
+def _patchify(pixels: jax.Array) -> jax.Array:
+    """(B, H, W, 3) -> (B, N, 16*16*3): what a 16x16 convolution of stride 16 sees."""
+    batch, height, width, channels = pixels.shape
+    rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
+    x = pixels.reshape(batch, rows, PATCH_SIZE, columns, PATCH_SIZE, channels)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+
+
+def region_mask(boxes: jax.Array, grid: int) -> jax.Array:
+    """Positions that belong to each box.
+
+    Args:
+        boxes: (R, 4) float x1, y1, x2, y2 in pixels of the model's input.
+        grid: patches along one side.
+
+    Returns:
+        (R, 1+N) float32 0/1: position 0, and every patch that the box touches (at least one).
+    """
+
+    def touched(low, high):
+        first = jnp.clip(jnp.floor(low / PATCH_SIZE), 0, grid - 1)
+        last = jnp.clip(jnp.ceil(high / PATCH_SIZE), first + 1, grid)
+        cells = jnp.arange(grid)
+        return (cells >= first[:, None]) & (cells < last[:, None])
+
+    rows, columns = touched(boxes[:, 1], boxes[:, 3]), touched(boxes[:, 0], boxes[:, 2])
+    patches = (rows[:, :, None] & columns[:, None, :]).reshape(len(boxes), -1)
+    return jnp.pad(patches, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
+
+
+def box_regions(image: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """M regions of each image, by their boxes.
+
+    Args:
+        image: (I, 1+N, D), the vision output.
+        boxes: (I*M, 4) cx, cy, w, h as fractions of the image, M in a row for each.
+
+    Returns:
+        (I*M, 1+N, D) as `pool_regions` makes them, and their (I*M, 1+N) float32 masks.
+    """
+    images, positions, width = image.shape
+    each = len(boxes) // images
+    grid = math.isqrt(positions - 1)
+    corners = jnp.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    mask = region_mask(corners * grid * PATCH_SIZE, grid)
+    # Broadcast and folded, not repeated: under a sharded first axis nothing moves.
+    copies = jnp.broadcast_to(image[:, None], (images, each, positions, width))
+    return pool_regions(copies.reshape(-1, positions, width), mask), mask
+
+
+def pool_regions(image: jax.Array, mask: jax.Array) -> jax.Array:
+    """Region embeddings: position 0 becomes the mean over the region's patches.
+
+    Args:
+        image: (R, 1+N, D), the vision output of each region's image.
+        mask: (R, 1+N) 0/1 from `region_mask`.
+
+    Returns:
+        (R, 1+N, D), all patches kept.
+    """
+    patch_mask = mask[:, 1:, None].astype(image.dtype)
+    pooled = (image[:, 1:] * patch_mask).sum(axis=1) / jnp.maximum(patch_mask.sum(axis=1), 1)
+    return jnp.concatenate([pooled[:, None], image[:, 1:]], axis=1)

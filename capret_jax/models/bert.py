@@ -1,0 +1,185 @@
+"""The BERT text encoder (arXiv 1810.04805), and the layer it shares with the fusion encoder."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from capret_jax.config import ComputeConfig, ModelConfig
+from capret_jax.errors import InputError
+from capret_jax.models.attention import attention
+from capret_jax.models.layers import (
+    Mlp,
+    dense,
+    dropout,
+    embedding,
+    layer_norm,
+    merge_heads,
+    run_layers,
+    split_heads,
+    split_key,
+)
+
+KeysValues = tuple[jax.Array, jax.Array]
+
+EPSILON = 1e-12
+_TOKEN_TYPES = 2
+
+
+class TextEmbeddings(nnx.Module):
+    """Token + position + token type (always 0), normalised."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.text_width
+        self.dropout_rate = config.dropout
+        self.word = embedding(config.vocab_size, width)
+        self.position = embedding(config.max_positions, width)
+        self.token_type = embedding(_TOKEN_TYPES, width)
+        self.norm = layer_norm(width, EPSILON)
+
+    def __call__(
+        self, token_ids: jax.Array, key: jax.Array | None = None, start: jax.Array | int = 0
+    ) -> jax.Array:
+        """(B, T) ids at the positions from `start` on -> (B, T, D); `key` turns dropout on."""
+        positions, limit = token_ids.shape[1], self.position.num_embeddings
+        if positions > limit:
+            raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
+        position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
+        # `self.word(...)` would look up in float32, whatever the table's type.
+        x = jnp.take(self.word.embedding[...], token_ids, axis=0) + position
+        x = x + self.token_type.embedding[0]
+        return dropout(self.norm(x), self.dropout_rate, key)
+
+
+class BertAttention(nnx.Module):
+    """Multi-head attention, residual and post-norm. Keys and values may come from elsewhere.
+
+    There may be K times as many rows of queries as of keys: K consecutive rows then look at the
+    same keys, so that one image serves several texts without being copied.
+
+    The attention weights themselves are not dropped: fused attention kernels cannot.
+    """
+
+    def __init__(self, config: ModelConfig, context_width: int):
+        width = config.text_width
+        self.heads = config.text_heads
+        self.dropout_rate = config.dropout
+        self.query = dense(width, width)
+        self.key = dense(context_width, width)
+        self.value = dense(context_width, width)
+        self.out = dense(width, width)
+        self.norm = layer_norm(width, EPSILON)
+
+    def __call__(
+        self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        """x (B*K, T, D), context (B, S, D'), mask (B, [T,] S) 0/1 or None -> (B*K, T, D)."""
+        return self.attend(x, self.keys_values(context), mask, key)
+
+    def keys_values(self, context: jax.Array) -> KeysValues:
+        """context (B, S, D') -> keys and values (B, S, H, D/H)."""
+        keys, values = self.key(context), self.value(context)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
+
+    def attend(
+        self,
+        x: jax.Array,
+        keys_values: KeysValues,
+        mask: jax.Array | None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """x (B*K, T, D), keys and values (B, S, H, D/H) -> (B*K, T, D).
+
+        Raises:
+            InputError: the rows of queries are no multiple of the rows of keys.
+        """
+        if len(x) % len(keys_values[0]):
+            raise InputError(
+                f"{len(x)} texts cannot share {len(keys_values[0])} images or questions evenly: "
+                "give K texts for each, one after the other."
+            )
+        query = split_heads(self.query(x), self.heads)
+        query = query.reshape(len(keys_values[0]), -1, *query.shape[2:])
+        update = merge_heads(attention(query, *keys_values, mask=mask)).reshape(x.shape)
+        return self.norm(x + dropout(self.out(update), self.dropout_rate, key))
+
+
+class BertLayer(nnx.Module):
+    """Self-attention, cross-attention when `context_width` is given, and a feed-forward network."""
+
+    def __init__(self, config: ModelConfig, context_width: int | None = None):
+        width = config.text_width
+        self.dropout_rate = config.dropout
+        self.attention = BertAttention(config, width)
+        if context_width is not None:
+            self.cross_attention = BertAttention(config, context_width)
+        self.mlp = Mlp(width, config.text_hidden)
+        self.norm = layer_norm(width, EPSILON)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """x (B*K, T, D), mask (B*K, [T,] T), context (B, S, D'), its mask (B, S) -> (B*K, T, D)."""
+        self_key, cross_key, mlp_key = split_key(key, 3)
+        x = self.attention(x, x, mask, self_key)
+        if context is not None:
+            x = self.cross_attention(x, context, context_mask, cross_key)
+        return self.norm(x + dropout(self.mlp(x), self.dropout_rate, mlp_key))
+
+    def step(
+        self,
+        x: jax.Array,
+        position: jax.Array | int,
+        cache: KeysValues,
+        context: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Some positions of a text that is written left to right, given those before.
+
+        Args:
+            x: (B*K, T, D), the states at `position` and after.
+            position: of the first of them.
+            cache: this layer's keys and values (B*K, L, H, D/H), valid before `position`.
+            context: of the cross-attention, (B, S, H, D/H).
+
+        Returns:
+            (B*K, T, D), and the cache with these positions filled in.
+        """
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
+            for old, new in zip(cache, self.attention.keys_values(x), strict=True)
+        )
+        written = position + jnp.arange(x.shape[1])
+        visible = jnp.arange(keys.shape[1]) <= written[:, None]
+        mask = jnp.broadcast_to(visible, (len(x), *visible.shape))
+        x = self.attention.attend(x, (keys, values), mask)
+        if context is not None:
+            x = self.cross_attention.attend(x, context, mask=None)
+        return self.norm(x + self.mlp(x)), (keys, values)
+
+
+def causal_mask(token_mask: jax.Array) -> jax.Array:
+    """(B, T) 0/1 -> (B, T, T): each token sees the real tokens up to itself."""
+    positions = token_mask.shape[1]
+    return jnp.tril(jnp.ones((positions, positions), bool)) & (token_mask[:, None, :] > 0)
+
+
+class TextEncoder(nnx.Module):
+    """Token ids to contextual embeddings; the text's feature is position 0, [CLS]."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        self.compute = compute
+        self.embeddings = TextEmbeddings(config)
+        self.layers = nnx.List([BertLayer(config) for _ in range(config.text_layers)])
+
+    def __call__(
+        self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """(B, T) int ids, (B, [T,] T) 0/1 mask -> (B, T, D); `key` turns dropout on."""
+        first, *rest = split_key(key, 1 + len(self.layers))
+        x = self.embeddings(token_ids, first)
+        each = [{"key": layer_key} for layer_key in rest]
+        return run_layers(self.layers, x, (token_mask,), each, self.compute)

@@ -1,0 +1,120 @@
+"""Matrix-product FLOPs: of a traced program, and of the mathematics that it has to do."""
+
+import math
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from capret_jax.config import LossConfig, ModelConfig
+from capret_jax.config.model import PATCH_SIZE
+from capret_jax.data.masking import MAX_MASKED
+
+_MLP_RATIO = 4
+
+
+def program_flops(jaxpr: Jaxpr) -> float:
+    """FLOPs of all matrix products and kernels, of all devices together.
+
+    Loops count as often as they run, what is recomputed counts again, and kernels what they
+    declare; element-wise work does not count.
+    """
+    return sum(_flops(equation) for equation in jaxpr.eqns)
+
+
+def _flops(equation) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    if name == "pallas_call":
+        estimate = params["cost_estimate"]
+        if estimate is None:
+            raise ValueError(f"the kernel {params['name_and_src_info']} declares no cost")
+        return float(estimate.flops)
+    inside = [program_flops(inner) for inner in _inner(params)]
+    if name == "cond":
+        return max(inside)
+    times = params["length"] if name == "scan" else 1
+    if name == "shard_map":
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return times * sum(inside)
+
+
+def _inner(params: dict) -> list[Jaxpr]:
+    values = [
+        value
+        for param in params.values()
+        for value in (param if isinstance(param, tuple | list) else (param,))
+    ]
+    return [
+        value.jaxpr if isinstance(value, ClosedJaxpr) else value
+        for value in values
+        if isinstance(value, ClosedJaxpr | Jaxpr)
+    ]
+
+
+def ideal_embedding_flops(config: ModelConfig, images: int) -> float:
+    """Of embedding images: each product once."""
+    return images * (_vision(config) + 2 * config.vision_width * config.embed_dim)
+
+
+def ideal_step_flops(
+    config: ModelConfig, loss: LossConfig, images: int, items: int, tokens: int, classes: int
+) -> float:
+    """Of a training step: three times the forward pass's, nothing computed twice.
+
+    Keys and values of an image are projected once for all texts that look at it.
+
+    Args:
+        config: the model.
+        loss: which terms are weighted.
+        images, items: I pictures and B items of the global batch.
+        tokens: T.
+        classes: C of the ArcFace head.
+    """
+    forward = images * _vision(config) + items * 2 * config.vision_width * config.embed_dim
+    if loss.text:
+        forward += items * (_text(config, tokens) + 2 * config.text_width * config.embed_dim)
+    if loss.itc:
+        forward += 2 * items**2 * config.embed_dim
+    if loss.itm:
+        forward += items * 3 * _fusion(config, tokens)
+    elif loss.box:
+        forward += items * _fusion(config, tokens)
+    if loss.mlm:
+        head = 2 * MAX_MASKED * config.text_width * (config.text_width + config.vocab_size)
+        forward += items * (_text(config, tokens) + _fusion(config, tokens) + head)
+    if loss.itm or loss.box or loss.mlm:
+        forward += images * _keys_values(config)
+    if loss.arcface:
+        forward += 2 * items * classes * config.embed_dim
+    return 3 * forward
+
+
+def _vision(config: ModelConfig) -> float:
+    patches, width = config.grid**2, config.vision_width
+    tokens = 1 + patches
+    block = 2 * tokens * width * (4 + 2 * _MLP_RATIO) * width + 4 * tokens**2 * width
+    return config.vision_depth * block + 2 * patches * 3 * PATCH_SIZE**2 * width
+
+
+def _text(config: ModelConfig, tokens: int) -> float:
+    return config.text_layers * _bert_layer(config, tokens)
+
+
+def _bert_layer(config: ModelConfig, tokens: int) -> float:
+    width = config.text_width
+    products = 4 * width + 2 * config.text_hidden
+    return 2 * tokens * width * products + 4 * tokens**2 * width
+
+
+def _fusion(config: ModelConfig, tokens: int) -> float:
+    """One text with its image, but for the image's keys and values."""
+    width, seen = config.text_width, 1 + config.grid**2
+    cross = 2 * tokens * width * 2 * width + 4 * tokens * seen * width
+    return config.fusion_layers * (_bert_layer(config, tokens) + cross)
+
+
+def _keys_values(config: ModelConfig) -> float:
+    seen = 1 + config.grid**2
+    return config.fusion_layers * 4 * seen * config.vision_width * config.text_width

@@ -1,0 +1,100 @@
+"""Whole files to our parameters and back, on the golden files."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from capret_jax.checkpoints.conversion import from_reference, to_reference
+from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.config import SIZES
+from capret_jax.errors import InputError
+from tests.conftest import DATA
+
+FRESH = {
+    "pretrain": [],
+    "vqa": ["bbox_head", "itm_head", "mlm_head", "temperature", "text_proj", "vision_proj"],
+    "caption": ["bbox_head", "itm_head", "temperature", "text_proj", "vision_proj"],
+}
+
+
+@pytest.fixture(scope="module", params=FRESH)
+def golden_file(request):
+    return request.param, read_state_dict(DATA / f"x2vlm_tiny_{request.param}.th")
+
+
+@pytest.fixture(scope="module")
+def converted(golden_file):
+    return from_reference(golden_file[1])
+
+
+def test_what_the_file_lacks_is_fresh_and_said(golden_file, converted):
+    missing = converted.report.missing.values()
+    assert sorted({path.split("/")[0] for path in missing}) == FRESH[golden_file[0]]
+    arrays = flatten_dict(converted.params, sep="/")
+    given = {path for paths in converted.report.used.values() for path in paths}
+    assert given | set(missing) == arrays.keys()
+    kernels = [arrays[path] for path in missing if path.endswith("kernel")]
+    assert all(0.01 < kernel.std() < 1 for kernel in kernels)
+
+
+def test_the_way_back_is_exact(golden_file, converted):
+    state, kind = golden_file[1], converted.report.kind
+    back = to_reference(converted.params, converted.config, kind, converted.carried)
+    assert back.keys() == state.keys()
+    for name, array in state.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_float_types_are_accepted_and_said(golden_state, dtype):
+    state = {
+        name: array.astype(dtype) if array.dtype == np.float32 else array
+        for name, array in golden_state.items()
+    }
+    converted = from_reference(state)
+    name = np.dtype(dtype).name
+    how = "by rounding" if dtype is np.float64 else "exactly"
+    assert converted.report.notes == [f"164 tensors of {name} were converted to float32 {how}"]
+    token = converted.params["vision"]["cls_token"]
+    assert token.dtype == np.float32
+    expected = state["vision_encoder.cls_token"].reshape(-1).astype(np.float32)
+    np.testing.assert_array_equal(token, expected)
+
+
+def test_a_tie_that_is_none_is_said_and_kept_for_the_way_back(golden_state):
+    name = "text_encoder.cls.predictions.decoder.weight"
+    other = golden_state[name] + 1
+    converted = from_reference(golden_state | {name: other})
+    assert name in converted.report.notes[0]
+    back = to_reference(converted.params, converted.config, "pretrain", converted.carried)
+    np.testing.assert_array_equal(back[name], other)
+
+
+def test_parts_that_a_kind_does_not_have_stay_behind(golden_params):
+    back = to_reference(golden_params, SIZES["tiny"], "retrieval")
+    assert not any(name.startswith(("bbox_head", "text_encoder.cls")) for name in back)
+    assert "text_encoder.embeddings.word_embeddings.weight" in back
+
+
+def test_parts_that_a_model_does_not_have_cannot_go_home(golden_params):
+    with pytest.raises(InputError, match="a vqa checkpoint has a decoder"):
+        to_reference(golden_params, SIZES["tiny"], "vqa")
+
+
+def test_files_of_another_family_are_refused(golden_state):
+    with pytest.raises(InputError, match=r"no vision_encoder\.blocks"):
+        from_reference({"weight": np.zeros(3, np.float32)})
+    beit = {"cls_token": np.zeros((1, 1, 64), np.float32)}
+    with pytest.raises(InputError, match="needs --bert=FILE"):
+        from_reference(beit)
+
+
+def test_an_unknown_size_is_refused(golden_state):
+    wide = {
+        name: np.zeros((80, *array.shape[1:]), np.float32) if "norm1" in name else array
+        for name, array in golden_state.items()
+    }
+    with pytest.raises(InputError, match="width 80 is of no known size .*base 768"):
+        from_reference(wide)

@@ -1,0 +1,83 @@
+"""Converted models as folders."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.checkpoints.conversion import from_reference
+from capret_jax.checkpoints.converted import (
+    is_converted,
+    load_carried,
+    load_params,
+    on_one_device,
+    read_card,
+    save_converted,
+)
+from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.errors import InputError
+from capret_jax.models.x2vlm import abstract_model
+from tests.conftest import DATA
+
+
+@pytest.fixture(scope="module")
+def converted():
+    return from_reference(read_state_dict(DATA / "x2vlm_tiny_caption.th"))
+
+
+@pytest.fixture
+def folder(converted, tmp_path):
+    save_converted(tmp_path / "sub" / "model", converted)
+    return tmp_path / "sub" / "model"
+
+
+def test_what_was_saved_is_loaded(folder, converted):
+    card = read_card(folder)
+    assert (card.config, card.kind) == (converted.config, "caption_mlm")
+    assert card.fresh == list(converted.report.missing.values())
+    params = load_params(folder, on_one_device(abstract_model(card.config)[1]))
+    jax.tree.map(np.testing.assert_array_equal, params, converted.params)
+    carried = load_carried(folder)
+    np.testing.assert_array_equal(
+        carried["crit_mask_lm_smoothed.one_hot"],
+        converted.carried["crit_mask_lm_smoothed.one_hot"],
+    )
+    report = json.loads((folder / "report.json").read_text())
+    assert report["kind"] == "caption_mlm" and len(report["missing"]) == 17
+
+
+def test_nothing_else_is_left_beside_it(folder):
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_is_replaced_only_on_request(folder, converted):
+    with pytest.raises(InputError, match="exists; add --overwrite"):
+        save_converted(folder, converted)
+    (folder / "report.json").write_text("{}")
+    save_converted(folder, converted, overwrite=True)
+    assert json.loads((folder / "report.json").read_text())["kind"] == "caption_mlm"
+
+
+def test_what_is_no_checkpoint_is_never_replaced(tmp_path, converted):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds other things"):
+        save_converted(tmp_path / "thesis", converted, overwrite=True)
+    assert not is_converted(tmp_path / "thesis")
+    save_converted(tmp_path / "mixed", converted)
+    (tmp_path / "mixed" / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="holds other things"):
+        save_converted(tmp_path / "mixed", converted, overwrite=True)
+
+
+def test_a_damaged_folder_is_refused(folder, converted):
+    (folder / "model.json").write_text("{}")
+    with pytest.raises(InputError, match=r"model\.json is no model config"):
+        read_card(folder)
+    abstract = on_one_device(abstract_model(converted.config)[1])
+    with pytest.raises(InputError, match="params cannot be read"):
+        load_params(folder.parent, abstract)
+    (folder / "params" / "state" / "_METADATA").write_text("{")
+    with pytest.raises(InputError, match="params cannot be read"):
+        load_params(folder, abstract)

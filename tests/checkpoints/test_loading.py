@@ -1,0 +1,151 @@
+"""Models from their folders: converted and trained, at any image size."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import capret_jax
+from capret_jax.checkpoints.conversion import from_reference
+from capret_jax.checkpoints.converted import save_converted
+from capret_jax.checkpoints.loading import load_model
+from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.errors import InputError
+from capret_jax.models.beam_search import BeamConfig
+from capret_jax.models.caption_generation import SpecialTokens
+from capret_jax.models.x2vlm import X2VLM
+from tests.conftest import DATA
+
+
+@pytest.fixture(scope="session")
+def converted_dirs(tmp_path_factory):
+    """Folders as convert_torch_ckpt.py writes them, by kind."""
+    root = tmp_path_factory.mktemp("converted")
+    for kind in ("pretrain", "vqa", "caption"):
+        state = read_state_dict(DATA / f"x2vlm_tiny_{kind}.th")
+        save_converted(root / kind, from_reference(state))
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(converted_dirs):
+    return capret_jax.load_model(converted_dirs / "pretrain")
+
+
+def check(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+
+
+def test_the_whole_interface_equals_the_reference(model, golden):
+    mask = golden["text_mask"]
+    image = model.encode_image(golden["image"])
+    check(image, golden["vision_embeds"])
+    regions = model.pool_regions(image[golden["region_image_index"]], golden["region_mask"])
+    check(regions, golden["region_embeds"])
+    text = model.encode_text(golden["text_ids"], mask)
+    check(text, golden["text_embeds"])
+    fused = model.fuse(text, mask, image)
+    check(fused, golden["cross_embeds"])
+    rows = np.array([0, 1, 2, 0])
+    masked = model.fuse(text[rows], mask[rows], regions, golden["region_mask"])
+    check(masked, golden["region_text_cross"])
+    check(model.image_features(image), golden["image_feat"])
+    check(model.text_features(text), golden["text_feat"])
+    check(model.match_logits(fused), golden["itm_logits_matched"])
+    check(model.predict_boxes(fused), golden["box_pred_cxcywh"])
+    assert model.masked_lm_logits(fused).shape == (*mask.shape, 120)
+
+
+@pytest.mark.parametrize("image_size", [None, 96, 32])
+def test_any_image_size_is_taken(converted_dirs, image_size):
+    expected = np.load(DATA / "x2vlm_tiny_pretrain_at96.npz")
+    model = load_model(converted_dirs / "pretrain", image_size)
+    assert model.config.image_size == (image_size or 64)
+    check(model.encode_image(expected["image"].transpose(0, 2, 3, 1)), expected["vision_embeds"])
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 40, 3), (1, 64, 32, 3), (64, 64, 3), (1, 64, 64, 1)])
+def test_impossible_images_are_refused(model, shape):
+    with pytest.raises(InputError, match="40|must be"):
+        model.encode_image(np.zeros(shape, np.float32))
+
+
+def test_each_shape_is_compiled_once(model, golden, monkeypatch):
+    traces = []
+    original = X2VLM.text_features
+    counted = lambda self, text: (traces.append(text.shape), original(self, text))[1]  # noqa: E731
+    monkeypatch.setattr(X2VLM, "text_features", counted)
+    text = golden["text_embeds"]
+    for batch in (3, 3, 2, 3, 2):
+        model.text_features(text[:batch])
+    assert traces == [(3, 12, 48), (2, 12, 48)]
+
+
+def test_texts_share_an_image(model, golden):
+    image = model.encode_image(golden["image"][:1])
+    text = model.encode_text(golden["text_ids"], golden["text_mask"])
+    together = model.fuse(text, golden["text_mask"], image)
+    repeated = model.fuse(text, golden["text_mask"], np.repeat(image, 3, axis=0))
+    np.testing.assert_allclose(together, repeated, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("texts, images", [(1, 3), (2, 3)])
+def test_texts_that_cannot_share_images_evenly_are_refused(model, golden, texts, images):
+    image = model.encode_image(golden["image"][:images])
+    text, mask = golden["text_embeds"][:texts], golden["text_mask"][:texts]
+    with pytest.raises(InputError, match=f"{texts} texts cannot share {images} images"):
+        model.fuse(text, mask, image)
+
+
+def test_raw_pixels_are_refused(model):
+    with pytest.raises(InputError, match=r"uint8 .*normalize_pixels"):
+        model.encode_image(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_a_part_that_the_file_did_not_hold_is_not_used(converted_dirs):
+    model = load_model(converted_dirs / "vqa")
+    image = model.encode_image(np.zeros((1, 64, 64, 3), np.float32))
+    with pytest.raises(InputError, match="held no vision_proj"):
+        model.image_features(image)
+    with pytest.raises(InputError, match="held no mlm_head"):
+        model.write_captions(image, np.array([2]), SpecialTokens(4, 3))
+
+
+def test_questions_are_answered(converted_dirs, model):
+    vqa = np.load(DATA / "x2vlm_tiny_vqa.npz")
+    answerer = load_model(converted_dirs / "vqa")
+    image = answerer.encode_image(vqa["image"].transpose(0, 2, 3, 1))
+    text = answerer.encode_text(vqa["question_ids"], vqa["question_mask"])
+    question = answerer.fuse(text, vqa["question_mask"], image)
+    arguments = vqa["answer_ids"], vqa["answer_mask"], question, vqa["question_mask"], 5
+    rows, _ = answerer.rank_answers(*arguments)
+    np.testing.assert_array_equal(rows, vqa["top_ids"])
+    with pytest.raises(InputError, match="no answer decoder"):
+        model.rank_answers(*arguments)
+    with pytest.raises(InputError, match="k=9 must be between 1 and the 8 answers"):
+        answerer.rank_answers(*arguments[:-1], 9)
+
+
+def test_captions_are_written(converted_dirs):
+    caption = np.load(DATA / "x2vlm_tiny_caption.npz")
+    model = load_model(converted_dirs / "caption")
+    image = model.encode_image(caption["image"].transpose(0, 2, 3, 1))
+    config = BeamConfig(beams=3, min_tokens=3, max_tokens=8)
+    texts, _ = model.write_captions(image, caption["prompt_ids"], SpecialTokens(4, 3), config)
+    np.testing.assert_array_equal(texts, caption["beams3"][:, :8])
+
+
+def test_folders_without_a_model_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"neither a converted checkpoint .* nor the workdir"):
+        load_model(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="no complete checkpoint yet"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("image_size", [None, 96])
+def test_parameters_are_on_the_device(converted_dirs, image_size):
+    model = load_model(converted_dirs / "pretrain", image_size)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params))
+    assert dataclasses.asdict(model.config)["vision_width"] == 64

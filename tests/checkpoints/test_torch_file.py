@@ -1,0 +1,154 @@
+"""torch's zip files, written and read without torch; nothing else is read, and nothing is run."""
+
+import argparse
+import io
+import pickle
+import tarfile
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from capret_jax.checkpoints.torch_file import read_torch_file, write_torch_file
+from capret_jax.errors import InputError
+from tests.conftest import DATA
+
+
+class Runs:
+    """What a malicious pickle looks like: a call of any function at all."""
+
+    def __reduce__(self):
+        return print, ("code of the file ran",)
+
+
+@pytest.fixture
+def state():
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(3, 4)).astype(np.float32)
+    return {
+        "matrix": matrix,
+        "transposed": matrix.T,
+        "scalar": np.full((), 0.07, np.float32),
+        "index": np.arange(6).reshape(2, 3),
+        "half": matrix.astype(np.float16),
+        "brain": matrix.astype(ml_dtypes.bfloat16),
+        "empty": np.zeros((0, 2), np.float32),
+    }
+
+
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+def test_what_was_written_is_read(state, tmp_path):
+    write_torch_file(tmp_path / "x.th", state)
+    same(read_torch_file(tmp_path / "x.th")["model"], state)
+
+
+def test_arrays_lie_where_torch_can_map_them(state, tmp_path):
+    write_torch_file(tmp_path / "x.th", state)
+    with zipfile.ZipFile(tmp_path / "x.th") as archive:
+        entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
+    starts = [e.header_offset + 30 + len(e.filename) + len(e.extra) for e in entries]
+    assert len(starts) == len(state)
+    assert not any(start % 64 for start in starts)
+
+
+def test_an_array_under_two_names_is_written_once(tmp_path):
+    large = np.zeros(10_000, np.float32)
+    write_torch_file(tmp_path / "x.th", {"table": large, "decoder": large})
+    assert (tmp_path / "x.th").stat().st_size < 1.5 * large.nbytes
+
+
+@pytest.mark.torch
+def test_torch_reads_what_was_written(state, tmp_path):
+    torch = pytest.importorskip("torch")
+    write_torch_file(tmp_path / "x.th", state | {"tied": state["matrix"]})
+    for mmap in (False, True):
+        loaded = torch.load(tmp_path / "x.th", weights_only=True, mmap=mmap)["model"]
+        assert loaded["tied"].data_ptr() == loaded["matrix"].data_ptr()
+        assert loaded.pop("brain").dtype == torch.bfloat16
+        same(
+            {name: tensor.numpy() for name, tensor in loaded.items()},
+            {name: array for name, array in state.items() if name != "brain"}
+            | {"tied": state["matrix"]},
+        )
+
+
+@pytest.mark.torch
+def test_a_script_with_arguments_beside_the_weights_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    args = argparse.Namespace(rate=0.1)
+    torch.save({"model": {"w": torch.ones(2)}, "args": args, "epoch": 3}, tmp_path / "x.th")
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "x.th")["model"]["w"], [1, 1])
+
+
+def zip_with_pickle(path, content: bytes):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", content)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, capsys):
+    path = tmp_path / "evil.th"
+    zip_with_pickle(path, pickle.dumps({"model": Runs()}))
+    with pytest.raises(InputError, match=r"evil\.th was refused: .* names builtins\.print"):
+        read_torch_file(path)
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps({"model": Runs()}, protocol=protocol))
+        with pytest.raises(InputError, match=r"bare pickle.*names .*builtin.*\.print"):
+            read_torch_file(path)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.5, 0.01])
+def test_a_file_cut_short_is_refused(tmp_path, kept):
+    whole = (DATA / "x2vlm_tiny_vqa.th").read_bytes()
+    (tmp_path / "cut.th").write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(InputError, match=r"cut\.th is cut short: [\d,]+ bytes"):
+        read_torch_file(tmp_path / "cut.th")
+
+
+def test_flipped_bytes_are_refused(tmp_path):
+    data = bytearray((DATA / "x2vlm_tiny_vqa.th").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    (tmp_path / "bad.th").write_bytes(data)
+    with pytest.raises(InputError, match=r"bad\.th is damaged: BadZipFile"):
+        read_torch_file(tmp_path / "bad.th")
+
+
+def test_a_legacy_tar_file_says_how_to_save_it_again(tmp_path):
+    with tarfile.open(tmp_path / "old.th", "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    message = r"tar archive of torch before 0\.1\.10.*torch\.save\(torch\.load\(old"
+    with pytest.raises(InputError, match=message):
+        read_torch_file(tmp_path / "old.th")
+
+
+def test_a_tar_archive_around_a_checkpoint_is_to_be_unpacked(tmp_path):
+    with tarfile.open(tmp_path / "release.tar", "w") as archive:
+        archive.add(DATA / "x2vlm_tiny_vqa.th", "run/checkpoint_best.pth")
+    with pytest.raises(InputError, match=r"\(run/checkpoint_best\.pth, \.\.\.\); unpack it"):
+        read_torch_file(tmp_path / "release.tar")
+
+
+def test_a_legacy_pickle_file_says_how_to_save_it_again(tmp_path):
+    magic = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+    (tmp_path / "old.th").write_bytes(magic + pickle.dumps(1001, protocol=2) + b"more")
+    with pytest.raises(InputError, match=r"before 1\.6.*torch\.save\(torch\.load\(old"):
+        read_torch_file(tmp_path / "old.th")
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "notes.th").write_text("not a checkpoint")
+    with pytest.raises(InputError, match=r"notes\.th is neither"):
+        read_torch_file(tmp_path / "notes.th")
+    with zipfile.ZipFile(tmp_path / "empty.th", "w"):
+        pass
+    with pytest.raises(InputError, match=r"empty\.th is not a readable torch file"):
+        read_torch_file(tmp_path / "empty.th")

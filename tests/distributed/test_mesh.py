@@ -1,0 +1,71 @@
+"""What is sharded how: a golden table for base and large, and meshes that do not fit."""
+
+import json
+
+import jax
+import pytest
+
+from capret_jax.config import SIZES, MeshConfig, OptimizerConfig
+from capret_jax.distributed.mesh import make_mesh, param_shardings, path_name
+from capret_jax.errors import InputError
+from capret_jax.train.optimizer import make_optimizer
+from capret_jax.train.state import abstract_state
+from tests.conftest import DATA
+
+GOLDEN = DATA / "shardings.json"
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(2, 2, 2))
+
+
+def specs(tree) -> dict[str, str]:
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {path_name(path): str(leaf.sharding.spec) for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_every_parameter_lies_as_the_golden_table_says(size, mesh):
+    """To renew it: python -m tests.test_mesh"""
+    assert table(size, mesh) == json.loads(GOLDEN.read_text())[size]
+
+
+def table(size, mesh) -> dict[str, str]:
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    return specs(abstract_state(SIZES[size], 4096, optimizer, mesh).params)
+
+
+def test_the_optimiser_lies_as_its_parameters_do(mesh):
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    state = abstract_state(SIZES["base"], 4096, optimizer, mesh)
+    params, moments = specs(state.params), specs(state.opt_state)
+    for path, spec in params.items():
+        assert [s for p, s in moments.items() if p.endswith(f"/{path}")] == [spec, spec]
+
+
+def test_the_arcface_head_is_padded_and_split_over_all_devices(mesh):
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    head = abstract_state(SIZES["base"], 1_000_000, optimizer, mesh, 2).params["arcface"]
+    width = SIZES["base"].embed_dim
+    assert head.shape == (1_000_192, 2, width)  # the next multiple of 256
+    assert head.sharding.shard_shape(head.shape) == (1_000_192 // 8, 2, width)
+
+
+def test_what_does_not_divide_stays_whole():
+    mesh = make_mesh(MeshConfig(1, 2, 4))
+    shapes = {"up": {"kernel": jax.ShapeDtypeStruct((1024, 1026), "float32")}}
+    (sharding,) = jax.tree.leaves(param_shardings(mesh, shapes))
+    assert sharding.spec == jax.sharding.PartitionSpec("fsdp", None)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(3), MeshConfig(fsdp=3), MeshConfig(tensor=0)])
+def test_a_mesh_that_does_not_match_the_devices_is_refused(config):
+    with pytest.raises(InputError, match="does not match 8 devices"):
+        make_mesh(config)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    tables = {size: table(size, make_mesh(MeshConfig(2, 2, 2))) for size in ("base", "large")}
+    GOLDEN.write_text(json.dumps(tables, indent=1) + "\n")

@@ -1,0 +1,82 @@
+"""Flags that contradict each other, and clusters that are not there."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from capret_jax.distributed.process_group import join, label
+from capret_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("localhost:1", 2, None, False), "belong together"),
+        ((None, 2, 0, False), "belong together"),
+        (("localhost:1", 2, 0, True), "or --distributed"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        join(*arguments)
+
+
+def test_processes_that_cannot_be_joined_are_refused():
+    # Only a process that has not touched a device yet gets that far.
+    program = """
+from capret_jax.errors import InputError
+from capret_jax.distributed.process_group import join
+
+for arguments in (("localhost:1", 2, 2, False), (None, None, None, True)):
+    try:
+        join(*arguments)
+    except InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    index, cluster = done.stdout.splitlines()
+    assert "process_id < num_processes" in index
+    assert cluster.endswith("start it with srun, mpirun or on a TPU pod")
+
+
+def test_a_process_on_its_own_has_no_label():
+    join(None, None, None, False)
+    assert label() == ""
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others():
+    program = """
+import sys, time
+from capret_jax.command_line import run
+from capret_jax.errors import InputError
+from capret_jax.distributed.process_group import join
+
+def main(argv):
+    join(argv[1], 2, int(argv[2]), False)
+    if argv[2] == "1":
+        raise InputError("wrong here")
+    time.sleep(60)
+
+run(main)
+"""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", program, address, str(index)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    )
+    try:
+        _, errors = second.communicate(timeout=30)
+        assert second.returncode == 2
+        assert errors.splitlines()[-1] == "error in process 1 of 2: wrong here"
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()

@@ -1,0 +1,90 @@
+"""VQA against the reference: question states, decoder, ranking and loss."""
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.checkpoints.conversion import from_reference
+from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.models.answer_generation import answer_losses, rank_answers
+from capret_jax.models.x2vlm import abstract_model, bind
+from tests.conftest import DATA
+
+
+@pytest.fixture(scope="module")
+def vqa():
+    return dict(np.load(DATA / "x2vlm_tiny_vqa.npz"))
+
+
+@pytest.fixture(scope="module")
+def outputs(vqa):
+    """All values of the golden file, and some for properties, compiled once."""
+    converted = from_reference(read_state_dict(DATA / "x2vlm_tiny_vqa.th"))
+    graphdef, _ = abstract_model(converted.config)
+    ids, mask, k = vqa["answer_ids"], vqa["answer_mask"], int(vqa["k"])
+    rows = vqa["decoder_answer_rows"]
+    of_question = np.repeat([0, 1], vqa["train_answers_per_question"])
+
+    @jax.jit
+    def run(params, image, question_ids, question_mask):
+        model = bind(graphdef, params)
+        text = model.encode_text(question_ids, question_mask)
+        question = model.fuse(text, question_mask, model.encode_image(image))
+        padded = np.pad(ids, ((0, 0), (0, 2)), constant_values=7)
+        one_by_one = [
+            answer_losses(model, ids[i : i + 1], mask[i : i + 1], question[:1], question_mask[:1])
+            for i in range(4)
+        ]
+        return {
+            "question_embeds": question,
+            "decoder_logits": model.answer_logits(ids[rows], mask[rows], question, question_mask),
+            "ranking": rank_answers(model, ids, mask, question, question_mask, k),
+            "all": rank_answers(model, ids, mask, question, question_mask, len(ids)),
+            "padded": rank_answers(
+                model, padded, np.pad(mask, ((0, 0), (0, 2))), question, question_mask, k
+            ),
+            "train_losses": answer_losses(
+                model, ids[:3], mask[:3], question[of_question], question_mask[of_question]
+            ),
+            "four_at_once": answer_losses(
+                model, ids[:4], mask[:4], question[:1], question_mask[:1]
+            ),
+            "one_by_one": one_by_one,
+        }
+
+    image = vqa["image"].transpose(0, 2, 3, 1)
+    return run(converted.params, image, vqa["question_ids"], vqa["question_mask"])
+
+
+@pytest.mark.parametrize("name", ["question_embeds", "decoder_logits"])
+def test_states_equal_the_reference(name, outputs, vqa):
+    np.testing.assert_allclose(outputs[name], vqa[name], rtol=0, atol=2e-5)
+
+
+def test_ranking_equals_the_reference(outputs, vqa):
+    ids, probabilities = outputs["ranking"]
+    np.testing.assert_array_equal(ids, vqa["top_ids"])
+    np.testing.assert_allclose(probabilities, vqa["top_probs"], rtol=1e-4)
+
+
+def test_training_loss_equals_the_reference(outputs, vqa):
+    loss = np.sum(outputs["train_losses"] * vqa["train_weights"]) / len(vqa["image"])
+    np.testing.assert_allclose(loss, vqa["loss_train"], rtol=1e-4)
+
+
+def test_answers_share_their_question_without_touching_each_other(outputs):
+    np.testing.assert_allclose(
+        outputs["four_at_once"], np.concatenate(outputs["one_by_one"]), rtol=1e-5
+    )
+
+
+def test_padding_does_not_change_a_ranking(outputs):
+    for padded, plain in zip(outputs["padded"], outputs["ranking"], strict=True):
+        np.testing.assert_allclose(padded, plain, rtol=1e-5)
+
+
+def test_probabilities_add_up_over_the_candidates(outputs):
+    rows, probabilities = outputs["all"]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (np.sort(rows, axis=1) == np.arange(8)).all()
+    assert (np.diff(probabilities, axis=1) <= 0).all()

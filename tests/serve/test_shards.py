@@ -1,0 +1,165 @@
+"""Indexes of a folder, a CSV file and a run's gallery, made by several processes or again."""
+
+import csv
+import dataclasses
+import json
+
+import faiss
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from capret_jax.errors import InputError
+from capret_jax.retrieval.storage import load_index, read_items
+from capret_jax.retrieval.thumbnails import Thumbnails, write_thumbnails
+from capret_jax.serve.catalogue import read_catalogue
+from capret_jax.serve.encoder import Encoder
+from capret_jax.serve.shards import Part, Shards
+from tests.serve.conftest import picture
+
+
+@pytest.fixture(scope="module")
+def encoder(model_dir):
+    return Encoder.from_dir(model_dir)
+
+
+def test_the_gallery_has_the_embeddings_of_the_evaluation(encoder, index_dir, splits):
+    index, split = load_index(index_dir, encoder.digest), splits["validation"]
+    assert len(index) == split.items.is_shop.sum()
+    margin = encoder.setup.margin
+    for row in np.flatnonzero(split.items.is_shop)[:5]:
+        known = split.items.attributes_of(int(row))
+        expected = encoder.embed([split.crop_view(int(row), 32, margin)])[0]
+        found = index.vectors[index.row(f"{known['image_id']}/{known['number']}")]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not index_dir.with_name("index.shards").exists()
+
+
+def test_exports_hold_the_same(index_dir):
+    index = load_index(index_dir)
+    np.testing.assert_array_equal(np.load(index_dir / "export.npy"), index.vectors)
+    assert read_items(index_dir / "export.jsonl") == index.items
+    table = pyarrow.parquet.read_table(index_dir / "export.parquet")
+    assert table["id"].to_pylist() == [item["id"] for item in index.items]
+    np.testing.assert_array_equal(np.stack(table["embedding"].to_pylist()), index.vectors)
+    read = faiss.read_index(str(index_dir / "export.faiss"))
+    _, rows = read.search(index.vectors, 1)
+    scores = np.einsum("ne,ne->n", index.vectors[rows[:, 0]], index.vectors)
+    np.testing.assert_allclose(scores, 1, atol=1e-5)
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder of pictures of which one is broken."""
+    for i, name in enumerate(["tops/a.png", "tops/b.jpg", "skirts/c.webp", "skirts/d.png"]):
+        path = tmp_path / "shop" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name.split(".")[1]]
+        path.write_bytes(picture(kind=kind, colour=(40 * i, 200 - 40 * i, 90)))
+    (tmp_path / "shop" / "skirts" / "e.png").write_bytes(b"broken")
+    (tmp_path / "shop" / "notes.txt").write_text("not a picture")
+    return tmp_path / "shop"
+
+
+def test_a_folder_in_parts_is_a_folder_at_once(encoder, shop, tmp_path):
+    products = read_catalogue(shop)
+    assert [p.item["id"] for p in products] == [
+        "skirts/c.webp",
+        "skirts/d.png",
+        "skirts/e.png",
+        "tops/a.png",
+        "tops/b.jpg",
+    ]
+    once = Shards(products, encoder.digest, tmp_path / "once", 100)
+    errors = once.embed(encoder, Part(), 2)
+    assert len(errors) == 1 and "e.png" in errors[0]
+    vectors, items = once.collect()
+    assert [item["category"] for item in items] == ["skirts", "skirts", "tops", "tops"]
+    assert dict(once.pictures())["tops/a.png"][:2] == b"\xff\xd8"
+
+    parts = Shards(products, encoder.digest, tmp_path / "parts", 2)
+    for i in (1, 0):
+        assert parts.missing() == (3 if i else 2)
+        parts.embed(encoder, Part(i, 2), 1)
+    again, same = parts.collect()
+    assert same == items
+    np.testing.assert_allclose(again, vectors, atol=1e-5)
+
+
+def test_what_is_there_is_not_embedded_again(encoder, shop, tmp_path, monkeypatch):
+    products = read_catalogue(shop)
+    Shards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(0, 2), 1)
+    calls, embed = [], encoder.embed
+    monkeypatch.setattr(encoder, "embed", lambda views: calls.append(len(views)) or embed(views))
+    Shards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(), 1)
+    assert calls == [1]  # one of the middle shard is broken
+    # Another model, or other items, are another matter.
+    changed = [dataclasses.replace(p, item=p.item | {"category": "x"}) for p in products]
+    assert Shards(changed, encoder.digest, tmp_path / "shards", 2).missing() == 3
+    assert Shards(products, "other", tmp_path / "shards", 2).missing() == 3
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_table_names_boxes_and_properties(encoder, shop, tmp_path):
+    rows = [
+        {
+            "id": "7",
+            "image": "shop/tops/a.png",
+            "shop": "north",
+            "x1": 5,
+            "y1": 5,
+            "x2": 25,
+            "y2": 20,
+        },
+        {"id": "8", "image": "shop/tops/b.jpg", "shop": "", "x1": "", "y1": "", "x2": "", "y2": ""},
+        {"id": "9", "image": "shop/gone.jpg", "shop": "", "x1": "", "y1": "", "x2": "", "y2": ""},
+    ]
+    products = read_catalogue(write_csv(tmp_path / "shop.csv", rows))
+    assert products[0].box.tolist() == [5, 5, 25, 20] and products[1].box is None
+    assert products[0].item["shop"] == "north" and "shop" not in products[1].item
+    shards = Shards(products, encoder.digest, tmp_path / "shards", 10)
+    (error,) = shards.embed(encoder, Part(), 1)
+    assert "gone.jpg cannot be read" in error
+    assert [item["id"] for item in shards.collect()[1]] == ["7", "8"]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([{"path": "a.png"}], "no column 'image'"),
+        ([{"image": ""}], "line 2 names no image"),
+        ([{"image": "a.png", "x1": 1, "y1": 2, "x2": 3, "y2": "?"}], "must be four numbers"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_refused(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        read_catalogue(write_csv(tmp_path / "shop.csv", rows))
+
+
+def test_what_is_no_catalogue_is_refused(tmp_path):
+    with pytest.raises(InputError, match="lists no pictures"):
+        read_catalogue(tmp_path)
+    with pytest.raises(InputError, match="neither a folder of pictures nor"):
+        read_catalogue(tmp_path / "nothing.json")
+
+
+def test_pictures_are_found_by_id(index_dir):
+    pictures = Thumbnails(index_dir)
+    index = json.loads((index_dir / "items.jsonl").read_text().splitlines()[0])
+    assert pictures(pictures.name(index["id"]))[:2] == b"\xff\xd8"
+    assert pictures("../../etc/passwd") is None and pictures.name("unknown") is None
+    assert Thumbnails(index_dir.parent)("anything") is None
+
+
+def test_pictures_are_written_anew(tmp_path):
+    write_thumbnails(tmp_path, [("a", b"old"), ("b", b"other")])
+    write_thumbnails(tmp_path, [("a", b"new")])
+    pictures = Thumbnails(tmp_path)
+    assert pictures(pictures.name("a")) == b"new" and pictures.name("b") is None

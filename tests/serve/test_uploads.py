@@ -1,0 +1,88 @@
+"""Uploads that anybody may send."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from capret_jax.errors import InputError
+from capret_jax.serve.uploads import jpeg, read_photo
+from tests.serve.conftest import picture
+
+
+def test_transparent_parts_are_white():
+    assert (read_photo(picture(mode="RGBA")).pixels() == 255).all()
+    half = picture(mode="RGBA", colour=(0, 0, 0, 128))
+    np.testing.assert_allclose(read_photo(half).pixels(), 127, atol=1)
+
+
+def test_sixteen_bits_are_not_cut_off():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 0x4000, np.uint16)).save(buffer, "PNG")
+    assert (read_photo(buffer.getvalue()).pixels() == 0x40).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_all_modes_become_rgb(mode, kind):
+    assert read_photo(picture(mode=mode, kind=kind)).pixels().shape == (30, 40, 3)
+
+
+def test_photos_are_turned_upright():
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255  # white at the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise: the left comes to the top
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    photo = read_photo(buffer.getvalue())
+    assert (photo.width, photo.height) == (20, 40)
+    assert photo.pixels()[:20].mean() > 250 and photo.pixels()[20:].mean() < 5
+
+
+def test_large_photos_are_shrunk_if_wanted():
+    data = picture((400, 200), kind="JPEG")
+    assert (read_photo(data).width, read_photo(data).height) == (400, 200)
+    small = read_photo(data, longest_side=100)
+    assert (small.width, small.height) == (100, 50)
+    shown = Image.open(io.BytesIO(jpeg(small.pixels(), 32)))
+    assert shown.format == "JPEG" and shown.size == (32, 16)
+
+
+def bomb(side):
+    """A PNG of a few hundred bytes that says it is side x side pixels."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    body = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "is empty"),
+        (b"not a picture", "no picture that can be read"),
+        (picture(kind="JPEG")[:200], "no picture that can be read"),
+        (bomb(8_400), "8400 x 8400 pixels, more than 64 million"),
+        # From here on Pillow warns, or refuses, too.
+        (bomb(10_000), "10000 x 10000 pixels|100000000 pixels"),
+        (bomb(50_000), "2500000000 pixels"),
+        (bomb(100), "no picture that can be read"),
+        (b"GIF89a" + b"\0" * 20, "no picture that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture that can be read"),
+    ],
+    ids=["empty", "text", "truncated", "70 MP", "100 MP", "bomb", "no pixels", "gif", "svg"],
+)
+def test_what_is_no_photo_is_refused(data, message):
+    with pytest.raises(InputError, match=message):
+        read_photo(data)
