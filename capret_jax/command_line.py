@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import types
 from collections.abc import Callable
 
 import ml_collections
@@ -14,6 +15,7 @@ from capret_jax.errors import InputError
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses flags, calls `main`; a mistake in the input is one line on stderr and exit code 2."""
     logging.set_verbosity(logging.WARNING)
+    _adopt_flags(sys.modules[main.__module__])
     try:
         app.run(main, flags_parser=_parse_flags)
     except (InputError, FloatingPointError) as error:
@@ -23,6 +25,15 @@ def run(main: Callable[[list[str]], None]) -> None:
         traceback.print_exc()
         print(f"failed{label()}", file=sys.stderr)
         leave(1)
+
+
+def _adopt_flags(module: types.ModuleType) -> None:
+    """Lets --help show a command's own text and flags, whatever script it was started by."""
+    if module.__name__ == "__main__":
+        return
+    sys.modules["__main__"].__doc__ = module.__doc__
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def load_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:

@@ -15,9 +15,9 @@ import time
 
 import numpy as np
 from absl import flags
-from stand_in import stand_in
 
 from capret_jax.captioning.collection import CollectConfig, collect_captions
+from capret_jax.captioning.stand_in import stand_in
 from capret_jax.captioning.vqa_answerer import VqaAnswerer, VqaQuery
 from capret_jax.checkpoints.loading import load_model, load_setup
 from capret_jax.command_line import run

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from capret_jax.captioning.captioner import Captioner, describe
+from capret_jax.captioning.captioner import DRAWN, Captioner, describe
 from capret_jax.captioning.conversation import DialogueConfig, sources_of, unsupported, worth_saying
 from capret_jax.captioning.conversation import Turn as DialogueTurn
 from capret_jax.captioning.conversation_runner import Collector

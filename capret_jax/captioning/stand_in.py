@@ -7,7 +7,7 @@ import sys
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.errors import InputError
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parent.parent.parent
 FOLDER = _ROOT / "runs" / "answerer"
 _CONFIG = _ROOT / "configs" / "demo_pretrain.py"
 # Fewer than the config's own 5,000, after which it is right more often, and no more honest.
