@@ -8,6 +8,7 @@ from collections.abc import Callable
 import ml_collections
 from absl import app, flags, logging
 
+from capret_jax.distributed.part import Part
 from capret_jax.distributed.process_group import label, leave
 from capret_jax.errors import InputError
 
@@ -48,8 +49,8 @@ def load_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
         raise InputError(f"--config cannot be loaded: {error}") from error
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """ "i/n" -> i and n, the i-th of n parts of the work, from 0.
+def parse_part(text: str) -> Part:
+    """Parses "i/n", the i-th of n parts of the work, from 0.
 
     Raises:
         InputError: it is something else.
@@ -57,7 +58,7 @@ def parse_part(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise InputError(f"--part={text} is not i/n with i from 0 to n - 1.")
-    return int(index), int(count)
+    return Part(int(index), int(count))
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

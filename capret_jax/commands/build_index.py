@@ -20,6 +20,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import flags
 
 from capret_jax.command_line import parse_part, run
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.retrieval.export import FORMATS, check_installed, export
 from capret_jax.retrieval.index import KINDS, Index, IndexConfig, check_ids
@@ -27,7 +28,7 @@ from capret_jax.retrieval.storage import check_free, save_index
 from capret_jax.retrieval.thumbnails import write_thumbnails
 from capret_jax.serve.catalogue import dataset_gallery, read_catalogue
 from capret_jax.serve.encoder import Encoder
-from capret_jax.serve.shards import Part, Shards
+from capret_jax.serve.shards import Shards
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir or converted model.", required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Folder or CSV file; the run's own gallery if none.")
@@ -47,7 +48,7 @@ _EXPORT = flags.DEFINE_list("export", [], f"Of {', '.join(FORMATS)}.")
 def main(argv: list[str]) -> None:
     """Embeds, collects, tunes, saves."""
     del argv
-    out, part = pathlib.Path(_OUT.value), Part(*parse_part(_PART.value))
+    out, part = pathlib.Path(_OUT.value), parse_part(_PART.value)
     unknown = set(_EXPORT.value) - set(FORMATS)
     if unknown:
         raise InputError(f"--export={','.join(_EXPORT.value)}: there are {', '.join(FORMATS)}.")

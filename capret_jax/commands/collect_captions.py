@@ -15,6 +15,7 @@ where the first one stopped. `--part=i/n` is the i-th of n processes or machines
 OUT (and its own device, by CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS); `cat` puts them together.
 """
 
+import dataclasses
 import json
 import os
 
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> None:
         _LANGUAGE_MODEL.value,
         tuple(_SPLITS.value),
         _LIMIT.value,
-        *parse_part(_PART.value),
+        *dataclasses.astuple(parse_part(_PART.value)),
         _IN_FLIGHT.value,
         _BATCH.value,
         DialogueConfig(_TURNS.value, _PATIENCE.value, _SURE.value),

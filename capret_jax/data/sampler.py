@@ -1,6 +1,5 @@
 """Which items each training batch holds, as a pure function of the seed and the step."""
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 
 
@@ -23,14 +23,6 @@ class Draw(NamedTuple):
     seed: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """This process's part of every global batch."""
-
-    index: int = 0
-    count: int = 1
-
-
 class _Sampler:
     """A random-access sequence of `Draw`s; which depends on nothing but the seed and the index.
 
@@ -42,21 +34,21 @@ class _Sampler:
         class_sizes: (C,) int64, items of each.
     """
 
-    def __init__(self, items: ItemTable, batch_size: int, steps: int, seed: int, shard: Shard):
+    def __init__(self, items: ItemTable, batch_size: int, steps: int, seed: int, part: Part):
         """
         Args:
             items: the training split.
             batch_size: B, global.
             steps: batches in the whole run.
             seed: of the order.
-            shard: this process's.
+            part: this process's.
 
         Raises:
             InputError: the processes do not divide the batch.
         """
-        if batch_size % shard.count:
+        if batch_size % part.count:
             raise InputError(
-                f"batch_size={batch_size} must be a multiple of the {shard.count} processes."
+                f"batch_size={batch_size} must be a multiple of the {part.count} processes."
             )
         self.identities = items.training_identities()
         self.classes = int(self.identities.max(initial=NO_IDENTITY)) + 1
@@ -65,7 +57,7 @@ class _Sampler:
         self._batch_size = batch_size
         self._steps = steps
         self._seed = seed
-        self._shard = shard
+        self._shard = part
 
     def __len__(self) -> int:
         return self._steps * (self._batch_size // self._shard.count)
@@ -101,17 +93,17 @@ class IdentitySampler(_Sampler):
         views_per_identity: int,
         steps: int,
         seed: int,
-        shard: Shard = Shard(),
+        part: Part = Part(),
     ):
         """
         Args:
-            items, batch_size, steps, seed, shard: as above, B = P x K.
+            items, batch_size, steps, seed, part: as above, B = P x K.
             views_per_identity: K, even.
 
         Raises:
             InputError: the numbers do not fit each other, or there are fewer than P identities.
         """
-        super().__init__(items, batch_size, steps, seed, shard)
+        super().__init__(items, batch_size, steps, seed, part)
         if views_per_identity < 2 or views_per_identity % 2:
             raise InputError(
                 f"data.views_per_identity={views_per_identity} must be even, so that both sources "
@@ -155,16 +147,16 @@ class ItemSampler(_Sampler):
     """
 
     def __init__(
-        self, items: ItemTable, batch_size: int, steps: int, seed: int, shard: Shard = Shard()
+        self, items: ItemTable, batch_size: int, steps: int, seed: int, part: Part = Part()
     ):
         """
         Args:
-            items, batch_size, steps, seed, shard: as above.
+            items, batch_size, steps, seed, part: as above.
 
         Raises:
             InputError: the processes do not divide the batch, or there are fewer than B items.
         """
-        super().__init__(items, batch_size, steps, seed, shard)
+        super().__init__(items, batch_size, steps, seed, part)
         self._rows = np.flatnonzero(self.identities != NO_IDENTITY)
         if len(self._rows) < batch_size:
             raise InputError(
@@ -188,7 +180,7 @@ def make_sampler(
     views_per_identity: int,
     steps: int,
     seed: int,
-    shard: Shard = Shard(),
+    part: Part = Part(),
 ) -> Sampler:
     """As `DataConfig.views_per_identity` wants it: 0 tells no identity.
 
@@ -196,5 +188,5 @@ def make_sampler(
         InputError: the numbers do not fit each other, or there are too few items.
     """
     if views_per_identity == 0:
-        return ItemSampler(items, batch_size, steps, seed, shard)
-    return IdentitySampler(items, batch_size, views_per_identity, steps, seed, shard)
+        return ItemSampler(items, batch_size, steps, seed, part)
+    return IdentitySampler(items, batch_size, views_per_identity, steps, seed, part)

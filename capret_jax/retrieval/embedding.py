@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from capret_jax.config import ReadConfig, ViewConfig
 from capret_jax.data.pipeline import Split
-from capret_jax.data.sampler import Shard
 from capret_jax.data.tokenizer import Tokens
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated, to_global
+from capret_jax.distributed.part import Part
 from capret_jax.models.beit import box_regions
 from capret_jax.models.x2vlm import bind, normalize_pixels
 
@@ -62,7 +62,7 @@ class EvaluationViews:
         margin: float,
         batch_size: int,
         read: ReadConfig,
-        shard: Shard = Shard(),
+        shard: Shard = Part(),
         captions: Callable[[int], Tokens] = no_caption,
     ):
         """

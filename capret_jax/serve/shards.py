@@ -1,6 +1,5 @@
 """Embedding a catalogue in shards: by several processes, and again from where it was stopped."""
 
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.retrieval.index import Item
 from capret_jax.serve.catalogue import Product
@@ -19,18 +19,6 @@ from capret_jax.serve.uploads import jpeg
 
 _PICTURE_SIDE = 192
 _MARGIN = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Which part of the work is this process's.
-
-    Attributes:
-        index, count: the i-th of how many processes.
-    """
-
-    index: int = 0
-    count: int = 1
 
 
 class Shards:

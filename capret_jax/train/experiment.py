@@ -25,13 +25,14 @@ from capret_jax.data.captions import (
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import Split, training_iterator
-from capret_jax.data.sampler import Shard, make_sampler
+from capret_jax.data.sampler import make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.data.vqa import VqaSampler, questions_about, vocabulary_of
 from capret_jax.datasets import open_dataset, open_tokenizer
 from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.detection.threshold import write_threshold
 from capret_jax.distributed.mesh import batch_parts, first_process_first, make_mesh
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.evaluation import second_look
 from capret_jax.evaluation.colour_histogram import histograms
@@ -109,7 +110,7 @@ class Experiment:
             config.data.views_per_identity,
             config.loop.steps,
             config.seed,
-            Shard(jax.process_index(), jax.process_count()),
+            Part(jax.process_index(), jax.process_count()),
         )
         self._said = self._captions_at_inference()
         self._compute = config.compute.on(self.mesh.devices.flat[0].platform)
@@ -350,7 +351,7 @@ class Experiment:
         return self._views(self._validation_split)
 
     def _views(self, split: Split) -> EvaluationViews:
-        data, shard = self.config.data, Shard(jax.process_index(), jax.process_count())
+        data, shard = self.config.data, Part(jax.process_index(), jax.process_count())
         captions = self._read_captions if self.config.embedding.kind != "image" else None
         return self._make_views(split, data.view, data.augment.margin, shard, captions)
 
@@ -382,7 +383,7 @@ class Experiment:
         split: Split,
         view: ViewConfig,
         margin: float,
-        shard: Shard,
+        shard: Part,
         captions: Callable[[int], Tokens] | None = None,
     ) -> EvaluationViews:
         config = self.config
@@ -406,7 +407,7 @@ class Experiment:
 
     def _histograms(self) -> np.ndarray:
         """Of the ground-truth crops, the whole split on every process."""
-        views = self._make_views(self._validation_split, ViewConfig(), 0.0, Shard())
+        views = self._make_views(self._validation_split, ViewConfig(), 0.0, Part())
         return views.by_item(np.concatenate([histograms(batch.image)[:, None] for batch in views]))
 
     def _retrieval_metrics(self, state: TrainState) -> dict[str, float]:

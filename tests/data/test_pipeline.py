@@ -11,9 +11,10 @@ from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import training_iterator
-from capret_jax.data.sampler import Shard, make_sampler
+from capret_jax.data.sampler import make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.vqa import ANSWER_TOKENS, SYNTHETIC_QUESTIONS, VqaSampler
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 
 B, K, SIZE = 8, 2, 32
@@ -30,7 +31,7 @@ def captions(splits, tmp_path_factory):
 @pytest.fixture
 def iterate(splits, captions):
     def make(
-        shard=Shard(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False, views=K
+        shard=Part(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False, views=K
     ):
         sampler = make_sampler(splits["train"].items, B, views, 6, 0, shard)
         masker = Masker(captions.tokenizer) if masked else None
@@ -95,7 +96,7 @@ def test_a_restored_position_continues_with_the_very_next_batch(iterate):
 
 
 def test_two_processes_read_the_halves_of_each_batch(iterate):
-    for whole, *halves in zip(iterate(), iterate(Shard(0, 2)), iterate(Shard(1, 2)), strict=True):
+    for whole, *halves in zip(iterate(), iterate(Part(0, 2)), iterate(Part(1, 2)), strict=True):
         for field in ("image", "token_ids", "identity", "box"):
             together = np.concatenate([getattr(half, field) for half in halves])
             np.testing.assert_array_equal(together, getattr(whole, field))

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from capret_jax.data.batch import NO_IDENTITY
-from capret_jax.data.sampler import IdentitySampler, Shard, make_sampler
+from capret_jax.data.sampler import IdentitySampler, make_sampler
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 
 B, K = 8, 4  # so P = 2
 
 
-def draws(items, shard=Shard(), steps=12, seed=0):
+def draws(items, shard=Part(), steps=12, seed=0):
     sampler = IdentitySampler(items, B, K, steps, seed, shard)
     return [sampler[i] for i in range(len(sampler))]
 
@@ -60,7 +61,7 @@ def test_epochs_differ_and_the_seed_decides(items):
     assert len({draw.seed for draw in first}) == len(first)
 
 
-def one_by_one(items, shard=Shard(), steps=12, seed=0):
+def one_by_one(items, shard=Part(), steps=12, seed=0):
     sampler = make_sampler(items, B, 0, steps, seed, shard)
     return [sampler[i] for i in range(len(sampler))]
 
@@ -84,7 +85,7 @@ def test_without_identities_the_same_items_come_one_by_one(items):
 @pytest.mark.parametrize("draws", [draws, one_by_one])
 def test_two_processes_share_each_batch_between_them(items, draws):
     whole = draws(items)
-    halves = [draws(items, Shard(index, 2)) for index in range(2)]
+    halves = [draws(items, Part(index, 2)) for index in range(2)]
     together = [
         draw
         for step in range(len(whole) // B)
@@ -107,4 +108,4 @@ def test_two_processes_share_each_batch_between_them(items, draws):
 )
 def test_numbers_that_do_not_fit_are_refused(items, batch_size, views, processes, message):
     with pytest.raises(InputError, match=message):
-        make_sampler(items, batch_size, views, 1, 0, Shard(0, processes))
+        make_sampler(items, batch_size, views, 1, 0, Part(0, processes))

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from capret_jax.config import MeshConfig, ReadConfig, ViewConfig
-from capret_jax.data.sampler import Shard
 from capret_jax.distributed.mesh import make_mesh
+from capret_jax.distributed.part import Part
 from capret_jax.models.beit import pool_regions, region_mask
 from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
 from capret_jax.retrieval.embedding import Embedder, EvaluationViews
@@ -21,7 +21,7 @@ def split(splits):
     return splits["validation"]
 
 
-def views(split, view=ViewConfig(), shard=Shard()):
+def views(split, view=ViewConfig(), shard=Part()):
     return EvaluationViews(split, SIZE, view, 0.1, BATCH, ReadConfig(threads=2, prefetch=2), shard)
 
 
@@ -38,7 +38,7 @@ def test_every_item_comes_once_and_in_order(split):
 
 @pytest.mark.parametrize("view", [ViewConfig(), WHOLE])
 def test_two_processes_together_have_each_batch(split, view):
-    halves = [list(views(split, view, Shard(i, 2))) for i in range(2)]
+    halves = [list(views(split, view, Part(i, 2))) for i in range(2)]
     for together, *parts in zip(views(split, view), *halves, strict=True):
         for whole, *pieces in zip(together, *parts, strict=True):
             np.testing.assert_array_equal(np.concatenate(pieces), whole)

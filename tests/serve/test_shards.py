@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.retrieval.storage import load_index, read_items
 from capret_jax.retrieval.thumbnails import Thumbnails, write_thumbnails
 from capret_jax.serve.catalogue import read_catalogue
 from capret_jax.serve.encoder import Encoder
-from capret_jax.serve.shards import Part, Shards
+from capret_jax.serve.shards import Shards
 from tests.serve.conftest import picture
 
 
