@@ -62,7 +62,7 @@ class EvaluationViews:
         margin: float,
         batch_size: int,
         read: ReadConfig,
-        shard: Shard = Part(),
+        shard: Part = Part(),
         captions: Callable[[int], Tokens] = no_caption,
     ):
         """
