@@ -1,11 +1,11 @@
-"""Photo -> shop item retrieval with vision-language models, in JAX."""
+"""Retrieval of shop items from consumer photographs with vision-language models, in JAX."""
 
 __version__ = "0.1.0"
 __all__ = ["Searcher", "load_model"]
 
 
 def __getattr__(name: str):
-    # On demand: JAX and Orbax take a second to import, and programs set their environment first.
+    # Imported on demand: JAX and Orbax take a second, and programs first set their environment.
     if name == "load_model":
         from capret_jax.checkpoints.loading import load_model
 

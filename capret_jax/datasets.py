@@ -1,4 +1,4 @@
-"""From a config to the two splits of a dataset, prepared at first use, and their tokenizer."""
+"""Opening of datasets by their config, with preparation at first use, and of tokenizers."""
 
 import pathlib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from transformers import PreTrainedTokenizerBase
 
 from capret_jax.config import DataConfig
-from capret_jax.data.items import read_items
+from capret_jax.data.items import load_items
 from capret_jax.data.pipeline import Split
 from capret_jax.data.preparation import prepare_deepfashion2
 from capret_jax.data.records import Records
@@ -18,7 +18,13 @@ from capret_jax.synthetic import builder as synthetic
 
 
 class Dataset(NamedTuple):
-    """The two splits, and the folder of the prepared dataset."""
+    """A dataset that is open for reading.
+
+    Attributes:
+        train: the training split.
+        validation: the validation split.
+        folder: folder of the prepared dataset.
+    """
 
     train: Split
     validation: Split
@@ -26,7 +32,7 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """Opens a dataset; prepares it if it is not there.
+    """Opens a dataset; prepares it at first use.
 
     Raises:
         InputError: the folder cannot be written, a split is empty, or there is nothing to prepare.
@@ -34,8 +40,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     builder = _open(config)
     train, validation = (Records(builder, split) for split in ("train", "validation"))
     return Dataset(
-        Split(train, read_items(train), config.read.cached_images),
-        Split(validation, read_items(validation)),
+        Split(train, load_items(train), config.read.cached_images),
+        Split(validation, load_items(validation)),
         pathlib.Path(builder.data_path),
     )
 
@@ -55,10 +61,16 @@ def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
 def open_tokenizer(
     config: DataConfig, captions: Iterable[str], workdir: pathlib.Path, vocab_size: int
 ) -> PreTrainedTokenizerBase:
-    """The configured tokenizer, or one built from the training captions at first use.
+    """Opens the configured tokenizer, or one built from the training captions at first use.
+
+    Args:
+        config: `tokenizer` is read.
+        captions: texts to build a vocabulary from; read only when there is none yet.
+        workdir: folder of a built vocabulary, `vocab.txt`.
+        vocab_size: number of tokens of the model.
 
     Raises:
-        InputError: there is no such tokenizer, or it has more tokens than the model.
+        InputError: the tokenizer does not exist, or it has more tokens than the model.
     """
     path = config.tokenizer
     if not path:

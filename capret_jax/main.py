@@ -14,12 +14,17 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from capret_jax.command_line import load_config, run
+from capret_jax.command_line import load_config
+from capret_jax.command_line import run as run_program
 from capret_jax.config import from_config_dict
 from capret_jax.distributed.process_group import join
 from capret_jax.errors import InputError
-from capret_jax.train.experiment import Experiment
+from capret_jax.evaluation.retrieval import CurveEvaluator
+from capret_jax.evaluation.suite import EvaluationSuite
+from capret_jax.evaluation.summary import summary
 from capret_jax.train.preemption import RESUME
+from capret_jax.train.run import Run
+from capret_jax.train.trainer import Trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves and results.")
@@ -35,17 +40,19 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
-    """Runs the experiment that the flags name."""
+    """Trains and evaluates the config that the flags name."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
     signal.signal(signal.SIGTERM, _stop)
     config = from_config_dict(load_config(_CONFIG))
     join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
-    experiment = Experiment(config, _make_workdir(str(_WORKDIR.value)))
-    if config.mode != "evaluate" and not experiment.train():
+    run = Run(config, _make_workdir(str(_WORKDIR.value)))
+    suite = EvaluationSuite(run)
+    evaluator = CurveEvaluator(suite.context) if config.loop.evaluate_every else None
+    if config.mode != "evaluate" and not Trainer(run, evaluator).train():
         return
     if config.mode != "train":
-        experiment.evaluate()
+        print(summary(suite.run(run.state_to_evaluate()), suite.folder))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -69,5 +76,10 @@ def _make_workdir(path: str) -> pathlib.Path:
     return workdir
 
 
+def cli() -> None:
+    """Runs the command: the console script."""
+    run_program(main)
+
+
 if __name__ == "__main__":
-    run(main)
+    run_program(main)

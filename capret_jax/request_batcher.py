@@ -1,4 +1,4 @@
-"""Requests that come at the same time, answered by one call of the model."""
+"""Batches concurrent requests: those that arrive together share a call of the model."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -10,90 +10,90 @@ Output = TypeVar("Output")
 
 
 class Overloaded(Exception):
-    """More requests wait than there is room for."""
+    """The queue of waiting requests is full."""
 
 
 class Batcher(Generic[Input, Output]):
-    """Collects what is asked while a call is running, and asks it all in the next one.
+    """Collects the inputs that arrive during a call, and gives them all to the next call.
 
-    Nobody waits for a batch to fill: a lone request starts at once, and under load batches grow by
-    themselves.
+    A batch is never waited for: a single request starts at once, and batches grow with the load.
     """
 
     def __init__(
         self,
         call: Callable[[Sequence[Input]], Iterable[Output]],
         executor: Executor,
-        largest: int,
-        waiting: int,
+        max_batch: int,
+        max_waiting: int,
     ):
         """
         Args:
             call: inputs -> as many outputs; runs in the executor, one call at a time.
-            executor: where.
-            largest: inputs of a call.
-            waiting: inputs that may wait.
+            executor: executor of the calls.
+            max_batch: inputs of a call, at most.
+            max_waiting: inputs in the queue, at most; 0 for no limit.
         """
-        self._call, self._executor, self._largest = call, executor, largest
-        self._queue: asyncio.Queue = asyncio.Queue(maxsize=waiting)
+        self._call, self._executor, self._max_batch = call, executor, max_batch
+        self._queue: asyncio.Queue = asyncio.Queue(maxsize=max_waiting)
         self._worker: asyncio.Task | None = None
 
     async def __call__(self, value: Input) -> Output:
-        """The output for one input.
+        """Returns the output for one input.
 
         Raises:
-            Overloaded: too many wait already.
-            Exception: what the call raised.
+            Overloaded: the queue is full.
+            Exception: whatever the call raised for this input.
         """
-        answer: asyncio.Future = asyncio.get_running_loop().create_future()
+        output: asyncio.Future = asyncio.get_running_loop().create_future()
         try:
-            self._queue.put_nowait((value, answer))
+            self._queue.put_nowait((value, output))
         except asyncio.QueueFull as error:
             raise Overloaded from error
-        return await answer
+        return await output
 
     def waiting(self) -> int:
-        """Inputs that no call has taken yet."""
+        """Returns the number of inputs in the queue."""
         return self._queue.qsize()
 
     def start(self) -> None:
-        """Begins to answer; in a running event loop."""
-        self._worker = asyncio.create_task(self._work())
+        """Starts the worker; needs a running event loop."""
+        self._worker = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Answers no more."""
+        """Stops the worker; inputs in the queue get no output."""
         if self._worker:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
         while True:
             batch = [await self._queue.get()]
-            while len(batch) < self._largest and not self._queue.empty():
+            while len(batch) < self._max_batch and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            await self._answer(batch)
+            await self._process(batch)
 
-    async def _answer(self, batch: list[tuple[Input, asyncio.Future]]) -> None:
+    async def _process(self, batch: list[tuple[Input, asyncio.Future]]) -> None:
+        """Runs one call; if it fails, runs each input alone to find the culprit."""
         values = [value for value, _ in batch]
         loop = asyncio.get_running_loop()
         try:
             called: Awaitable = loop.run_in_executor(self._executor, self._call, values)
             pairs = list(zip(batch, await called, strict=True))
-        except Exception as error:  # whatever the call raises belongs to whoever asked for it
+        except Exception as error:  # whatever the call raises goes to the caller of the input
             if len(batch) == 1:
-                _settle(batch[0][1], error)
+                _resolve(batch[0][1], error)
             else:
-                for one in batch:
-                    await self._answer([one])
+                for request in batch:
+                    await self._process([request])
         else:
-            for (_, answer), output in pairs:
-                _settle(answer, output)
+            for (_, future), output in pairs:
+                _resolve(future, output)
 
 
-def _settle(answer: asyncio.Future, outcome) -> None:
-    if answer.done():
-        return  # whoever asked has gone
+def _resolve(future: asyncio.Future, outcome) -> None:
+    if future.done():
+        return  # the caller was cancelled
     if isinstance(outcome, Exception):
-        answer.set_exception(outcome)
+        future.set_exception(outcome)
     else:
-        answer.set_result(outcome)
+        future.set_result(outcome)

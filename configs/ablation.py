@@ -1,23 +1,24 @@
-"""The experiment: does language help image retrieval? On drawings, in 70 minutes.
+"""The experiment: does language help image retrieval? On drawings, in 70 minutes on two cores.
 
     python tools/run_ablation.py --config=configs/ablation.py --workdir=runs/ablation
 
-Every cell starts from one model that knows language and objects (`pretraining`, or
-`experiment.init_from`), and is `experiment` with the changes of its arms. On DeepFashion2:
-`configs/ablation.py:df2`, with a converted checkpoint.
+Every cell starts from one model trained with language and boxes (`pretraining`, or
+`experiment.init_from`). Its configuration is `experiment` with the changes of its arms. On
+DeepFashion2: `configs/ablation.py:df2`, with a converted checkpoint.
 """
 
 import pathlib
 import runpy
 
 import ml_collections
+from ml_collections import config_dict
 
 from capret_jax.errors import InputError
 
 
-# Arms that say the same say it in dicts of their own: one can be overridden without the others.
+# Arms do not share dicts, so that each can be overridden alone.
 def _language(*fields: str) -> dict:
-    """Trains with captions: a template of some fields, or collected ones in its place."""
+    """Training with captions: a template of some fields, or collected captions in its place."""
     return {"loss": {"itc": 0.5, "itm": 0.5}, "data": {"captions": {"fields": fields}}}
 
 
@@ -30,7 +31,7 @@ def _dropped() -> dict:
 
 
 _CAPTIONS = {
-    # A phrase that says nothing, for the box loss, which needs one.
+    # An empty template, since the box loss needs a phrase.
     "none": {"loss": {"itc": 0.0, "itm": 0.0}, "data": {"captions": {"fields": ()}}},
     "category": _language("category"),
     "template": _language("category", "viewpoint", "occlusion", "scale", "zoom_in"),
@@ -39,14 +40,14 @@ _CAPTIONS = {
     "conversation": _language("category"),
     "true": _language("category"),
 }
-# How the captions of an arm come about (`collecting.CollectConfig`), and the folder of who looks:
-# the model that cells start from if empty. On photographs a conversation needs a converted VQA
-# checkpoint, the others one with a language model's head.
+# Settings of an arm's caption collection (`captioning.config.CollectConfig`), and the folder of the
+# model that answers or captions: the cells' initial model if empty. On photographs a conversation
+# needs a converted VQA checkpoint, "captioner" and "ic3" one with a trained language model head.
 _COLLECTED = {
-    "captioner": {"method": "captioner", "looker": ""},
-    "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1", "looker": ""},
-    "conversation": {"questioner": "script", "looker": ""},
-    "true": {"method": "annotations", "looker": ""},
+    "captioner": {"method": "captioner", "vqa_model": ""},
+    "ic3": {"method": "ic3", "questioner": "http://localhost:8000/v1", "vqa_model": ""},
+    "conversation": {"questioner": "script", "vqa_model": ""},
+    "true": {"method": "annotations", "vqa_model": ""},
 }
 _OBJECTS = {
     "none": {"loss": {"box_l1": 0.0, "box_giou": 0.0}},
@@ -55,33 +56,38 @@ _OBJECTS = {
     "regions": _boxes(view={"kind": "region"}, augment={"wide": 0.0}),
 }
 _STAGES = {
-    # Of the same items no identity is told: captions and boxes are all there is to learn from, and
-    # without them the first model stays as it is.
+    # The same items without identities: only captions and boxes are trained on, and without them
+    # the initial model is evaluated as it is.
     "zero_shot": {"loss": {"arcface": 0.0}, "data": {"views_per_identity": 0}},
     "fine_tuned": {"loss": {"arcface": 1.0}},
 }
-# Kinds of embedding, the captions that validation items have at inference, and what changes in
-# training: one that reads captions must do without, too.
+# Kinds of embedding; sources of the validation items' captions, one evaluation each; and changes in
+# training: dropout of captions, since embeddings are also evaluated without.
 _EMBEDDINGS = {
-    "image": {"said": ("none",), "changes": {}},
-    "text": {"said": ("generated", "oracle"), "changes": {}},
-    "joined": {"said": ("none", "generated", "oracle"), "changes": _dropped()},
-    "fusion": {"said": ("none", "generated", "oracle"), "changes": _dropped()},
+    "image": {"captions": ("none",), "changes": {}},
+    "text": {"captions": ("generated", "oracle"), "changes": {}},
+    "joined": {"captions": ("none", "generated", "oracle"), "changes": _dropped()},
+    "fusion": {"captions": ("none", "generated", "oracle"), "changes": _dropped()},
 }
 
 
 def get_config(data: str = "demo"):
-    """Every key can be overridden: --config.run.seeds="(0,)"; what arms set comes after
+    """Returns the ablation's configuration.
+
+    Every key can be overridden: --config.run.seeds="(0,)". The changes of arms override
     `experiment`: --config.stages.fine_tuned.loss.arcface=0.5.
 
+    Args:
+        data: "demo" or "df2".
+
     Raises:
-        InputError: `data` is neither "demo" nor "df2".
+        InputError: `data` is neither.
     """
     if data not in ("demo", "df2"):
         raise InputError(f"configs/ablation.py:{data} does not exist; there are demo and df2.")
-    return ml_collections.ConfigDict(
+    config = ml_collections.ConfigDict(
         {
-            # What every cell starts from, unless `experiment.init_from` names a checkpoint.
+            # The initial model of every cell, unless `experiment.init_from` names a checkpoint.
             "pretraining": _config_of("demo_pretrain"),
             "experiment": _demo() if data == "demo" else _df2(),
             "captions": _CAPTIONS,
@@ -89,11 +95,11 @@ def get_config(data: str = "demo"):
             "objects": _OBJECTS,
             "stages": _STAGES,
             "embeddings": _EMBEDDINGS,
-            # The captions, objects and stage with which embeddings that read captions are trained,
-            # and the arm whose captions are the oracle's.
+            # Captions, objects and stage of the embeddings that read captions, and the arm whose
+            # captions are the oracle's.
             "read_by": ("conversation", "box", "fine_tuned"),
             "oracle": "true",
-            # What is run.
+            # The selected arms.
             "run": {
                 "captions": ("none", "category", "template", "captioner", "conversation"),
                 "objects": ("none", "box"),
@@ -104,6 +110,12 @@ def get_config(data: str = "demo"):
             "keep_models": data == "demo",
         }
     )
+    # Old names of keys: `ablation.grid` refuses an override of them with the new name.
+    for collection in config.collected.values():
+        collection.looker = config_dict.placeholder(str)
+    for embedding in config.embeddings.values():
+        embedding.said = config_dict.placeholder(tuple)
+    return config
 
 
 def _demo() -> ml_collections.ConfigDict:
@@ -112,7 +124,7 @@ def _demo() -> ml_collections.ConfigDict:
     config.model = pretraining.model
     config.model.decoder_layers = 0
     config.data.max_tokens = pretraining.data.max_tokens
-    # Every arm sees the same pictures, and all of them can teach it.
+    # All arms train on the same crops; wide ones would have no identity.
     config.data.augment.wide = 0.0
     config.loop.steps, config.loop.checkpoint_every = 500, 500
     config.optimizer.learning_rate = 1e-3
@@ -128,6 +140,6 @@ def _df2() -> ml_collections.ConfigDict:
 
 
 def _config_of(name: str) -> ml_collections.ConfigDict:
-    """Of the file beside this one."""
+    """The config of another file in this folder."""
     path = pathlib.Path(__file__).parent / f"{name}.py"
     return runpy.run_path(str(path))["get_config"]()

@@ -1,4 +1,4 @@
-"""Configs: every shipped file builds; unknown keys, wrong types and impossible values do not."""
+"""Configs: shipped files build; unknown keys, wrong types and impossible values are refused."""
 
 import dataclasses
 import importlib.util
@@ -12,10 +12,15 @@ from capret_jax.config import (
     from_config_dict,
     to_config_dict,
 )
+from capret_jax.config.data import ALL_FIELDS, FIELDS, VARIANTS
+from capret_jax.config.loss import ARCFACE_GRADIENTS
+from capret_jax.data.schema import DETAILS, LEVELS
 from capret_jax.errors import InputError
+from capret_jax.losses.margin import GRADIENTS
+from capret_jax.synthetic.builder import SyntheticFashion
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
-# It is about many runs: tests/ablation.
+# The ablation's config describes many runs: tests/ablation.
 CONFIGS = [path for path in CONFIGS if path.stem != "ablation"]
 
 
@@ -67,12 +72,12 @@ def changed(key: str, value):
         ("data.max_tokens", 600, r"max_tokens=600 is more than config\.model\.max_positions=512"),
     ],
 )
-def test_mistakes_are_named(key, value, message):
+def test_errors_name_the_key(key, value, message):
     with pytest.raises(InputError, match=message):
         from_config_dict(changed(key, value))
 
 
-def test_whole_numbers_may_stand_for_floats():
+def test_integers_are_accepted_as_floats():
     assert from_config_dict(changed("optimizer.learning_rate", 1)).optimizer.learning_rate == 1.0
 
 
@@ -90,8 +95,21 @@ def test_a_checkpoint_of_another_config_is_refused_by_key():
 def test_every_key_can_be_overridden():
     def check(values):
         for name, value in values.items():
-            assert not hasattr(dict, name), f"{name} hides behind the method of ConfigDict"
+            assert not hasattr(dict, name), f"{name} is shadowed by a method of ConfigDict"
             if isinstance(value, dict):
                 check(value)
 
     check(dataclasses.asdict(ExperimentConfig()))
+
+
+def test_variants_are_those_of_the_synthetic_builder():
+    assert tuple(config.name for config in SyntheticFashion.BUILDER_CONFIGS) == VARIANTS
+
+
+def test_caption_fields_are_those_of_the_schema():
+    assert ("category", *LEVELS) == FIELDS
+    assert ("category", *LEVELS, *DETAILS) == ALL_FIELDS
+
+
+def test_arcface_gradients_are_those_of_the_loss():
+    assert tuple(GRADIENTS) == ARCFACE_GRADIENTS

@@ -1,4 +1,4 @@
-"""Concurrent requests share calls, and get their own answers or errors."""
+"""Concurrent requests share calls, and get their own outputs or errors."""
 
 import asyncio
 import threading
@@ -9,19 +9,19 @@ import pytest
 from capret_jax.request_batcher import Batcher, Overloaded
 
 
-def run(call, work, largest=4, waiting=100):
+def run(call, requests, max_batch=4, max_waiting=100):
     async def main():
-        batcher = Batcher(call, ThreadPoolExecutor(1), largest, waiting)
+        batcher = Batcher(call, ThreadPoolExecutor(1), max_batch, max_waiting)
         batcher.start()
         try:
-            return await asyncio.wait_for(work(batcher), 20)
+            return await asyncio.wait_for(requests(batcher), 20)
         finally:
             await batcher.stop()
 
     return asyncio.run(main())
 
 
-def test_everyone_gets_an_own_answer_and_calls_are_shared():
+def test_requests_share_calls_and_get_their_own_outputs():
     sizes, gate = [], threading.Event()
 
     def call(values):
@@ -29,41 +29,41 @@ def test_everyone_gets_an_own_answer_and_calls_are_shared():
         sizes.append(len(values))
         return [2 * value for value in values]
 
-    async def work(batcher):
+    async def requests(batcher):
         tasks = [asyncio.create_task(batcher(value)) for value in range(10)]
         await asyncio.sleep(0.05)
         gate.set()
         return await asyncio.gather(*tasks)
 
-    assert run(call, work) == [2 * value for value in range(10)]
+    assert run(call, requests) == [2 * value for value in range(10)]
     assert sum(sizes) == 10 and max(sizes) == 4 and len(sizes) < 10
 
 
-def test_an_error_is_only_theirs_whose_input_it_was():
+def test_error_goes_only_to_the_request_that_caused_it():
     def call(values):
         if "bad" in values:
             raise ValueError("bad")
         return values if "few" not in values else []
 
-    async def work(batcher):
+    async def requests(batcher):
         tasks = [asyncio.create_task(batcher(value)) for value in ("good", "bad", "few", "fine")]
         return await asyncio.gather(*tasks, return_exceptions=True)
 
-    good, bad, few, fine = run(call, work)
+    good, bad, few, fine = run(call, requests)
     assert (good, fine) == ("good", "fine")
     assert isinstance(bad, ValueError) and isinstance(few, ValueError)
 
 
-def test_too_many_are_turned_away_and_those_who_left_disturb_nobody():
+def test_full_queue_refuses_and_cancelled_requests_are_skipped():
     gate = threading.Event()
 
     def call(values):
         gate.wait(5)
         return values
 
-    async def work(batcher):
+    async def requests(batcher):
         first = asyncio.create_task(batcher(0))
-        await asyncio.sleep(0.05)  # it is being answered
+        await asyncio.sleep(0.05)  # the call has started
         waiting = [asyncio.create_task(batcher(i)) for i in (1, 2)]
         await asyncio.sleep(0.05)
         assert batcher.waiting() == 2
@@ -73,4 +73,4 @@ def test_too_many_are_turned_away_and_those_who_left_disturb_nobody():
         gate.set()
         return await asyncio.gather(first, waiting[1])
 
-    assert run(call, work, largest=1, waiting=2) == [0, 2]
+    assert run(call, requests, max_batch=1, max_waiting=2) == [0, 2]

@@ -1,9 +1,9 @@
-"""Converts random files of every published kind there and back: time, peak memory, exactness.
+"""Measures conversions of random files of all published kinds: time, peak memory, exactness.
 
     python tools/bench_convert.py [--only=pretrain_base] [--folder=/tmp]
 
-Needs 12 GB on disk for the largest kind. Each conversion is a process of its own; its memory is
-what the operating system saw at most.
+The largest kind needs 12 GB on disk. Each conversion runs in a separate process; its memory is
+the peak resident set that the operating system reports.
 """
 
 import gzip
@@ -33,15 +33,15 @@ _TIES = {
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
-_ONLY = flags.DEFINE_string("only", "", "Kinds whose name begins so.")
-_FOLDER = flags.DEFINE_string("folder", None, "Where there is room; the system's by default.")
+_ONLY = flags.DEFINE_string("only", "", "Measure only kinds whose name has this prefix.")
+_FOLDER = flags.DEFINE_string("folder", None, "Folder for the files; the system's by default.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line for each kind."""
+    """Prints one line for each kind."""
     del argv
     manifests = json.loads(gzip.decompress(_MANIFESTS.read_bytes()))
-    print(f"{'file':26}{'GB':>6}{'to JAX':>9}{'peak':>9}{'of file':>9}{'back':>9}{'exact':>7}")
+    print(f"{'file':26}{'GB':>6}{'to JAX':>9}{'peak':>9}{'of file':>9}{'export':>9}{'exact':>7}")
     for name, shapes in manifests.items():
         if name.startswith(_ONLY.value):
             with tempfile.TemporaryDirectory(dir=_FOLDER.value) as folder:
@@ -49,21 +49,21 @@ def main(argv: list[str]) -> None:
 
 
 def _measure(name: str, shapes: dict[str, list[int]], folder: pathlib.Path) -> None:
-    source, middle, back = folder / "in.th", folder / "converted", folder / "back.th"
-    _apart(_write_random, source, shapes)
+    source, converted, exported = folder / "in.th", folder / "converted", folder / "out.th"
+    _in_process(_write_random, source, shapes)
     size = source.stat().st_size
-    seconds, peak = _convert(source, middle)
-    seconds_back, _ = _convert(middle, back, "--to=torch")
-    exact = "yes" if _apart(_same, source, back) else "NO"
+    seconds, peak = _convert(source, converted)
+    export_seconds, _ = _convert(converted, exported, "--to=torch")
+    exact = "yes" if _in_process(_equal, source, exported) else "NO"
     print(
         f"{name:26}{size / 1e9:6.2f}{seconds:7.1f} s{peak / 1e9:6.2f} GB{peak / size:8.2f}x"
-        f"{seconds_back:7.1f} s{exact:>7}",
+        f"{export_seconds:7.1f} s{exact:>7}",
         flush=True,
     )
 
 
-def _apart(function: Callable, *arguments):
-    """Calls in another process: a child inherits our peak memory as the least of its own."""
+def _in_process(function: Callable, *arguments):
+    """Calls in another process, because a child inherits the peak memory of its parent."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
@@ -73,7 +73,7 @@ def _write_random(path: pathlib.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def _random_state(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Weights as a trained file has them: normal, with buffers and ties that are right."""
+    """Normally distributed weights, with correct buffers and tied tensors."""
     rng = np.random.default_rng(0)
     state: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
@@ -89,19 +89,19 @@ def _random_state(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
     return state
 
 
-def _same(source: pathlib.Path, back: pathlib.Path) -> bool:
-    """Names, shapes, dtypes and bits."""
-    one, other = read_state_dict(source), read_state_dict(back)
-    return one.keys() == other.keys() and all(
+def _equal(source: pathlib.Path, exported: pathlib.Path) -> bool:
+    """True where names, shapes, dtypes and bits are equal."""
+    state, other = read_state_dict(source), read_state_dict(exported)
+    return state.keys() == other.keys() and all(
         array.dtype == other[name].dtype
         and array.shape == other[name].shape
         and array.tobytes() == other[name].tobytes()
-        for name, array in one.items()
+        for name, array in state.items()
     )
 
 
 def _convert(source: pathlib.Path, target: pathlib.Path, *flags: str) -> tuple[float, int]:
-    """Seconds, and bytes of resident memory at most."""
+    """Runs the converter; returns seconds, and peak resident memory in bytes."""
     command = [sys.executable, str(ROOT / "tools" / "convert_torch_ckpt.py")]
     start = time.perf_counter()
     process = subprocess.Popen(

@@ -1,13 +1,14 @@
-"""The input path: photographs of 300 to 1000 px in ArrayRecord -> training batches.
+"""Benchmarks the input pipeline: photographs of 300 to 1000 px in ArrayRecord -> training batches.
 
     python tools/bench_input.py [--size=384] [--threads=0,1,2] [--view=crop] [--json=OUT]
 
-Against a plain Pillow loop (open, decode, resize, stack) over the same files in the same run, by
-images a second of the clock and of CPU time, which is what a core can do. Then one thread's time by
-stage. The photographs are noise with the spectrum of natural images, about as many bytes a pixel as
-DeepFashion2's.
+Compares it with a plain Pillow loop (open, decode, resize, stack) over the same files, in images
+per second of wall-clock time and of CPU time (the rate of one core). Then measures one thread's
+time by stage. The photographs are noise with the spectrum of natural images and about as many
+bytes per pixel as DeepFashion2's.
 """
 
+import dataclasses
 import io
 import json
 import pathlib
@@ -22,32 +23,41 @@ from PIL import Image
 from tqdm import tqdm
 
 from capret_jax.command_line import run
-from capret_jax.config import AugmentConfig, CaptionConfig, DataConfig, ReadConfig, ViewConfig
+from capret_jax.config import (
+    SIZES,
+    AugmentConfig,
+    CaptionConfig,
+    DataConfig,
+    ExperimentConfig,
+    LoopConfig,
+    ReadConfig,
+    ViewConfig,
+)
 from capret_jax.config.data import VIEWS
 from capret_jax.data.captions import TrainingCaptions
 from capret_jax.data.images import Photograph
 from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import training_iterator
-from capret_jax.data.sampler import IdentitySampler
+from capret_jax.data.pipeline import TrainingText, training_iterator
+from capret_jax.data.sampler import make_sampler
 from capret_jax.data.schema import CATEGORIES, LEVELS
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.data.transforms import training_crop_view
+from capret_jax.data.transforms import Augmentation
 from capret_jax.datasets import Dataset, open_dataset
 
 _SIZE = flags.DEFINE_integer("size", 384, "Pixels of the model's input.")
 _PHOTOGRAPHS = flags.DEFINE_integer("photographs", 256, "A multiple of 4.", lower_bound=8)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images a batch.")
 _IMAGES = flags.DEFINE_integer("images", 1024, "Images to time, of each variant.")
-_THREADS = flags.DEFINE_list("threads", ["0", "1", "2"], "Of the pipeline, one variant each.")
-_VIEW = flags.DEFINE_enum("view", "crop", VIEWS, "As config.data.view.kind.")
-_JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
+_THREADS = flags.DEFINE_list("threads", ["0", "1", "2"], "Numbers of threads of the pipeline.")
+_VIEW = flags.DEFINE_enum("view", "crop", VIEWS, "config.data.view.kind.")
+_JSON = flags.DEFINE_string("json", None, "File for the figures.")
 
 _SIDES = (300, 1000)
 _QUALITY = 88
 
 
 def main(argv: list[str]) -> None:
-    """Prints, and writes, images a second and milliseconds by stage."""
+    """Prints and writes images per second, and milliseconds by stage."""
     del argv
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
@@ -70,40 +80,41 @@ class _Pipeline:
 
     def __init__(self, dataset: Dataset, folder: pathlib.Path):
         self._split = dataset.train
-        self._captioner = TrainingCaptions(CaptionConfig(), self._split.items)
-        build_vocabulary(self._captioner, folder / "vocab.txt", 2000)
+        self._captions = TrainingCaptions(CaptionConfig(), self._split.items)
+        build_vocabulary(self._captions, folder / "vocab.txt", 2000)
         self._encoder = CaptionEncoder(load_tokenizer(str(folder / "vocab.txt")), 40)
         self._masker = Masker(self._encoder.tokenizer)
 
     def batches(self, threads: int) -> Callable[[], object]:
-        """Gives one batch after the other."""
-        iterator = training_iterator(
-            self._split,
-            IdentitySampler(self._split.items, _BATCH.value, 2, 10**6, 0),
-            _BATCH.value,
-            _SIZE.value,
-            ViewConfig(_VIEW.value),
-            AugmentConfig(),
-            self._captioner,
-            self._encoder,
-            self._masker,
-            ReadConfig(threads, prefetch=2),
+        """Returns a function that reads the next batch."""
+        config = ExperimentConfig(
+            batch_size=_BATCH.value,
+            model=dataclasses.replace(SIZES["base"], image_size=_SIZE.value),
+            data=DataConfig(
+                views_per_identity=2,
+                view=ViewConfig(_VIEW.value),
+                read=ReadConfig(threads, prefetch=2),
+            ),
+            loop=LoopConfig(steps=10**6),
         )
+        sampler = make_sampler(self._split.items, config)
+        text = TrainingText(self._captions, self._encoder, self._masker)
+        iterator = training_iterator(self._split, sampler, text, config)
         return lambda: next(iterator)
 
     def stages(self) -> dict[str, float]:
-        """Milliseconds an image, on one thread."""
+        """Measures milliseconds per image on one thread, by stage."""
         items, size, rng = self._split.items, _SIZE.value, np.random.default_rng(0)
         rows = rng.permutation(len(items))[:256].tolist()
         plain = AugmentConfig(brightness=0, colour=0, erase=0, flip=0)
         jpegs = [self._split.records.image(int(items.record[row])) for row in rows]
 
-        def view(i, augment):
-            seeded = np.random.default_rng(i)
-            training_crop_view(Photograph(jpegs[i], ""), items.box[rows[i]], size, augment, seeded)
+        def view(i, config):
+            photograph, rng = Photograph(jpegs[i], ""), np.random.default_rng(i)
+            Augmentation(config, size).crop_view(photograph, items.box[rows[i]], rng)
 
         def text(row):
-            self._masker(self._encoder(self._captioner(row, rng)), rng)
+            self._masker(self._encoder(self._captions(row, rng)), rng)
 
         places = range(len(rows))
         picture = np.zeros((size, size, 3), np.uint8)
@@ -115,14 +126,14 @@ class _Pipeline:
             "caption, tokens, masks": _each(text, rows),
             "stack": _each(np.stack, [[picture] * _BATCH.value] * 8) / _BATCH.value,
         }
-        # The views were timed from the bytes on: take off what was timed before.
+        # The times of views include those of the stages before.
         times["augment"] -= times["crop and resize"]
         times["crop and resize"] -= times["decode"]
         return times
 
 
 def _pillow(files: list[pathlib.Path]) -> Callable[[], object]:
-    """What one writes without thinking of it."""
+    """Returns a function that reads the next batch with Pillow, in the simplest way."""
     place = iter(range(10**9))
 
     def batch():
@@ -134,7 +145,7 @@ def _pillow(files: list[pathlib.Path]) -> Callable[[], object]:
 
 
 def _rate(batch: Callable[[], object], name: str) -> dict[str, float]:
-    """Images a second, by the clock and by CPU time; the first batches do not count."""
+    """Measures images per second of wall-clock and of CPU time, after some untimed batches."""
     for _ in range(3):
         batch()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -172,7 +183,7 @@ def _report(rates: dict, stages: dict) -> None:
 
 
 def _write_raw(root: pathlib.Path, count: int) -> float:
-    """A raw DeepFashion2 folder with an item a photograph; returns bytes a photograph."""
+    """Writes a raw DeepFashion2 folder, one item a photograph; returns their mean size in bytes."""
     rng, total = np.random.default_rng(0), 0
     for split, numbers in (("train", range(count)), ("validation", range(8))):
         for folder in ("image", "annos"):
@@ -189,7 +200,7 @@ def _write_raw(root: pathlib.Path, count: int) -> float:
 
 
 def _photograph(width: int, height: int, rng: np.random.Generator) -> bytes:
-    """Noise at every scale, stronger at the coarse ones; mostly of light, less of colour."""
+    """Makes noise at all scales, stronger at coarse ones; mostly in light, less in colour."""
     pixels = np.full((height, width, 3), 128, np.float32)
     cell = 2
     while cell <= max(width, height):
@@ -205,7 +216,7 @@ def _photograph(width: int, height: int, rng: np.random.Generator) -> bytes:
 
 
 def _annotation(number: int, width: int, height: int, rng: np.random.Generator) -> dict:
-    """Every four photographs are an identity, two of them the shop's."""
+    """Makes an annotation; four photographs are an identity, two of them from the shop."""
     sides = rng.uniform(0.35, 0.95, 2) * (width, height)
     corner = rng.uniform(0, 1, 2) * ((width, height) - sides)
     category = int(rng.integers(len(CATEGORIES)))

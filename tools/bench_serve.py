@@ -1,10 +1,9 @@
-"""A server under load: many photos at once, none lost, at what latency and in how much memory.
+"""Benchmarks a server under load: latency, lost requests and memory for many photos at once.
 
     python tools/bench_serve.py --model=runs/demo --uploads=200 [--json=OUT]
 
-Starts a server of its own on this machine, sends it all uploads at the same moment, first to be
-looked through and then to be searched with, each by a connection of its own, and reads the server's
-memory from the system.
+Starts a server on this machine and sends it all uploads at once, each over its own connection,
+first for detection and then for search. The server's memory is read from /proc.
 """
 
 import asyncio
@@ -23,20 +22,20 @@ from absl import app, flags
 from PIL import Image
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir with an index.", required=True)
-_INDEX = flags.DEFINE_string("index", None, "What build_index.py wrote; MODEL/index by default.")
-_UPLOADS = flags.DEFINE_integer("uploads", 200, "At once.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that all are sent.", lower_bound=1)
+_INDEX = flags.DEFINE_string("index", None, "Folder of the index; MODEL/index by default.")
+_UPLOADS = flags.DEFINE_integer("uploads", 200, "Uploads at once.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that all uploads are sent.", lower_bound=1)
 _SIDE = flags.DEFINE_integer("side", 1600, "Pixels of a photo's longer side.", lower_bound=16)
-_JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
+_JSON = flags.DEFINE_string("json", None, "File to write the results to.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints, and writes, what each kind of request took."""
+    """Prints and writes latency, throughput and memory for each kind of request."""
     del argv
     command = [sys.executable, "-m", "capret_jax.serve.app", f"--model={_MODEL.value}"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as free_port:
+        free_port.bind(("127.0.0.1", 0))
+        port = free_port.getsockname()[1]
     command += [f"--port={port}", *([f"--index={_INDEX.value}"] if _INDEX.value else [])]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> None:
             address = f"http://127.0.0.1:{port}"
             _wait_for(address, server)
             print(f"started and compiled in {time.perf_counter() - start:.1f} s")
-            results = asyncio.run(_load(address, server.pid))
+            results = asyncio.run(_measure(address, server.pid))
         finally:
             server.terminate()
     if _JSON.value:
@@ -65,7 +64,7 @@ def _wait_for(address: str, server: subprocess.Popen) -> None:
     raise SystemExit("the server did not start")
 
 
-async def _load(address: str, server: int) -> dict:
+async def _measure(address: str, server: int) -> dict:
     photos, results = [_photo(seed) for seed in range(8)], {}
     idle = _memory(server, "VmRSS")
     limits = httpx.Limits(max_connections=_UPLOADS.value)
@@ -75,9 +74,9 @@ async def _load(address: str, server: int) -> dict:
             start = time.perf_counter()
             for _ in range(_ROUNDS.value):
                 answers = await asyncio.gather(
-                    *(_ask(client, path, photos[i % 8]) for i in range(_UPLOADS.value))
+                    *(_post(client, path, photos[i % 8]) for i in range(_UPLOADS.value))
                 )
-                seconds += [taken for taken, _ in answers]
+                seconds += [duration for duration, _ in answers]
                 lost += sum(status != 200 for _, status in answers)
             total = time.perf_counter() - start
             results[path] = {
@@ -92,7 +91,7 @@ async def _load(address: str, server: int) -> dict:
     return results
 
 
-async def _ask(client: httpx.AsyncClient, path: str, photo: bytes) -> tuple[float, int]:
+async def _post(client: httpx.AsyncClient, path: str, photo: bytes) -> tuple[float, int]:
     start = time.perf_counter()
     try:
         answer = await client.post(path, files={"photo": photo})
@@ -103,7 +102,7 @@ async def _ask(client: httpx.AsyncClient, path: str, photo: bytes) -> tuple[floa
 
 
 def _photo(seed: int) -> bytes:
-    """A JPEG with some detail in it, of a phone camera's proportions."""
+    """Encodes a random, smooth 4:3 JPEG."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8))
     buffer = io.BytesIO()
@@ -114,10 +113,10 @@ def _photo(seed: int) -> bytes:
 
 
 def _memory(process: int, name: str) -> int:
-    """Of a process, in MB, as Linux counts it."""
+    """Returns a memory figure of a process in MB, such as "VmRSS", from /proc."""
     status = pathlib.Path(f"/proc/{process}/status").read_text()
-    found = re.search(rf"{name}:\s+(\d+) kB", status)
-    return int(found[1]) // 1024 if found else 0
+    match = re.search(rf"{name}:\s+(\d+) kB", status)
+    return int(match[1]) // 1024 if match else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes an index of a shop's pictures: `capret_jax.commands.build_index`.
+"""Builds an index of a shop's pictures: `capret_jax.commands.build_index`.
 
 python tools/build_index.py --model=runs/demo --source=products.csv --out=runs/shop
 """

@@ -1,1 +1,1 @@
-"""The experiment: which captions, which objects, trained how, and what difference it makes."""
+"""Ablation of captions, objects and training: a grid of runs, their contrasts and a report."""

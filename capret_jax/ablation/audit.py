@@ -1,4 +1,4 @@
-"""What could leak: from the annotations into captions, and from training into validation."""
+"""Audit of leakage: annotations in captions, and validation photographs in training data."""
 
 import os
 import pathlib
@@ -9,79 +9,85 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from capret_jax.ablation.grid import Plan
-from capret_jax.checkpoints.loading import load_setup
+from capret_jax.ablation.grid import Grid
+from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.config import DataConfig, build
 from capret_jax.data.pipeline import Split
 from capret_jax.data.transforms import frame
 from capret_jax.datasets import Dataset, open_dataset
 
-# Bits in which the hashes of a picture and of its copy, scaled or compressed anew, may differ.
-NEAR = 4
+# Bits in which the hashes of a photograph and of its scaled or recompressed copy may differ.
+MAX_BITS = 4
 _SIDE, _CELLS = 64, 8
-_ROWS = 64
-_SHOWN = 20
+_ROWS_PER_CHUNK = 64
+_PAIRS_LISTED = 20
 
 
-def audit(plan: Plan, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
-    """
+def audit(grid: Grid, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
+    """Collects the ways in which information may have leaked.
+
     Args:
-        plan: all of whose cells are done.
-        dataset: that they ran on.
-        cache: folder for the pictures' hashes.
+        grid: the cells, all of them done.
+        dataset: the dataset of `config.experiment`.
+        cache: folder for the hashes of photographs.
 
     Returns:
-        "training_captions", what can reach those of each arm; "query_captions", of each embedding
-        and kind of captions at inference; "shared_identities" between the splits;
-        "near_duplicates", for each set of pictures that something was trained on, how many of the
-        validation split's are in it, too, and the first pairs; and "unknown", models of whose
-        training pictures nothing is known here.
+        "training_captions", captions arm -> information in its captions; "query_captions",
+        embedding and caption source -> information in queries' captions; "shared_identities", their
+        number; "near_duplicates", training set -> "pictures", the number of validation photographs
+        with a near duplicate in it, and "pairs", image ids of the first ones; "unknown", folders of
+        models whose training data is not recorded.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    asked = _hashed(dataset.validation, cache / "validation.npy")
-    sets, unknown = {"the training split": dataset.train}, []
-    for folder in dict.fromkeys((plan.start, *plan.lookers.values())):
-        data = load_setup(folder).data
-        if data is None:
-            unknown.append(folder)
-        else:
-            sets[f"what {pathlib.Path(folder).name} learnt from"] = _training_split(data)
+    training_sets, unknown = _training_sets(grid, dataset)
     return {
-        "training_captions": {cell.captions: plan.teaches(cell) for cell in plan.cells},
+        "training_captions": {
+            cell.captions: grid.describe_training_captions(cell) for cell in grid.cells
+        },
         "query_captions": {
-            f"{reading.cell.embedding}, {reading.said}": plan.reaches(reading)
-            for reading in plan.readings()
+            f"{evaluation.cell.embedding}, {evaluation.caption_source}": (
+                grid.describe_evaluation_captions(evaluation)
+            )
+            for evaluation in grid.evaluations()
         },
         "shared_identities": shared_identities(dataset),
         "near_duplicates": {
-            name: _duplicates(
-                dataset.validation, asked, split, _hashed(split, cache / f"{_name_of(split)}.npy")
-            )
-            for name, split in sets.items()
+            name: _duplicates(dataset.validation, split, cache)
+            for name, split in training_sets.items()
         },
         "unknown": unknown,
     }
 
 
-def _training_split(data: dict) -> Split:
-    """Of a run's `config.data`."""
-    return open_dataset(build(DataConfig, data, "config.data")).train
+def _training_sets(grid: Grid, dataset: Dataset) -> tuple[dict[str, Split], list[str]]:
+    """Name -> training split, of the cells and of the models they use; and folders of others."""
+    splits, unknown = {"the training split": dataset.train}, []
+    for folder in dict.fromkeys((grid.initial_model, *grid.vqa_models.values())):
+        data = ModelFolder(folder).setup().data
+        if data is None:
+            unknown.append(folder)
+        else:
+            split = open_dataset(build(DataConfig, data, "config.data")).train
+            splits[f"the training data of {pathlib.Path(folder).name}"] = split
+    return splits, unknown
 
 
-def _name_of(split: Split) -> str:
-    """The same for the same pictures."""
-    return f"{zlib.crc32(split.items['image_id'].tobytes()):08x}-{len(split.items)}"
-
-
-def _duplicates(queries: Split, asked: np.ndarray, others: Split, known: np.ndarray) -> dict:
-    pairs = near_duplicates(asked, known)
-    names = _image_ids(queries)[pairs[:, 0]], _image_ids(others)[pairs[:, 1]]
-    shown = zip(*(column[:_SHOWN].tolist() for column in names), strict=True)
-    return {"pictures": len(np.unique(pairs[:, 0])), "pairs": [list(pair) for pair in shown]}
+def _duplicates(validation: Split, train: Split, cache: pathlib.Path) -> dict[str, Any]:
+    """The entry of `audit`'s "near_duplicates"."""
+    checksum = zlib.crc32(train.items["image_id"].tobytes())
+    pairs = near_duplicates(
+        _cached_hashes(validation, cache / "validation.npy"),
+        _cached_hashes(train, cache / f"{checksum:08x}-{len(train.items)}.npy"),
+    )
+    image_ids = np.stack([_image_ids(validation)[pairs[:, 0]], _image_ids(train)[pairs[:, 1]]], 1)
+    return {
+        "pictures": len(np.unique(pairs[:, 0])),
+        "pairs": image_ids[:_PAIRS_LISTED].tolist(),
+    }
 
 
 def shared_identities(dataset: Dataset) -> int:
-    """Identities (pair_id, style > 0) that are in both splits."""
+    """Counts the identities (pair_id, style > 0) that are in both splits."""
     pairs = []
     for split in (dataset.train, dataset.validation):
         known = split.items["style"] > 0
@@ -90,23 +96,26 @@ def shared_identities(dataset: Dataset) -> int:
     return len(pairs[0] & pairs[1])
 
 
-def _hashed(split: Split, path: pathlib.Path) -> np.ndarray:
-    """Of a dataset they take long: they are kept, whole or not at all."""
+def _cached_hashes(split: Split, path: pathlib.Path) -> np.ndarray:
+    """The split's `difference_hashes`, from a file that is written whole or not at all."""
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
-        np.save(partial, hashes(split))
+        np.save(partial, difference_hashes(split))
         partial.replace(path)
     return np.load(path)
 
 
-def hashes(split: Split) -> np.ndarray:
-    """(pictures, 2) uint64: whether each of 8 x 8 grey cells is darker than the next one, to the
-    right and below (dHash in both directions, 112 bits).
+def difference_hashes(split: Split) -> np.ndarray:
+    """Returns the difference hash (dHash) of every photograph.
+
+    Returns:
+        (P, 2) uint64, 112 bits of which tell for 8 x 8 grey cells whether the next cell, to the
+        right and below, is brighter; in the order of the records.
     """
     rows = _first_rows(split)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         found = threads.map(lambda row: _hash(split, int(row)), rows, chunksize=64)
-        return np.stack([*tqdm(found, "looking for copies", len(rows), leave=False)])
+        return np.stack([*tqdm(found, "hashing photographs", len(rows), leave=False)])
 
 
 def _hash(split: Split, row: int) -> np.ndarray:
@@ -119,18 +128,27 @@ def _hash(split: Split, row: int) -> np.ndarray:
     return np.packbits(np.pad(bits, (0, 128 - len(bits)))).view(np.uint64)
 
 
-def near_duplicates(queries: np.ndarray, others: np.ndarray, bits: int = NEAR) -> np.ndarray:
-    """(n, 2) and (m, 2) hashes -> (pairs, 2) int64 places of those that differ in few bits."""
-    found = [np.zeros((0, 2), np.int64)]
-    for start in range(0, len(queries), _ROWS):
-        differ = queries[start : start + _ROWS, None] ^ others[None]
-        near = np.argwhere(np.bitwise_count(differ).sum(axis=-1) <= bits)
-        found.append(near + np.array([start, 0]))
-    return np.concatenate(found)
+def near_duplicates(queries: np.ndarray, others: np.ndarray, bits: int = MAX_BITS) -> np.ndarray:
+    """Finds the pairs of hashes that differ in few bits.
+
+    Args:
+        queries: (n, 2) uint64 hashes.
+        others: (m, 2) uint64 hashes.
+        bits: the most that may differ.
+
+    Returns:
+        (pairs, 2) int64 indices into `queries` and `others`.
+    """
+    pairs = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(queries), _ROWS_PER_CHUNK):
+        differing = queries[start : start + _ROWS_PER_CHUNK, None] ^ others[None]
+        near = np.argwhere(np.bitwise_count(differing).sum(axis=-1) <= bits)
+        pairs.append(near + np.array([start, 0]))
+    return np.concatenate(pairs)
 
 
 def _first_rows(split: Split) -> np.ndarray:
-    """One item of each picture, in the order of the records."""
+    """The row of one item of each photograph, in the order of the records."""
     return np.unique(split.items.record, return_index=True)[1]
 
 

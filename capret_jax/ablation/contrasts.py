@@ -1,14 +1,14 @@
-"""Differences between arms, paired by seed and query, and what each shows."""
+"""Differences of mAP between arms, paired by seed and query, with confidence intervals."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from capret_jax.ablation.grid import IMAGE, NONE
-from capret_jax.ablation.results import Arm, Table
-from capret_jax.ablation.statistics import Interval, family_level, interval
+from capret_jax.ablation.results import Arm, ResultTable
+from capret_jax.ablation.statistics import Interval, confidence_interval, family_level
 
 _AXES = ("captions", "objects")
 
@@ -19,11 +19,12 @@ class Contrast:
 
     Attributes:
         kind: "captions", "objects", "stage" or "embedding".
-        name: of what is compared.
-        against: with what.
-        where: over which arms.
-        difference: with a 95 % interval.
-        family: with one that holds for all main contrasts at once; None of the others.
+        name: the arm that is compared.
+        against: the arm that it is compared with.
+        where: the arms of the other axes.
+        difference: the difference, with a 95 % interval.
+        family: the same with a family-wise interval, which holds for all primary contrasts jointly;
+            None of secondary ones.
         by_seed: the difference of each seed.
         arms, others: the two sets, pair by pair.
     """
@@ -40,15 +41,15 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """What it shows: of main contrasts for sure, else perhaps."""
-        if self.family and self.family.sure:
+        """The effect in words; with "may" where only the single interval excludes zero."""
+        if self.family and self.family.significant:
             return "helps" if self.difference.mean > 0 else "hurts"
-        if self.difference.sure:
+        if self.difference.significant:
             return f"may {'help' if self.difference.mean > 0 else 'hurt'}"
         return "no difference shown"
 
     def as_dict(self) -> dict:
-        """For JSON."""
+        """Returns the attributes and the verdict, for JSON."""
         return {
             **dataclasses.asdict(self),
             "difference": self.difference._asdict(),
@@ -59,8 +60,8 @@ class Contrast:
         }
 
 
-class _Compared(NamedTuple):
-    """Two sets of arms, pair by pair; and whether it is concluded from them."""
+class _ContrastSpec(NamedTuple):
+    """A contrast before it is computed; conclusions are drawn from primary ones alone."""
 
     kind: str
     name: str
@@ -68,113 +69,133 @@ class _Compared(NamedTuple):
     where: str
     arms: list[Arm]
     others: list[Arm]
-    main: bool = True
+    primary: bool = True
 
 
-def contrasts_of(table: Table, read_by: Sequence[str]) -> list[Contrast]:
-    """All comparisons that the report makes.
+def contrasts_of(table: ResultTable, read_by: Sequence[str]) -> list[Contrast]:
+    """Returns all contrasts of the report.
 
-    The main ones are what is concluded from: an arm as a whole, over the arms of the other axis, of
-    which the others show the parts. Where no identity is trained, the arm without captions and
-    objects is the first model as it is, and what is compared with it is another question than what
-    is compared with a trained model: there the parts are the main ones.
+    A primary contrast is the main effect of an arm, averaged over the arms of the other axis; its
+    simple effects, with one arm of the other axis each, are secondary. In zero_shot, the arm
+    without captions and objects is the initial model without a step of training, and a contrast
+    with it answers another question than one between trained models: there the simple effects are
+    primary.
 
     Args:
         table: the results.
         read_by: captions, objects and stage of the embeddings that read captions.
     """
-    arms = [arm for arm in table.precision if arm.embedding == IMAGE]
-    stages = _values(arm.stage for arm in arms)
-    found = []
+    image_arms = [arm for arm in table.precision if arm.embedding == IMAGE]
+    stages = _unique(arm.stage for arm in image_arms)
+    specs = []
     for stage in stages:
-        here = [arm for arm in arms if arm.stage == stage]
-        found += _in_parts(stage, here) if stage == "zero_shot" else _as_a_whole(stage, here)
+        arms = [arm for arm in image_arms if arm.stage == stage]
+        specs += _zero_shot_effects(arms) if stage == "zero_shot" else _effects(stage, arms)
     if {"zero_shot", "fine_tuned"} <= set(stages):
-        tuned = [arm for arm in arms if arm.stage == "fine_tuned"]
-        before = [arm._replace(stage="zero_shot") for arm in tuned]
-        found.append(_Compared("stage", "fine_tuned", "zero_shot", "mean over all", tuned, before))
-    captions, objects, stage = read_by
-    image = Arm(captions, objects, stage, IMAGE, NONE)
+        tuned = [arm for arm in image_arms if arm.stage == "fine_tuned"]
+        untuned = [arm._replace(stage="zero_shot") for arm in tuned]
+        specs.append(
+            _ContrastSpec("stage", "fine_tuned", "zero_shot", "mean over all", tuned, untuned)
+        )
+    image_arm = Arm(*read_by, embedding=IMAGE, caption_source=NONE)
     for arm in table.precision:
         if arm.embedding != IMAGE:
-            name = f"{arm.embedding}, {arm.said} captions"
-            found.append(_Compared("embedding", name, IMAGE, ", ".join(read_by), [arm], [image]))
-    found = [each for each in found if each.name != NONE and _known(table, each)]
-    level = family_level(sum(each.main for each in found))
-    return [_contrast(table, level, each) for each in found]
+            name = f"{arm.embedding}, {arm.caption_source} captions"
+            specs.append(
+                _ContrastSpec("embedding", name, IMAGE, ", ".join(read_by), [arm], [image_arm])
+            )
+    specs = [spec for spec in specs if spec.name != NONE and _has_results(table, spec)]
+    level = family_level(sum(spec.primary for spec in specs))
+    return [_compute(table, level, spec) for spec in specs]
 
 
-def _as_a_whole(stage: str, arms: list[Arm]) -> list[_Compared]:
-    """Captions over all objects, objects over all captions; captions with each of the objects."""
-    captions, objects = (_values(getattr(arm, axis) for arm in arms) for axis in _AXES)
+def _effects(stage: str, arms: list[Arm]) -> list[_ContrastSpec]:
+    """The main effects of captions and objects, and the simple effects of captions as secondary."""
+    captions, objects = (_unique(getattr(arm, axis) for arm in arms) for axis in _AXES)
     return [
-        *(_change(arms, "captions", name, f"{stage}, mean over objects") for name in captions),
-        *(_change(arms, "objects", name, f"{stage}, mean over captions") for name in objects),
-        *(each._replace(main=False) for each in _by_objects(stage, arms)),
+        *(
+            _against_none(arms, "captions", name, f"{stage}, mean over objects")
+            for name in captions
+        ),
+        *(_against_none(arms, "objects", name, f"{stage}, mean over captions") for name in objects),
+        *(spec._replace(primary=False) for spec in _simple_effects(stage, arms)),
     ]
 
 
-def _in_parts(stage: str, arms: list[Arm]) -> list[_Compared]:
-    """Captions with each of the objects; objects without captions, and over all captions."""
-    bare = [arm for arm in arms if arm.captions == NONE]
-    spoken = [arm for arm in arms if arm.captions != NONE]
-    found = _by_objects(stage, arms)
-    for name in _values(arm.objects for arm in arms):
-        found.append(_change(bare, "objects", name, f"{stage}, captions none"))
-        found.append(_change(spoken, "objects", name, f"{stage}, mean over captions"))
-    return found
+def _zero_shot_effects(arms: list[Arm]) -> list[_ContrastSpec]:
+    """The simple effects of captions; those of objects without captions and over all captions."""
+    without = [arm for arm in arms if arm.captions == NONE]
+    with_captions = [arm for arm in arms if arm.captions != NONE]
+    specs = _simple_effects("zero_shot", arms)
+    for name in _unique(arm.objects for arm in arms):
+        specs += [
+            _against_none(without, "objects", name, "zero_shot, captions none"),
+            _against_none(with_captions, "objects", name, "zero_shot, mean over captions"),
+        ]
+    return specs
 
 
-def _by_objects(stage: str, arms: list[Arm]) -> list[_Compared]:
-    """Captions with each of the objects."""
-    captions, objects = (_values(getattr(arm, axis) for arm in arms) for axis in _AXES)
+def _simple_effects(stage: str, arms: list[Arm]) -> list[_ContrastSpec]:
+    """The effects of captions in each objects arm."""
+    captions, objects = (_unique(getattr(arm, axis) for arm in arms) for axis in _AXES)
     return [
-        _change(
-            [arm for arm in arms if arm.objects == each],
+        _against_none(
+            [arm for arm in arms if arm.objects == name],
             "captions",
-            name,
-            f"{stage}, objects {each}",
+            caption,
+            f"{stage}, objects {name}",
         )
-        for each in objects
-        for name in captions
+        for name in objects
+        for caption in captions
     ]
 
 
-def _values(names) -> list[str]:
+def _unique(names: Iterable[str]) -> list[str]:
+    """The distinct names, in their order."""
     return list(dict.fromkeys(names))
 
 
-def _change(arms: list[Arm], axis: str, name: str, where: str) -> _Compared:
-    """An arm of an axis against its "none", over the others."""
-    with_it = [arm for arm in arms if getattr(arm, axis) == name]
-    others = [arm._replace(**{axis: NONE}) for arm in with_it]
-    return _Compared(axis, name, NONE, where, with_it, others)
+def _against_none(arms: list[Arm], axis: str, name: str, where: str) -> _ContrastSpec:
+    """An arm of an axis against the axis's "none", over `arms`."""
+    compared = [arm for arm in arms if getattr(arm, axis) == name]
+    others = [arm._replace(**{axis: NONE}) for arm in compared]
+    return _ContrastSpec(axis, name, NONE, where, compared, others)
 
 
-def _known(table: Table, compared: _Compared) -> bool:
-    arms = (*compared.arms, *compared.others)
+def _has_results(table: ResultTable, spec: _ContrastSpec) -> bool:
+    arms = (*spec.arms, *spec.others)
     return bool(arms) and all(arm in table.precision for arm in arms)
 
 
-def _contrast(table: Table, level: float, compared: _Compared) -> Contrast:
-    kind, name, against, where, arms, others, main = compared
-    values = difference_of(table.precision, arms, others)
+def _compute(table: ResultTable, level: float, spec: _ContrastSpec) -> Contrast:
+    values = paired_difference(table.precision, spec.arms, spec.others)
+    family = None
+    if spec.primary:
+        family = confidence_interval(values, table.clusters, level).clip(-1.0, 1.0)
     return Contrast(
-        kind,
-        name,
-        against,
-        where,
-        interval(values, table.clusters).within(-1.0, 1.0),
-        interval(values, table.clusters, level).within(-1.0, 1.0) if main else None,
+        spec.kind,
+        spec.name,
+        spec.against,
+        spec.where,
+        confidence_interval(values, table.clusters).clip(-1.0, 1.0),
+        family,
         tuple(values.mean(axis=1).tolist()),
-        tuple(arms),
-        tuple(others),
+        tuple(spec.arms),
+        tuple(spec.others),
     )
 
 
-def difference_of(
+def paired_difference(
     precision: dict[Arm, np.ndarray], arms: Sequence[Arm], others: Sequence[Arm]
 ) -> np.ndarray:
-    """(S, Q) mean difference of pairs of arms."""
+    """Returns the difference between two sets of arms, averaged over their pairs.
+
+    Args:
+        precision: arm -> (S, Q) float average precision.
+        arms, others: the two sets, pair by pair.
+
+    Returns:
+        (S, Q) float, for each seed and query.
+    """
     pairs = zip(arms, others, strict=True)
     return np.mean([precision[arm] - precision[other] for arm, other in pairs], axis=0)

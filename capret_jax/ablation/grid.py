@@ -1,4 +1,4 @@
-"""Which runs an ablation has, and the configuration of each."""
+"""The runs of an ablation, and the configuration of each."""
 
 import itertools
 import pathlib
@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 import ml_collections
 
-from capret_jax.captioning.collection import CollectConfig
-from capret_jax.checkpoints.loading import load_setup
+from capret_jax.captioning.config import CollectConfig
+from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.config import ExperimentConfig, build, from_config_dict
 from capret_jax.config.evaluation import CAPTION_SOURCES
 from capret_jax.config.loss import TERMS
 from capret_jax.errors import InputError
 
 AXES = ("captions", "objects", "stages", "embeddings", "seeds")
-# Every contrast is with these.
+# The arms that contrasts compare with.
 NONE, IMAGE = "none", "image"
+# Group of `configs/ablation.py`, old key and new key of each of its entries.
+_RENAMED_KEYS = (("collected", "looker", "vqa_model"), ("embeddings", "said", "captions"))
 
 
 class Cell(NamedTuple):
@@ -30,31 +32,37 @@ class Cell(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Its name on disk."""
+        """The folder's name."""
         return "-".join(map(str, self))
 
 
-class Reading(NamedTuple):
-    """One evaluation of a cell: the captions that the validation items have at inference."""
+class EvaluationRun(NamedTuple):
+    """One evaluation of a cell.
+
+    Attributes:
+        cell: the training run.
+        caption_source: one of `CAPTION_SOURCES`, the origin of the validation items' captions.
+    """
 
     cell: Cell
-    said: str
+    caption_source: str
 
     @property
     def folder(self) -> str:
-        """Its name on disk, below the ablation's."""
-        return f"cells/{self.cell.folder}/{self.said}"
+        """The folder, relative to the ablation's."""
+        return f"cells/{self.cell.folder}/{self.caption_source}"
 
 
-class Plan:
-    """An ablation's cells and their configurations; impossible ones are refused on construction.
+class Grid:
+    """The cells of an ablation and their configurations.
 
     Attributes:
-        cells: of all seeds, one seed after the other.
-        seeds: of them.
-        collected: captions arm -> how its file of captions is collected, of the arms taken.
-        lookers: of these arms, folder of the model that looks at items to caption them.
-        pretraining: of the model that every cell starts from; None where `init_from` names it.
+        cells: all training runs, ordered by seed.
+        seeds: the seeds.
+        collected: captions arm -> settings of its caption collection, for the selected arms.
+        vqa_models: captions arm -> folder of the model that answers or captions for it.
+        pretraining: configuration of the initial model; None where `experiment.init_from` names a
+            checkpoint.
     """
 
     def __init__(
@@ -63,142 +71,162 @@ class Plan:
         workdir: pathlib.Path,
         subset: Mapping[str, Sequence] | None = None,
     ):
-        """
+        """Selects the cells and checks the configuration of each.
+
         Args:
-            values: as `configs/ablation.py` returns them.
-            workdir: of the ablation.
-            subset: axis -> arms to take, in place of `values.run`'s.
+            values: the config, as `configs/ablation.py` returns it.
+            workdir: folder of the ablation.
+            subset: axis -> arms that replace those of `values.run`.
 
         Raises:
             InputError: an axis or arm does not exist, or a configuration is impossible; the message
                 names it.
         """
+        _check_renamed_keys(values)
         self._values, self._workdir = values, workdir
-        taken = {axis: tuple((subset or {}).get(axis) or values.run[axis]) for axis in AXES}
-        for axis in ("captions", "objects", "stages"):
-            _check_arms(axis, taken[axis], values[axis])
-        _check_arms("embeddings", taken["embeddings"], values.embeddings)
-        if not taken["seeds"]:
-            raise InputError("an ablation needs at least one seed: set --seeds.")
-        _check_distinct("seeds", taken["seeds"])
-        self.seeds = taken["seeds"]
-        grid = itertools.product(
-            taken["seeds"],
-            taken["embeddings"],
-            taken["stages"],
-            taken["objects"],
-            taken["captions"],
-        )
+        subset = subset or {}
+        arms = _select_arms(values, subset)
+        self.seeds = arms["seeds"]
         self.cells = [
             Cell(captions, objects, stage, embedding, int(seed))
-            for seed, embedding, stage, objects, captions in grid
+            for seed, embedding, stage, objects, captions in itertools.product(
+                arms["seeds"], arms["embeddings"], arms["stages"], arms["objects"], arms["captions"]
+            )
             if embedding == IMAGE or (captions, objects, stage) == tuple(values.read_by)
         ]
-        self._check_embeddings(taken, bool((subset or {}).get("embeddings")))
-        wanted = {cell.captions for cell in self.cells}
-        if any(cell.embedding != IMAGE for cell in self.cells):
-            wanted |= {values.oracle}
-        self.collected, self.lookers = {}, {}
-        for name in values.collected:
-            if name in wanted:
-                how = values.collected[name].to_dict()
-                self.lookers[name] = how.pop("looker", "") or self.start
-                self.collected[name] = build(CollectConfig, how, f"config.collected.{name}")
+        self._check_embeddings(arms["embeddings"], required=bool(subset.get("embeddings")))
+        self.collected: dict[str, CollectConfig] = {}
+        self.vqa_models: dict[str, str] = {}
+        for name in self._collected_arms():
+            settings = values.collected[name].to_dict()
+            settings.pop("looker", None)
+            self.vqa_models[name] = settings.pop("vqa_model", "") or self.initial_model
+            self.collected[name] = build(CollectConfig, settings, f"config.collected.{name}")
         self.pretraining = None
         if not values.experiment.init_from:
             self.pretraining = from_config_dict(values.pretraining)
-        for reading in self.readings():
-            self.config_of(reading)
+        for evaluation in self.evaluations():
+            self.config_of(evaluation)
 
     @property
-    def start(self) -> str:
+    def initial_model(self) -> str:
         """Folder of the model that every cell starts from."""
         return self._values.experiment.init_from or str(self._workdir / "pretrained")
 
-    def readings(self) -> list[Reading]:
+    def evaluations(self) -> list[EvaluationRun]:
         """All evaluations, in the order of the cells."""
-        return [Reading(cell, said) for cell in self.cells for said in self.said(cell)]
+        return [
+            EvaluationRun(cell, source)
+            for cell in self.cells
+            for source in self.caption_sources(cell)
+        ]
 
-    def said(self, cell: Cell) -> tuple[str, ...]:
-        """Which captions a cell's validation items have, one evaluation each."""
-        return tuple(self._values.embeddings[cell.embedding].said)
+    def caption_sources(self, cell: Cell) -> tuple[str, ...]:
+        """The caption source of each evaluation of a cell."""
+        return tuple(self._values.embeddings[cell.embedding].captions)
 
     def captions_file(self, arm: str) -> pathlib.Path:
-        """Where a captions arm's collected captions are."""
+        """The file of a captions arm's collected captions."""
         return self._workdir / "captions" / f"{arm}.jsonl"
 
     def trains(self, cell: Cell) -> bool:
-        """Whether there is anything to train: without captions, objects and identities not."""
+        """True where some loss has a weight: not without captions, objects and identities."""
         return any(self._overridden(cell).loss[term] for term in TERMS)
 
-    def config_of(self, reading: Reading) -> ExperimentConfig:
-        """The configuration of a cell for one of its evaluations."""
-        cell, said = reading
+    def config_of(self, evaluation: EvaluationRun) -> ExperimentConfig:
+        """The configuration of a cell for one of its evaluations.
+
+        Raises:
+            InputError: it is impossible.
+        """
+        cell, source = evaluation
         values = self._overridden(cell)
         values.mode = "train_and_evaluate"
         if not self.trains(cell):
-            values.mode, values.loss.itc = "evaluate", 1.0  # a loss there must be, if never used
-        values.init_from, values.seed = self.start, cell.seed
+            # A config needs a loss, even if none is computed.
+            values.mode, values.loss.itc = "evaluate", 1.0
+        values.init_from, values.seed = self.initial_model, cell.seed
         if not values.data.tokenizer:
             values.data.tokenizer = self._vocabulary()
         if cell.captions in self.collected:
             values.data.captions.file = str(self.captions_file(cell.captions))
-        values.embedding.kind, values.embedding.captions = cell.embedding, said
-        if said != NONE:
-            source = cell.captions if said == "generated" else self._values.oracle
-            values.embedding.file = str(self.captions_file(source))
+        values.embedding.kind, values.embedding.captions = cell.embedding, source
+        if source != NONE:
+            values.embedding.file = str(self.captions_file(self._evaluation_arm(evaluation)))
         try:
             return from_config_dict(values)
         except InputError as error:
-            raise InputError(f"{cell.folder} ({said}): {error}") from error
+            raise InputError(f"{cell.folder} ({source}): {error}") from error
 
-    def reaches(self, reading: Reading) -> str:
-        """What can reach the caption of a validation item, for the record."""
-        cell, said = reading
-        if said == NONE:
+    def describe_evaluation_captions(self, evaluation: EvaluationRun) -> str:
+        """Describes, for the audit, the information that can reach a validation item's caption."""
+        if evaluation.caption_source == NONE:
             return "nothing: it is empty"
-        source = cell.captions if said == "generated" else self._values.oracle
-        return self.collected[source].describe(self._values.experiment.data.name)
+        collection = self.collected[self._evaluation_arm(evaluation)]
+        return collection.describe(self._values.experiment.data.name)
 
-    def teaches(self, cell: Cell) -> str:
-        """What can reach the captions of training items, for the record."""
-        data = self.config_of(Reading(cell, self.said(cell)[0])).data
+    def describe_training_captions(self, cell: Cell) -> str:
+        """Describes, for the audit, the information that can reach a training item's caption."""
+        data = self.config_of(EvaluationRun(cell, self.caption_sources(cell)[0])).data
         if cell.captions in self.collected:
             return self.collected[cell.captions].describe(data.name)
         return data.captions.describe()
 
-    def _check_embeddings(self, taken: Mapping[str, tuple], named: bool) -> None:
-        """That there are cells, of each embedding that was named, and the captions they read."""
+    def _evaluation_arm(self, evaluation: EvaluationRun) -> str:
+        """The captions arm whose collected captions the validation items have."""
+        generated = evaluation.caption_source == "generated"
+        return evaluation.cell.captions if generated else self._values.oracle
+
+    def _collected_arms(self) -> list[str]:
+        """The arms that need collected captions, in training or at inference."""
+        needed = {cell.captions for cell in self.cells}
+        if any(cell.embedding != IMAGE for cell in self.cells):
+            needed |= {self._values.oracle}
+        return [name for name in self._values.collected if name in needed]
+
+    def _check_embeddings(self, embeddings: Sequence[str], required: bool) -> None:
+        """Checks that embeddings have cells, and that the captions they read are collected.
+
+        Args:
+            embeddings: the selected arms.
+            required: True where each of them must have a cell.
+
+        Raises:
+            InputError: one of them does not.
+        """
         values, read_by = self._values, tuple(self._values.read_by)
-        found = {cell.embedding for cell in self.cells}
-        if not found or (named and found < set(taken["embeddings"])):
+        with_cells = {cell.embedding for cell in self.cells}
+        if not with_cells or (required and with_cells < set(embeddings)):
             raise InputError(
                 f"embeddings that read captions are trained with {' and '.join(read_by)} "
-                "(config.read_by) alone, and these arms are not all taken: take them, or "
+                "(config.read_by) alone, and these arms are not all selected: select them, or "
                 f"--embeddings={IMAGE}."
             )
-        for name in taken["embeddings"]:
-            for said in values.embeddings[name].said:
-                if said not in CAPTION_SOURCES:
+        for name in embeddings:
+            for source in values.embeddings[name].captions:
+                if source not in CAPTION_SOURCES:
                     raise InputError(
-                        f"config.embeddings.{name}.said has {said!r}, which is none of "
+                        f"config.embeddings.{name}.captions has {source!r}, which is none of "
                         f"{', '.join(CAPTION_SOURCES)}."
                     )
-                generated = said == "generated"
+                generated = source == "generated"
                 key, arm = ("read_by", read_by[0]) if generated else ("oracle", values.oracle)
-                if said != NONE and arm not in values.collected:
+                if source != NONE and arm not in values.collected:
                     raise InputError(
                         f"config.{key} names {arm!r}, whose captions are not collected: there are "
                         f"{', '.join(values.collected)}."
                     )
 
     def _vocabulary(self) -> str:
-        """The words that the first model knows."""
+        """The initial model's tokenizer."""
         if self.pretraining is None:
-            return load_setup(self.start).tokenizer
-        return self.pretraining.data.tokenizer or str(pathlib.Path(self.start) / "vocab.txt")
+            return ModelFolder(self.initial_model).setup().tokenizer
+        return self.pretraining.data.tokenizer or str(
+            pathlib.Path(self.initial_model) / "vocab.txt"
+        )
 
     def _overridden(self, cell: Cell) -> ml_collections.ConfigDict:
+        """`config.experiment` with the changes of a cell's arms."""
         values = self._values.experiment.copy_and_resolve_references()
         for axis, arm in (
             ("captions", cell.captions),
@@ -210,15 +238,38 @@ class Plan:
         return values
 
 
-def _check_distinct(axis: str, taken: Sequence) -> None:
-    if len(set(taken)) < len(taken):
-        raise InputError(f"--{axis} names one twice: {', '.join(map(str, taken))}.")
+def _check_renamed_keys(values: ml_collections.ConfigDict) -> None:
+    for group, old, new in _RENAMED_KEYS:
+        for name, settings in values[group].items():
+            if settings.get(old) is not None:
+                raise InputError(
+                    f"config.{group}.{name}.{old} has a new name: set "
+                    f"config.{group}.{name}.{new} in its place."
+                )
 
 
-def _check_arms(axis: str, taken: Sequence, known: Mapping) -> None:
-    if not taken:
-        raise InputError(f"no arm of {axis} is taken: there are {', '.join(known)}.")
-    _check_distinct(axis, taken)
-    for arm in taken:
-        if arm not in known:
-            raise InputError(f"{axis} has no arm {arm!r}: there are {', '.join(known)}.")
+def _select_arms(
+    values: ml_collections.ConfigDict, subset: Mapping[str, Sequence]
+) -> dict[str, tuple]:
+    """Axis -> selected arms.
+
+    Raises:
+        InputError: an arm does not exist, or there is none.
+    """
+    arms = {axis: tuple(subset.get(axis) or values.run[axis]) for axis in AXES}
+    for axis in ("captions", "objects", "stages", "embeddings"):
+        if not arms[axis]:
+            raise InputError(f"no arm of {axis} is selected: there are {', '.join(values[axis])}.")
+        _check_distinct(axis, arms[axis])
+        for arm in arms[axis]:
+            if arm not in values[axis]:
+                raise InputError(f"{axis} has no arm {arm!r}: there are {', '.join(values[axis])}.")
+    if not arms["seeds"]:
+        raise InputError("an ablation needs at least one seed: set --seeds.")
+    _check_distinct("seeds", arms["seeds"])
+    return arms
+
+
+def _check_distinct(axis: str, arms: Sequence) -> None:
+    if len(set(arms)) < len(arms):
+        raise InputError(f"--{axis} names one twice: {', '.join(map(str, arms))}.")

@@ -1,9 +1,10 @@
-"""What a difference between arms is worth: paired bootstrap over queries, seeds as repeats.
+"""Confidence intervals of differences: cluster bootstrap over queries, seeds as repeats.
 
-Queries of one cluster fail and succeed together, so clusters are drawn, with all their queries.
-Seeds are too few to draw: their spread enters as the variance of a mean, and the intervals are
-Student's, with the degrees of freedom that both sources leave (Satterthwaite, Biometrics Bulletin
-2(6), 1946). Seeds and queries together are counted twice, so intervals are a little too wide.
+The results of queries in one cluster are correlated, so the bootstrap draws clusters, with all
+their queries. Seeds are too few to draw: their spread enters as the variance of a mean, and the
+intervals are Student's, with the degrees of freedom that both sources leave (Satterthwaite,
+Biometrics Bulletin 2(6), 1946). The interaction of seeds and queries is counted twice, so intervals
+are a little too wide.
 """
 
 from typing import NamedTuple
@@ -13,16 +14,16 @@ from scipy import stats
 
 _RESAMPLES = 10_000
 _CHUNK = 1000
-# Clusters under which an interval means nothing.
-FEWEST = 5
+# With fewer clusters a bootstrap interval is meaningless.
+MIN_CLUSTERS = 5
 
 
 class Interval(NamedTuple):
-    """A mean and its interval.
+    """A mean and its confidence interval.
 
     Attributes:
-        mean: of all queries and seeds.
-        low, high: ends.
+        mean: over all queries and seeds.
+        low, high: ends of the interval.
     """
 
     mean: float
@@ -30,45 +31,60 @@ class Interval(NamedTuple):
     high: float
 
     @property
-    def sure(self) -> bool:
-        """Whether 0 lies outside."""
+    def significant(self) -> bool:
+        """True where the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
-    def within(self, least: float, most: float) -> "Interval":
-        """Its part among the values that there can be."""
-        return Interval(*(min(max(value, least), most) for value in self))
+    def clip(self, minimum: float, maximum: float) -> "Interval":
+        """Returns the interval with all of its values limited to a range."""
+        return Interval(*(min(max(value, minimum), maximum) for value in self))
 
 
-def interval(
+def confidence_interval(
     values: np.ndarray, clusters: np.ndarray, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The interval of a mean, of differences for instance.
+    """Returns the confidence interval of a mean, for instance of differences.
 
     Args:
-        values: (S, Q) of each seed and query. One seed says nothing of how another would have
-            trained, and the interval is about queries alone.
+        values: (S, Q) float of each seed and query. With one seed the interval covers the choice of
+            queries alone, and no variation between training runs.
         clusters: (Q,) int, equal for queries that are drawn together.
-        level: how often such an interval is to hold the truth.
-        seed: of the draws.
+        level: coverage of the interval.
+        seed: seed of the bootstrap.
     """
-    seeds, (_, place) = len(values), np.unique(clusters, return_inverse=True)
-    mean, count = float(values.mean()), int(place.max()) + 1
-    drawn = _resampled(values.mean(axis=0), place, np.random.default_rng(seed))
-    # A resample of n clusters spreads as if there were one less of them.
-    of_queries = float(drawn.var()) * count / max(count - 1, 1)
-    of_seeds = float(values.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
-    variance = of_queries + of_seeds
+    seeds, (_, cluster_index) = len(values), np.unique(clusters, return_inverse=True)
+    mean, count = float(values.mean()), int(cluster_index.max()) + 1
+    rng = np.random.default_rng(seed)
+    means = _bootstrap_means(values.mean(axis=0), cluster_index, rng)
+    # A bootstrap of n clusters underestimates the variance by the factor (n - 1) / n.
+    query_variance = float(means.var()) * count / max(count - 1, 1)
+    seed_variance = float(values.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    variance = query_variance + seed_variance
     if variance == 0:
         return Interval(mean, mean, mean)
-    freedom = variance**2 / (of_queries**2 / max(count - 1, 1) + of_seeds**2 / max(seeds - 1, 1))
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * variance**0.5
-    return Interval(mean, mean - reach, mean + reach)
+    degrees_of_freedom = variance**2 / (
+        query_variance**2 / max(count - 1, 1) + seed_variance**2 / max(seeds - 1, 1)
+    )
+    half_width = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom)) * variance**0.5
+    return Interval(mean, mean - half_width, mean + half_width)
 
 
-def _resampled(values: np.ndarray, place: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(Q,) and the cluster of each -> means of all queries when clusters are drawn anew."""
-    count = int(place.max()) + 1
-    sums, sizes = np.bincount(place, values, count), np.bincount(place, minlength=count)
+def _bootstrap_means(
+    values: np.ndarray, cluster_index: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Means over queries, clusters drawn with replacement.
+
+    Args:
+        values: (Q,) float.
+        cluster_index: (Q,) int cluster of each query, from 0.
+        rng: the bootstrap's.
+
+    Returns:
+        (R,) float, one of each resample.
+    """
+    count = int(cluster_index.max()) + 1
+    sums = np.bincount(cluster_index, values, count)
+    sizes = np.bincount(cluster_index, minlength=count)
     means = []
     for _ in range(0, _RESAMPLES, _CHUNK):
         drawn = rng.multinomial(count, np.full(count, 1 / count), min(_CHUNK, _RESAMPLES))
@@ -77,5 +93,10 @@ def _resampled(values: np.ndarray, place: np.ndarray, rng: np.random.Generator) 
 
 
 def family_level(contrasts: int, level: float = 0.95) -> float:
-    """The level of each of several intervals that makes all hold at once (Bonferroni)."""
+    """Returns the level at which each of several intervals must hold (Bonferroni).
+
+    Args:
+        contrasts: number of intervals.
+        level: the level at which all of them hold jointly.
+    """
     return 1 - (1 - level) / max(contrasts, 1)

@@ -1,168 +1,183 @@
-"""Captions of many items: thousands of conversations in flight, their questions in batches."""
+"""Captions of many items by conversation: hundreds in flight, their questions in batches."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
-from capret_jax.captioning.conversation import Dialogue, DialogueConfig
+from capret_jax.captioning.config import CollectConfig
+from capret_jax.captioning.conversation import Conversation
 from capret_jax.captioning.questioner import (
     FailureCounter,
-    NoAnswer,
     Questioner,
+    QuestionerError,
+    Reply,
     Usage,
-    log_refused,
-    total,
+    log_failure,
+    total_usage,
 )
-from capret_jax.captioning.store import Key, Store
+from capret_jax.captioning.store import CaptionStore, ItemKey
 from capret_jax.captioning.vqa_answerer import Answer, VqaAnswerer, VqaQuery
 from capret_jax.data.vqa import Question
 from capret_jax.request_batcher import Batcher
 
+# Items whose crops are read and encoded together.
+_CHUNK = 64
 
-class Collector:
-    """Holds a conversation about each of many items."""
+ReadCrop = Callable[[ItemKey], np.ndarray]
+
+
+class ConversationRunner:
+    """Captions items by a conversation about each."""
 
     def __init__(
         self,
         answerer: VqaAnswerer,
         questioner: Questioner,
         questions: Sequence[Question],
-        config: DialogueConfig,
-        store: Store,
-        in_flight: int = 512,
+        store: CaptionStore,
+        config: CollectConfig,
     ):
         """
         Args:
-            answerer: the model that sees.
-            questioner: the one that asks.
-            questions: that have lists of answers.
-            config: when a conversation ends.
-            store: what is done, and what was said.
-            in_flight: conversations at once.
+            answerer: the VQA model.
+            questioner: asks, and summarizes.
+            questions: the listed questions, those with lists of answers.
+            store: the store of finished items, and the journal.
+            config: `dialogue` and `in_flight` are used.
         """
         self._answerer, self._questioner, self._questions = answerer, questioner, questions
-        self._config, self._store, self._in_flight = config, store, in_flight
-        self._silence = FailureCounter()
+        self._store, self._config = store, config
+        self._failures = FailureCounter()
 
-    def collect(self, keys: Sequence[Key], look: Callable[[Key], np.ndarray]) -> int:
-        """Talks about items that have no caption yet.
+    def run(self, keys: Sequence[ItemKey], read_crop: ReadCrop) -> int:
+        """Captions items that have no caption yet.
 
         Args:
             keys: the items.
-            look: the picture of one, (S, S, 3) uint8.
+            read_crop: key -> crop of the item, (S, S, 3) uint8.
 
         Returns:
-            How many got none, since the language model gave no reply; another run goes on with
-            them.
+            The number of items without a caption, since the language model gave no reply; another
+            run resumes them.
 
         Raises:
-            InputError: the language model replies to nothing any more.
+            InputError: the language model gave no reply many times in a row.
         """
-        return asyncio.run(self._collect(keys, look))
+        return asyncio.run(self._run(keys, read_crop))
 
-    async def _collect(self, keys, look) -> int:
-        # One thread for the model, one that reads pictures meanwhile.
-        with ThreadPoolExecutor(1) as model, ThreadPoolExecutor(1) as reader:
-            answer = Batcher(self._answerer, model, self._in_flight, waiting=0)
+    async def _run(self, keys, read_crop) -> int:
+        # One thread for the model, another for reading the next crops meanwhile.
+        with ThreadPoolExecutor(1) as model_thread, ThreadPoolExecutor(1) as reader_thread:
+            in_flight = self._config.in_flight
+            answer = Batcher(self._answerer, model_thread, in_flight, max_waiting=0)
             answer.start()
-            slots = asyncio.Semaphore(self._in_flight)
-            loop = asyncio.get_running_loop()
+            slots = asyncio.Semaphore(in_flight)
+            unfinished = 0
+            tasks: set[asyncio.Task] = set()
+            progress = tqdm(keys, "captions", unit="item", leave=False)
 
-            async def read(some: Sequence[Key]) -> np.ndarray:
-                images = await loop.run_in_executor(reader, lambda: np.stack([*map(look, some)]))
-                return await loop.run_in_executor(model, self._answerer.look, images)
-
-            def leave(talk: asyncio.Task) -> None:
+            def release(task: asyncio.Task) -> None:
                 slots.release()
                 progress.update()
 
-            unfinished = 0
-            talks: set[asyncio.Task] = set()
-            progress = tqdm(keys, "captions", unit="item", leave=False)
             try:
-                async for key, states in _read_ahead(keys, read, slots):
-                    talk = asyncio.create_task(self._talk(key, states, answer))
-                    talk.add_done_callback(leave)
-                    talks.add(talk)
-                    unfinished += _take_done(talks)
-                while talks:
-                    await asyncio.wait(talks, return_when=asyncio.FIRST_COMPLETED)
-                    unfinished += _take_done(talks)
+                encoded = self._encode_items(keys, read_crop, model_thread, reader_thread)
+                async for key, states in encoded:
+                    await slots.acquire()
+                    task = asyncio.create_task(self._converse(key, states, answer))
+                    task.add_done_callback(release)
+                    tasks.add(task)
+                    unfinished += _pop_done(tasks)
+                while tasks:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    unfinished += _pop_done(tasks)
             finally:
-                for talk in talks:
-                    talk.cancel()
-                await asyncio.gather(*talks, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await answer.stop()
                 await self._questioner.close()
                 progress.close()
         return unfinished
 
-    async def _talk(self, key: Key, states: np.ndarray, answer: Batcher[VqaQuery, Answer]) -> bool:
-        """One conversation, from where it stopped; False when the questioner gave no reply."""
-        dialogue, spent, caption = self._resumed(key)
+    async def _encode_items(
+        self,
+        keys: Sequence[ItemKey],
+        read_crop: ReadCrop,
+        model_thread: Executor,
+        reader_thread: Executor,
+    ) -> AsyncIterator[tuple[ItemKey, np.ndarray]]:
+        """Yields keys with their vision states, (1+N, D)."""
+        loop = asyncio.get_running_loop()
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            images = await loop.run_in_executor(reader_thread, _read_crops, chunk, read_crop)
+            states = await loop.run_in_executor(model_thread, self._answerer.encode_images, images)
+            for pair in zip(chunk, states, strict=True):
+                yield pair
+
+    async def _converse(
+        self, key: ItemKey, states: np.ndarray, answer: Batcher[VqaQuery, Answer]
+    ) -> bool:
+        """Runs or resumes one conversation; False when the questioner gave no reply."""
+        conversation, usages, caption = self._resume(key)
         try:
-            while not dialogue.finished():
-                if dialogue.pending is None:
-                    said = await self._questioner.ask(dialogue)
-                    dialogue.ask(said.text)
-                    self._note(key, "question", said.text, said.usage, spent)
+            while not conversation.finished():
+                if conversation.pending is None:
+                    reply = await self._questioner.ask(conversation)
+                    conversation.add_question(reply.text)
+                    self._log_reply(key, "question", reply, usages)
                     continue
-                asked = dialogue.to_answer(dialogue.pending)
-                found = await answer(VqaQuery(states, asked.text, asked.answers))
-                dialogue.answer(*found)
+                question = conversation.vqa_question(conversation.pending)
+                found = await answer(VqaQuery(states, question.text, question.answers))
+                conversation.add_answer(*found)
                 self._store.log(key, {"event": "answer", **found._asdict()})
             if caption is None:
-                said = await self._questioner.sum_up(dialogue)
-                caption = said.text or ""
-                self._note(key, "caption", caption, said.usage, spent)
-        except NoAnswer as error:
-            log_refused(self._store, key, error.usage)
-            self._silence.goes_on(error)
+                reply = await self._questioner.summarize(conversation)
+                caption = reply.text or ""
+                self._log_reply(key, "caption", reply._replace(text=caption), usages)
+        except QuestionerError as error:
+            log_failure(self._store, key, error)
+            self._failures.record_failure(error)
             return False
-        turns = [vars(turn) for turn in dialogue.turns]
-        self._store.finish(key, caption, turns=turns, **total(spent))
+        turns = [vars(turn) for turn in conversation.turns]
+        self._store.finish(key, caption, turns=turns, **total_usage(usages))
         return True
 
-    def _note(self, key, event: str, text: str | None, usage: Usage, spent: list[Usage]) -> None:
-        self._silence.is_broken()
-        spent.append(usage)
-        cost = {"usage": usage._asdict()} if usage.calls else {}
-        self._store.log(key, {"event": event, "text": text, **cost})
+    def _log_reply(self, key: ItemKey, event: str, reply: Reply, usages: list[Usage]) -> None:
+        self._failures.reset()
+        usages.append(reply.usage)
+        cost = {"usage": reply.usage._asdict()} if reply.usage.calls else {}
+        self._store.log(key, {"event": event, "text": reply.text, **cost})
 
-    def _resumed(self, key: Key) -> tuple[Dialogue, list[Usage], str | None]:
-        dialogue, spent = Dialogue(self._questions, self._config), []
+    def _resume(self, key: ItemKey) -> tuple[Conversation, list[Usage], str | None]:
+        """The conversation, its costs and its caption, as the journal has them."""
+        conversation, usages = Conversation(self._questions, self._config.dialogue), []
         caption = None
         for event in self._store.events(key):
             if event["event"] == "question":
-                dialogue.ask(event["text"])
+                conversation.add_question(event["text"])
             elif event["event"] == "answer":
-                dialogue.answer(event["text"], event["probability"])
+                conversation.add_answer(event["text"], event["probability"])
             elif event["event"] == "caption":
                 caption = event["text"]
             if "usage" in event:
-                spent.append(Usage(**event["usage"]))
-        return dialogue, spent, caption
+                usages.append(Usage(**event["usage"]))
+        return conversation, usages, caption
 
 
-async def _read_ahead(
-    keys: Sequence[Key], read, slots: asyncio.Semaphore, chunk: int = 64
-) -> AsyncIterator[tuple[Key, np.ndarray]]:
-    """Items with their vision states, no more than there are slots for."""
-    for start in range(0, len(keys), chunk):
-        some = keys[start : start + chunk]
-        for key, states in zip(some, await read(some), strict=True):
-            await slots.acquire()
-            yield key, states
+def _read_crops(keys: Sequence[ItemKey], read_crop: ReadCrop) -> np.ndarray:
+    return np.stack([*map(read_crop, keys)])
 
 
-def _take_done(talks: set[asyncio.Task]) -> int:
-    """Removes what is done; how many of it failed."""
-    done = {talk for talk in talks if talk.done()}
-    broken = [error for talk in done if (error := talk.exception())]
-    talks -= done
-    if broken:
-        raise broken[0]
-    return sum(not talk.result() for talk in done)
+def _pop_done(tasks: set[asyncio.Task]) -> int:
+    """Removes the tasks that are done; returns how many of them left an item unfinished."""
+    done = {task for task in tasks if task.done()}
+    errors = [error for task in done if (error := task.exception())]
+    tasks -= done
+    if errors:
+        raise errors[0]
+    return sum(not task.result() for task in done)

@@ -1,15 +1,15 @@
-"""The items of a dataset as those who look at them see them."""
+"""Crops of a dataset's items, as the captioning models see them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from capret_jax.captioning.store import Key
+from capret_jax.captioning.store import ItemKey
 from capret_jax.datasets import Dataset
 
 
 class ItemCrops:
-    """The crop of an item, by its key.
+    """Crops and annotations of a dataset's items, by their keys.
 
     Attributes:
         dataset: `DataConfig.name`.
@@ -18,32 +18,33 @@ class ItemCrops:
     def __init__(self, dataset: Dataset, name: str, size: int, margin: float):
         """
         Args:
-            dataset: both splits.
+            dataset: the two splits.
             name: `DataConfig.name`.
-            size: S, pixels.
-            margin: around the box, as a fraction of its sides.
+            size: S, side of a crop, pixels.
+            margin: context around the box, as a fraction of its sides.
         """
         self.dataset = name
         self._splits = {"train": dataset.train, "validation": dataset.validation}
         self._size, self._margin = size, margin
         self._rows = {
-            Key(name, int(split.items["image_id"][row]), int(split.items["number"][row])): row
+            ItemKey(name, int(split.items["image_id"][row]), int(split.items["number"][row])): row
             for name, split in self._splits.items()
             for row in range(len(split.items))
         }
 
-    def keys(self, splits: Sequence[str]) -> list[Key]:
-        """Of all items of some splits."""
+    def keys(self, splits: Sequence[str]) -> list[ItemKey]:
+        """Keys of all items of some splits."""
         return [key for split in splits for key in self._rows if key.split == split]
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: ItemKey) -> bool:
+        """True for the key of an item of the dataset."""
         return key in self._rows
 
-    def attributes_of(self, key: Key) -> dict[str, int]:
-        """What is known of an item."""
+    def attributes_of(self, key: ItemKey) -> dict[str, int]:
+        """Annotations of an item, as `ItemTable.attributes_of` returns them."""
         return self._splits[key.split].items.attributes_of(self._rows[key])
 
-    def __call__(self, key: Key) -> np.ndarray:
-        """(S, S, 3) uint8."""
+    def __call__(self, key: ItemKey) -> np.ndarray:
+        """Reads the crop of an item, (S, S, 3) uint8."""
         split = self._splits[key.split]
         return split.crop_view(self._rows[key], self._size, self._margin).image

@@ -1,10 +1,9 @@
-"""What was asked, answered and concluded, on disk as it happens.
+"""Files of a collection of captions: the finished items, and a journal of everything so far.
 
-Two files of JSON lines. OUT has a line for each finished item, with "split", "image_id", "item",
-"caption" and how it came about: what `data.captions.file` reads. OUT.journal has every question,
-answer and refused reply, those of a language model the moment they are there, so that a stopped
-collection goes on in the middle of its conversations; its first line says what was collected and
-how.
+Both are JSON lines. OUT has a line for each finished item, with "split", "image_id", "item",
+"caption" and its history; `data.captions.file` reads it. OUT.journal has every question, answer and
+refused reply. Those of a language model are written as soon as they arrive, so that a stopped
+collection resumes in the middle of its conversations. The journal's first line has the settings.
 """
 
 import contextlib
@@ -18,8 +17,8 @@ from typing import Any, NamedTuple, TextIO
 from capret_jax.errors import InputError
 
 
-class Key(NamedTuple):
-    """An item: the n of the annotation's item<n> in an image of a split."""
+class ItemKey(NamedTuple):
+    """The key of an item: its split, its image, and n of the annotation's item<n>."""
 
     split: str
     image_id: int
@@ -27,22 +26,22 @@ class Key(NamedTuple):
 
 
 Event = dict[str, Any]
-# What a finished line counts of a language model.
-COUNTED = ("calls", "prompt_tokens", "completion_tokens", "refused")
+# Costs of a language model in a finished line.
+COST_KEYS = ("calls", "prompt_tokens", "completion_tokens", "refused")
 
 
-class Store:
-    """One collection of captions, open for one program at a time.
+class CaptionStore:
+    """The two files of a collection, open in one program at a time.
 
     Attributes:
-        finished: the items of OUT.
+        finished: keys of the items in OUT.
     """
 
     def __init__(self, path: str | os.PathLike, settings: dict[str, Any]):
         """
         Args:
-            path: OUT; goes on where it ends.
-            settings: of this collection; must be those it was begun with.
+            path: OUT; an existing file is continued.
+            settings: settings of this collection; an existing journal must have the same.
 
         Raises:
             InputError: the files cannot be written or are something else, another program has them
@@ -62,58 +61,58 @@ class Store:
             except OSError as error:
                 raise InputError(f"--out={path} is being written by another program.") from error
             for file in (self._path, journal):
-                _cut_half_a_line(file)
-            self.finished = {_key(line) for line in _read(self._path)}
-            events = _read(journal)
+                _truncate_partial_line(file)
+            self.finished = {_key_of(line) for line in _read_lines(self._path)}
+            events = _read_lines(journal)
             if (begun := next(events, None)) is not None:
-                _check_same(begun, settings, self._path)
+                _require_same_settings(begun, settings, self._path)
             elif self.finished:
                 raise InputError(
-                    f"{journal} is gone, which says how --out={path} was begun: choose another "
+                    f"{journal} is gone, which has the settings of --out={path}: choose another "
                     "--out."
                 )
             else:
                 _append(self._journal, settings)
-            self._events: dict[Key, list[Event]] = {}
+            self._events: dict[ItemKey, list[Event]] = {}
             for event in events:
-                # Most conversations are over, and nobody asks for them again.
-                if (key := _key(event)) not in self.finished:
+                # Events of finished items, most of them, are not needed again.
+                if (key := _key_of(event)) not in self.finished:
                     self._events.setdefault(key, []).append(event)
             self._files = files.pop_all()
 
-    def events(self, key: Key) -> list[Event]:
-        """What has happened to an unfinished item so far."""
+    def events(self, key: ItemKey) -> list[Event]:
+        """The events of an unfinished item when the store was opened, in order."""
         return self._events.get(key, [])
 
-    def log(self, key: Key, event: Event) -> None:
-        """Keeps what has just happened to an item: at once if it was paid for, with "usage"."""
-        _append(self._journal, {**key._asdict(), **event}, at_once="usage" in event)
+    def log(self, key: ItemKey, event: Event) -> None:
+        """Appends an event of an item to the journal; flushed at once if it has a "usage"."""
+        _append(self._journal, {**key._asdict(), **event}, flush="usage" in event)
 
-    def finish(self, key: Key, caption: str, **more: Any) -> None:
-        """Keeps an item's caption, and how it came about."""
+    def finish(self, key: ItemKey, caption: str, **details: Any) -> None:
+        """Appends an item's caption and its history to OUT."""
         self._journal.flush()
-        _append(self._out, {**key._asdict(), "caption": caption, **more})
+        _append(self._out, {**key._asdict(), "caption": caption, **details})
         self.finished.add(key)
         self._events.pop(key, None)
 
-    def lines(self) -> Iterator[tuple[Key, Event]]:
-        """What is kept of every finished item, from the disk."""
-        return ((_key(line), line) for line in _read(self._path))
+    def lines(self) -> Iterator[tuple[ItemKey, Event]]:
+        """Reads the lines of all finished items from the disk."""
+        return ((_key_of(line), line) for line in _read_lines(self._path))
 
     def close(self) -> None:
-        """Lets others open it."""
+        """Closes the files and releases the lock."""
         self._files.close()
 
 
-def _append(file: TextIO, line: dict, at_once: bool = True) -> None:
-    """A killed program loses nothing that it has paid for; what costs nothing is said again."""
+def _append(file: TextIO, line: dict, flush: bool = True) -> None:
+    """Appends a line. A killed program loses what was not flushed: only what has no cost."""
     file.write(json.dumps(line) + "\n")
-    if at_once:
+    if flush:
         file.flush()
 
 
-def _cut_half_a_line(path: pathlib.Path) -> None:
-    """What a kill left of the last one."""
+def _truncate_partial_line(path: pathlib.Path) -> None:
+    """Removes a last line without its end, which a killed program left."""
     end = 0
     with path.open("rb") as file:
         for line in file:
@@ -121,8 +120,8 @@ def _cut_half_a_line(path: pathlib.Path) -> None:
     os.truncate(path, end)
 
 
-def _read(path: pathlib.Path) -> Iterator[dict]:
-    """One line after the other: a dataset's do not fit into memory."""
+def _read_lines(path: pathlib.Path) -> Iterator[dict]:
+    """Reads one line after the other: a whole dataset's do not fit into memory."""
     with path.open() as file:
         for number, line in enumerate(file, 1):
             try:
@@ -137,16 +136,16 @@ def _read(path: pathlib.Path) -> Iterator[dict]:
             yield entry
 
 
-def _key(line: dict) -> Key:
+def _key_of(line: dict) -> ItemKey:
     try:
-        return Key(str(line["split"]), int(line["image_id"]), int(line["item"]))
+        return ItemKey(str(line["split"]), int(line["image_id"]), int(line["item"]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"a line of the collection names no item ({error!r}): choose another --out."
         ) from error
 
 
-def _check_same(before: dict, now: dict, path: pathlib.Path) -> None:
+def _require_same_settings(before: dict, now: dict, path: pathlib.Path) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             raise InputError(

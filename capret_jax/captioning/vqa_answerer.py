@@ -1,4 +1,4 @@
-"""X2-VLM as the one who answers: questions about many pictures at once."""
+"""Visual question answering by X2-VLM: questions about many images in batches."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,28 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capret_jax.config import ComputeConfig, ModelConfig
-from capret_jax.config.model import PLAIN
-from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.captioning.batched_model import BatchedModel
+from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.data.vqa import ANSWER_TOKENS
-from capret_jax.models.answer_generation import rank_answers, write_answers
+from capret_jax.models import answer_generation
 from capret_jax.models.beam_search import BeamConfig
-from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
+from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
-# Of a list, as many answers are scored whole as their first token makes likely.
-_SCORED = 32
-_WRITTEN = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
-# Probabilities under this are as good as none.
-TINY = 1e-12
+# Answers of a list that are scored whole: those with the likeliest first tokens.
+_MAX_SCORED_ANSWERS = 32
+_BEAM_SEARCH = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
+# Smaller probabilities are clipped before their logarithm.
+MIN_PROBABILITY = 1e-12
+
+# ids and mask of `Tokens`, on the device
+TokenArrays = tuple[jax.Array, jax.Array]
 
 
 class VqaQuery(NamedTuple):
-    """A question about a picture.
+    """A question about an image.
 
     Attributes:
-        states: (1+N, D) of `VqaAnswerer.look`.
-        question: in words.
-        answers: to choose from; empty when any answer will do.
+        states: (1+N, D) float16 vision states, from `VqaAnswerer.encode_images`.
+        question: the question's text.
+        answers: the answers to choose from; empty for an open-ended question.
     """
 
     states: np.ndarray
@@ -37,128 +39,127 @@ class VqaQuery(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What was answered, and how probable the model finds it."""
+    """An answer, and the model's probability of it."""
 
     text: str
     probability: float
 
 
 class VqaAnswerer:
-    """Answers questions in batches of one size, so that few programs are compiled.
+    """Answers questions about images: ranks a list of answers, or writes one.
 
     Attributes:
-        temperature: probabilities are p^(1 / temperature), normalised over the list;
-            `fit_temperature` finds the one that makes them mean what they say.
-        written_temperature: the same for written answers, without a list to normalise over;
-            `fit_written_temperature`.
+        temperature: T of the probabilities p^(1/T), normalised over the list; from
+            `calibration.fit_temperature`.
+        written_temperature: the same for written answers, which have no list to normalise over;
+            from `calibration.fit_written_temperature`.
     """
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        params: dict,
-        encode: CaptionEncoder,
-        batch_size: int = 64,
-        compute: ComputeConfig = PLAIN,
-    ):
+    def __init__(self, model: BatchedModel):
         """
         Args:
-            model: with an answer decoder.
-            params: the model's, trained to answer.
-            encode: texts -> tokens.
-            batch_size: pictures, and questions, of one call.
-            compute: how the model is computed.
+            model: a model with a trained answer decoder.
         """
-        graphdef, _ = abstract_model(model, compute)
-        self._params, self._encode, self._batch = params, encode, batch_size
-        self._encode_answer = CaptionEncoder(encode.tokenizer, ANSWER_TOKENS)
+        self._model, self._dtype = model, model.compute.dtype
+        self._tokenizer = model.encode.tokenizer
+        self._encode_answer = CaptionEncoder(self._tokenizer, ANSWER_TOKENS)
         self.temperature = self.written_temperature = 1.0
-        tokenizer = encode.tokenizer
-        first, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        self._encode_batch = model.compile(_encode_batch)
+        self._rank_batch = model.compile(self._rank)
+        self._write_batch = model.compile(self._write)
 
-        def fuse(model: X2VLM, states, ids, mask):
-            text = model.encode_text(ids, mask)
-            if len(ids) == 1:  # one question for all
-                text, mask = (jnp.repeat(x, len(states), axis=0) for x in (text, mask))
-            return model.fuse(text, mask, states.astype(compute.dtype)), mask
+    def encode_images(self, images: np.ndarray) -> np.ndarray:
+        """(n, S, S, 3) uint8 -> (n, 1+N, D) float16 vision states, for any number of questions."""
+        return self._model.call_in_batches(self._encode_batch, (images,))
 
-        def look(params, images):
-            model = bind(graphdef, params, compute.dtype)
-            return model.encode_image(normalize_pixels(images)).astype(jnp.float16)
-
-        def rank(params, states, ids, mask, answer_ids, answer_mask):
-            model = bind(graphdef, params, compute.dtype)
-            k = min(_SCORED, len(answer_ids))
-            return rank_answers(model, answer_ids, answer_mask, *fuse(model, states, ids, mask), k)
-
-        def write(params, states, ids, mask):
-            model = bind(graphdef, params, compute.dtype)
-            return write_answers(model, *fuse(model, states, ids, mask), first, end, _WRITTEN)
-
-        self._look, self._rank, self._write = jax.jit(look), jax.jit(rank), jax.jit(write)
-
-    def look(self, images: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8 -> (n, 1+N, D) float16, for any number of questions."""
-        return self._in_batches(self._look, (images,))
-
-    def __call__(self, asked: Sequence[VqaQuery]) -> list[Answer]:
-        """All answers, in order; equal questions with lists are asked together."""
-        together: dict[tuple, list[int]] = {}
-        for place, (_, question, answers) in enumerate(asked):
-            together.setdefault((question, answers) if answers else (), []).append(place)
-        found: list[Answer] = [Answer("", 0.0)] * len(asked)
-        for group, places in together.items():
-            states = np.stack([asked[place].states for place in places])
+    def __call__(self, queries: Sequence[VqaQuery]) -> list[Answer]:
+        """Answers all queries, in their order; those with the same question share batches."""
+        groups: dict[tuple, list[int]] = {}
+        for row, query in enumerate(queries):
+            group = (query.question, query.answers) if query.answers else ()
+            groups.setdefault(group, []).append(row)
+        answers: list[Answer] = [Answer("", 0.0)] * len(queries)
+        for group, rows in groups.items():
+            states = np.stack([queries[row].states for row in rows])
             if group:
-                replies = self._choose(states, *group)
+                batch = self._choose_answers(states, *group)
             else:
-                replies = self.written(states, [asked[place].question for place in places])
-            for place, answer in zip(places, replies, strict=True):
-                found[place] = answer
-        return found
+                batch = self.write_answers(states, [queries[row].question for row in rows])
+            for row, answer in zip(rows, batch, strict=True):
+                answers[row] = answer
+        return answers
 
-    def written(self, states: np.ndarray, questions: Sequence[str]) -> list[Answer]:
-        """(n, 1+N, D) and n questions -> n answers in the model's own words."""
-        ids, mask = (np.stack(column) for column in zip(*map(self._encode, questions), strict=True))
-        ids, scores = self._in_batches(self._write, (states, ids, mask))
-        texts = self._encode.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        sure = np.exp(scores / self.written_temperature)
-        return [Answer(*each) for each in zip(texts, sure.tolist(), strict=True)]
+    def write_answers(self, states: np.ndarray, questions: Sequence[str]) -> list[Answer]:
+        """Answers open-ended questions by beam search.
 
-    def probabilities(
+        Args:
+            states: (n, 1+N, D) vision states.
+            questions: n questions.
+        """
+        tokens = _stack([self._model.encode(question) for question in questions])
+        ids, scores = self._model.call_in_batches(self._write_batch, (states, tokens))
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        probabilities = np.exp(scores / self.written_temperature).tolist()
+        return [Answer(*pair) for pair in zip(texts, probabilities, strict=True)]
+
+    def answer_probabilities(
         self, states: np.ndarray, question: str, answers: tuple[str, ...]
     ) -> np.ndarray:
-        """(n, 1+N, D) -> (n, K) float32 of each answer of a list, at the temperature."""
-        listed = np.stack([self._encode_answer(answer).ids for answer in answers])
-        mask = np.stack([self._encode_answer(answer).mask for answer in answers])
-        longest = mask.sum(axis=1).max()  # padding would cost as much as words
-        listed, mask = listed[:, :longest], mask[:, :longest]
-        tokens = self._encode(question)
-        rows, found = self._in_batches(
-            self._rank, (states,), (tokens.ids[None], tokens.mask[None], listed, mask)
-        )
-        table = np.zeros((len(states), len(answers)), np.float32)
-        np.put_along_axis(table, rows, found, axis=1)
-        return sharpen(table, self.temperature)
+        """Probabilities of a list of answers, at the temperature.
 
-    def _choose(self, states, question, answers):
-        table = self.probabilities(states, question, answers)
-        best = table.argmax(axis=1)
-        return [Answer(answers[i], float(p[i])) for i, p in zip(best, table, strict=True)]
+        Args:
+            states: (n, 1+N, D) vision states.
+            question: one question about all images.
+            answers: K answers.
 
-    def _in_batches(self, function, columns: tuple[np.ndarray, ...], shared: tuple = ()):
-        """A function of full batches, over columns of any number of rows."""
-        parts, count = [], len(columns[0])
-        for start in range(0, count, self._batch):
-            rows = np.arange(start, start + self._batch).clip(max=count - 1)
-            found = function(self._params, *(column[rows] for column in columns), *shared)
-            left = count - start
-            parts.append(jax.tree.map(lambda x, n=left: x[:n], jax.device_get(found)))
-        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        Returns:
+            (n, K) float32.
+        """
+        listed = _stack([self._encode_answer(answer) for answer in answers])
+        longest = listed.mask.sum(axis=1).max()  # padding would cost as much as words
+        listed = Tokens(listed.ids[:, :longest], listed.mask[:, :longest])
+        shared = (_stack([self._model.encode(question)]), listed)
+        rows, ranked = self._model.call_in_batches(self._rank_batch, (states,), shared)
+        probabilities = np.zeros((len(states), len(answers)), np.float32)
+        np.put_along_axis(probabilities, rows, ranked, axis=1)
+        return apply_temperature(probabilities, self.temperature)
+
+    def _choose_answers(self, states, question, answers) -> list[Answer]:
+        probabilities = self.answer_probabilities(states, question, answers)
+        best = probabilities.argmax(axis=1)
+        return [Answer(answers[i], float(p[i])) for i, p in zip(best, probabilities, strict=True)]
+
+    def _rank(self, model: X2VLM, states: jax.Array, question: TokenArrays, answers: TokenArrays):
+        listed = answer_generation.Answers(*answers)
+        k = min(_MAX_SCORED_ANSWERS, len(listed.ids))
+        return answer_generation.rank_answers(model, listed, self._fuse(model, states, question), k)
+
+    def _write(self, model: X2VLM, states: jax.Array, question: TokenArrays):
+        start, end = self._tokenizer.cls_token_id, self._tokenizer.sep_token_id
+        fused = self._fuse(model, states, question)
+        return answer_generation.write_answers(model, fused, start, end, _BEAM_SEARCH)
+
+    def _fuse(
+        self, model: X2VLM, states: jax.Array, question: TokenArrays
+    ) -> answer_generation.Question:
+        ids, mask = question
+        text = model.encode_text(ids, mask)
+        if len(mask) == 1:  # one question about all images
+            text, mask = (jnp.repeat(x, len(states), axis=0) for x in (text, mask))
+        fused = model.fuse(text, mask, states.astype(self._dtype))
+        return answer_generation.Question(fused, mask)
 
 
-def sharpen(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """(n, K) -> (n, K) p^(1 / temperature), normalised again."""
-    logs = np.log(np.maximum(probabilities, TINY)) / temperature
+def _encode_batch(model: X2VLM, images: jax.Array) -> jax.Array:
+    return model.encode_image(normalize_pixels(images)).astype(jnp.float16)
+
+
+def _stack(rows: Sequence[Tokens]) -> Tokens:
+    return Tokens(np.stack([row.ids for row in rows]), np.stack([row.mask for row in rows]))
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """(n, K) probabilities p -> (n, K) p^(1/temperature), normalised to sum 1 over K."""
+    logs = np.log(np.maximum(probabilities, MIN_PROBABILITY)) / temperature
     raised = np.exp(logs - logs.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)

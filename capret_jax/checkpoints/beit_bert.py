@@ -1,12 +1,13 @@
-"""Where X2-VLM itself started: a BEiT-v2 vision encoder and a BERT text encoder.
+"""Builds X2-VLM before its pre-training from a BEiT-v2 vision encoder and a BERT text encoder.
 
 BEiT-v2 (arXiv 2208.06366) files hold `blocks.*` with a relative position table per block, or one
-table that all share; Hugging Face BERT files hold `bert.*` and `cls.*`, or the encoder alone
-without a prefix. The fusion layers begin as copies of the last text layers.
+table for all blocks. Hugging Face BERT files hold `bert.*` and `cls.*`, or the encoder alone
+without a prefix. The fusion layers are copies of the last text layers.
 """
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -14,16 +15,16 @@ from flax.traverse_util import unflatten_dict
 from capret_jax.checkpoints.conversion import (
     Converted,
     Report,
+    convert_tensors,
     dtype_notes,
     fill_missing,
     image_size_of_table,
     parameter_shapes,
-    refuse,
-    take,
-    users,
+    paths_by_name,
+    raise_if_any,
 )
 from capret_jax.checkpoints.names import (
-    Reference,
+    ReferenceTensor,
     fusion_names,
     mlm_head_names,
     text_names,
@@ -49,47 +50,60 @@ _BERT_IGNORED = {
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
+class _SourceFile(NamedTuple):
+    """One of the two files.
+
+    Attributes:
+        family: name for error messages.
+        state: name -> array.
+        names: path of each parameter -> its tensor in the file.
+        ignored: pattern of the names that are not parameters -> reason.
+    """
+
+    family: str
+    state: Mapping[str, np.ndarray]
+    names: Mapping[str, ReferenceTensor]
+    ignored: Mapping[str, str]
+
+
 def from_beit_and_bert(
     beit: Mapping[str, np.ndarray],
     bert: Mapping[str, np.ndarray],
     config: ModelConfig | None = None,
 ) -> Converted:
-    """X2-VLM before its pre-training; cross-attention and heads are fresh.
+    """Returns X2-VLM before its pre-training; cross-attention and heads are initialised fresh.
 
     Args:
-        beit, bert: name -> array, as `read_state_dict` returns them.
-        config: the shapes, where they are no row of `SIZES`; its image size is not looked at.
+        beit, bert: name -> array, from `read_state_dict`.
+        config: the shapes, needed if they are not a row of `SIZES`; its image size is not used.
 
     Raises:
-        InputError: a name is missing or unknown, or a shape or dtype is another.
+        InputError: a name is missing or unknown, or has another shape or dtype.
     """
     config = _at_image_size_of(beit, config or _detect_size(beit, bert))
     report = Report(KIND, _size_name(config), config.image_size)
-    arrays = _read(beit, _vision_names(beit, config), _BEIT_IGNORED, "BEiT-v2", config, report)
-    arrays |= _read(bert, _text_names(bert, config), _BERT_IGNORED, "BERT", config, report)
+    vision = _SourceFile("BEiT-v2", beit, _vision_names(beit, config), _BEIT_IGNORED)
+    text = _SourceFile("BERT", bert, _text_names(bert, config), _BERT_IGNORED)
+    arrays = _convert(vision, config, report) | _convert(text, config, report)
     return fill_missing(Converted(unflatten_dict(arrays, sep="/"), config, report))
 
 
-def _read(
-    state: Mapping[str, np.ndarray],
-    names: Mapping[str, Reference],
-    ignored: Mapping[str, str],
-    family: str,
-    config: ModelConfig,
-    report: Report,
-) -> dict[str, np.ndarray]:
-    """Our parameters from one of the files; what became of its names is added to `report`."""
-    arrays, problems = take(state, names, parameter_shapes(config))
-    used = users(names)
-    for name in (name for name in state if name not in used):
-        why = next((why for p, why in ignored.items() if re.fullmatch(p, name)), None)
-        if why is None:
-            problems.append(f"unexpected {name} {state[name].shape}")
+def _convert(source: _SourceFile, config: ModelConfig, report: Report) -> dict[str, np.ndarray]:
+    """Path -> parameter, of one of the files; adds its names to `report`."""
+    arrays, problems = convert_tensors(source.state, source.names, parameter_shapes(config))
+    used = paths_by_name(source.names)
+    for name in (name for name in source.state if name not in used):
+        matches = (
+            reason for pattern, reason in source.ignored.items() if re.fullmatch(pattern, name)
+        )
+        reason = next(matches, None)
+        if reason is None:
+            problems.append(f"unexpected {name} {source.state[name].shape}")
         else:
-            report.ignored[name] = why
-    refuse(problems, f"this is no {family} checkpoint of size {report.size}")
+            report.ignored[name] = reason
+    raise_if_any(problems, f"this is no {source.family} checkpoint of size {report.size}")
     report.used |= used
-    report.notes += dtype_notes(state[name] for name in used)
+    report.notes += dtype_notes(source.state[name] for name in used)
     return arrays
 
 
@@ -126,35 +140,40 @@ def _at_image_size_of(beit: Mapping[str, np.ndarray], config: ModelConfig) -> Mo
     raise InputError(f"the BEiT-v2 checkpoint has neither {_SHARED_TABLE} nor one per block.")
 
 
-def _vision_names(beit: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Reference]:
+def _vision_names(
+    beit: Mapping[str, np.ndarray], config: ModelConfig
+) -> dict[str, ReferenceTensor]:
     names = vision_names(config, "")
     if _SHARED_TABLE in beit:
         names |= {
-            path: Reference(_SHARED_TABLE)
+            path: ReferenceTensor(_SHARED_TABLE)
             for path in names
             if path.endswith("relative_position_bias")
         }
     if "fc_norm.weight" not in beit and "norm.weight" in beit:
-        # Straight from masked image modelling, which does not pool.
-        names = {path: n for path, n in names.items() if not path.startswith("vision/norm/")}
+        # A model of masked image modelling alone has no norm after pooling.
+        names = {
+            path: tensor for path, tensor in names.items() if not path.startswith("vision/norm/")
+        }
     return names
 
 
-def _text_names(bert: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Reference]:
+def _text_names(bert: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, ReferenceTensor]:
     prefix = "bert." if any(name.startswith("bert.") for name in bert) else ""
     names = text_names(config, prefix)
     names |= fusion_names(config, prefix, config.text_layers - config.fusion_layers)
     if any(name.startswith("cls.predictions.") for name in bert):
         names |= mlm_head_names("cls.")
     if any(name.endswith("LayerNorm.gamma") for name in bert):
-        # As TensorFlow named them, kept by the first BERT files.
+        # The first BERT files have the parameter names of TensorFlow.
         names = {
-            path: reference._replace(name=_tf(reference.name)) for path, reference in names.items()
+            path: tensor._replace(name=_tensorflow_name(tensor.name))
+            for path, tensor in names.items()
         }
     return names
 
 
-def _tf(name: str) -> str:
+def _tensorflow_name(name: str) -> str:
     return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
         "LayerNorm.bias", "LayerNorm.beta"
     )

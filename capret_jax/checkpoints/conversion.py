@@ -1,4 +1,4 @@
-"""Between X2-VLM's state dicts and our parameters, with nothing taken or left unsaid."""
+"""Converts between X2-VLM's state dicts and JAX parameters, and reports on every name."""
 
 import collections
 import dataclasses
@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from capret_jax.checkpoints.names import (
     COMPLETE,
     KINDS,
-    Ignored,
-    Reference,
+    IgnoredTensor,
+    ReferenceTensor,
     ignored_names,
     reference_names,
 )
@@ -29,23 +29,23 @@ AUTO = "auto"
 _SHOWN_PROBLEMS = 8
 
 
-def parts(paths: Iterable[str]) -> list[str]:
-    """The parts of the model ("itm_head") that parameters belong to."""
+def model_parts(paths: Iterable[str]) -> list[str]:
+    """Names of the parts of the model ("itm_head") that parameters belong to."""
     return sorted({path.split("/")[0] for path in paths})
 
 
 @dataclasses.dataclass
 class Report:
-    """What became of every name.
+    """Use of every name in a conversion; the content of report.json.
 
     Attributes:
-        kind: of the file, a key of `KINDS`, or "beit_bert".
-        size: the row of `SIZES` that its shapes are, where there is one.
+        kind: kind of the file: a key of `KINDS`, or "beit_bert".
+        size: row of `SIZES` with these shapes, or "custom".
         image_size: pixels, after conversion.
-        used: name in the file -> the parameters of ours that it fills.
-        ignored: name in the file -> why it is not a parameter of ours.
-        missing: name that a complete file would have -> the parameter of ours, initialised fresh.
-        notes: what else a reader should know.
+        used: name in the file -> paths of the parameters that it fills.
+        ignored: name in the file -> reason why it is not a parameter.
+        missing: name that a complete file would have -> path of the parameter, initialised fresh.
+        notes: other facts, one line each.
     """
 
     kind: str
@@ -57,10 +57,10 @@ class Report:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def summary(self) -> str:
-        """A short table for people."""
+        """Returns a short table for printing."""
         reasons = collections.Counter(self.ignored.values())
-        ignored = "; ".join(f"{count} {why}" for why, count in reasons.items())
-        fresh_parts = ", ".join(parts(self.missing.values()))
+        ignored = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+        fresh_parts = ", ".join(model_parts(self.missing.values()))
         rows = [
             ("checkpoint", f"{self.kind}, {self.size}, {self.image_size} px"),
             ("used", f"{len(self.used)} tensors"),
@@ -78,24 +78,24 @@ class Report:
 
 @dataclasses.dataclass
 class Converted:
-    """A model, and what is needed to send it home.
+    """A converted model, with the tensors that an export to PyTorch needs besides it.
 
     Attributes:
-        params: nested dict as `init_params` makes it, float32; NumPy views where possible. What
-            the file does not hold is not there before `fill_missing`.
-        config: of the model, at the file's image size.
-        report: what became of every name.
-        carried: ignored tensors that nothing else tells, by their names in the file.
+        params: float32 parameters, a nested dict with the structure of `init_params`; NumPy views
+            where possible. Parameters that the file does not hold are added by `fill_missing`.
+        config: shapes of the model, at the file's image size.
+        report: use of every name.
+        retained: name -> ignored tensor that cannot be computed at export.
     """
 
     params: dict
     config: ModelConfig
     report: Report
-    carried: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    retained: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def from_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Converted:
-    """Our model from one of X2-VLM's published files; heads that it lacks are fresh.
+    """Converts one of X2-VLM's published files; parts that it lacks are initialised fresh.
 
     Arguments and errors are those of `match_reference`.
     """
@@ -103,43 +103,43 @@ def from_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Convert
 
 
 def match_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Converted:
-    """What a published file holds of our model, every name accounted for.
+    """Converts the parameters that a published file holds, and accounts for every name.
 
     Args:
-        state: name -> array, as `read_state_dict` returns it.
+        state: name -> array, from `read_state_dict`.
         kind: a key of `KINDS`, or "auto": the kind whose names fit best.
 
     Raises:
-        InputError: a name is missing or unknown, or a shape or dtype is another; the message names
-            each. Also when the file is of no known size.
+        InputError: a name is missing or unknown, or has another shape or dtype; the message lists
+            them. Also if the file has no known size.
     """
     size, config = _detect_size(state)
     kind = _detect_kind(state, config) if kind == AUTO else kind
     config = _with_decoder(config, kind)
     names, ignored = reference_names(config, kind), ignored_names(config, kind)
-    arrays, problems = take(state, names, parameter_shapes(config))
+    arrays, problems = convert_tensors(state, names, parameter_shapes(config))
     problems += _check_ignored(state, ignored)
-    known = {reference.name for reference in names.values()} | ignored.keys()
+    known = {tensor.name for tensor in names.values()} | ignored.keys()
     problems += [f"unexpected {name} {state[name].shape}" for name in state if name not in known]
-    refuse(problems, f"the checkpoint is no {size} {kind} checkpoint")
+    raise_if_any(problems, f"the checkpoint is no {size} {kind} checkpoint")
 
     report = Report(kind, size, config.image_size)
-    report.used = users(names)
-    report.ignored = {name: entry.why for name, entry in ignored.items()}
+    report.used = paths_by_name(names)
+    report.ignored = {name: tensor.reason for name, tensor in ignored.items()}
     report.notes += dtype_notes(state[name] for name in report.used)
-    carried = _carried(state, ignored, report)
-    return Converted(unflatten_dict(arrays, sep="/"), config, report, carried)
+    retained = _retained_tensors(state, ignored, report)
+    return Converted(unflatten_dict(arrays, sep="/"), config, report, retained)
 
 
 def fill_missing(converted: Converted) -> Converted:
-    """Adds what a complete model has beyond the file: initial values, always the same ones."""
+    """Adds initial values, always the same ones, of the parameters that the file did not hold."""
     config, present = converted.config, flatten_dict(converted.params, sep="/")
     names = reference_names(config)
     paths = frozenset(path for path in names if path not in present)
     converted.report.missing = {names[path].name: path for path in names if path in paths}
     if paths:
-        make = jax.jit(lambda key: init_params(config, key, paths))
-        present |= flatten_dict(jax.device_get(make(jax.random.key(0))), sep="/")
+        initialize = jax.jit(lambda key: init_params(config, key, paths))
+        present |= flatten_dict(jax.device_get(initialize(jax.random.key(0))), sep="/")
     return dataclasses.replace(converted, params=unflatten_dict(present, sep="/"))
 
 
@@ -147,36 +147,36 @@ def to_reference(
     params: dict,
     config: ModelConfig,
     kind: str = COMPLETE,
-    carried: Mapping[str, np.ndarray] | None = None,
+    retained: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """The state dict of a published file of this kind; its buffers are computed anew.
+    """Returns the state dict of a published file of this kind, with buffers computed anew.
 
     Args:
-        params: our parameters; parts that the kind does not have stay behind.
-        config: their shapes.
+        params: parameters of the model; parts that the kind does not have are left out.
+        config: shapes of the parameters.
         kind: a key of `KINDS`.
-        carried: from `Converted`. Extras of the kind that are not among them are left out.
+        retained: `Converted.retained`. Extras of the kind that it lacks are left out.
 
     Raises:
-        InputError: the model lacks a part that the kind has.
+        InputError: the model lacks a part of this kind.
     """
     lacking = [part for part in KINDS[kind].parts if part not in params]
     if lacking:
         raise InputError(f"a {kind} checkpoint has a {lacking[0]}, which this model does not have.")
-    arrays, carried = flatten_dict(params, sep="/"), carried or {}
+    arrays, retained = flatten_dict(params, sep="/"), retained or {}
     state: dict[str, np.ndarray] = {}
     for path, (name, layout) in reference_names(config, kind).items():
-        state[name] = layout.to_theirs(np.asarray(arrays[path]))
+        state[name] = layout.to_torch(np.asarray(arrays[path]))
     for name, ignored in ignored_names(config, kind).items():
-        if name in carried and _fits(carried[name].shape, ignored.shape):
-            state[name] = carried[name]
+        if name in retained and _shapes_agree(retained[name].shape, ignored.shape):
+            state[name] = retained[name]
         elif ignored.value:
             state[name] = ignored.value(state)
     return state
 
 
 def _detect_size(state: Mapping[str, np.ndarray]) -> tuple[str, ModelConfig]:
-    """By majority, so that one wrong tensor is named as the culprit, and not all others."""
+    """Detects the size by majority, so that an error names a wrong tensor, and not all others."""
     width = _most_common(state, "norm1.weight", axis=0)
     rows = _most_common(state, "relative_position_bias_table", axis=0)
     for size, config in SIZES.items():
@@ -185,7 +185,7 @@ def _detect_size(state: Mapping[str, np.ndarray]) -> tuple[str, ModelConfig]:
     known = ", ".join(f"{size} {config.vision_width}" for size, config in SIZES.items())
     raise InputError(
         f"the vision encoder's width {width} is of no known size ({known}); a new size is a row in "
-        "capret_jax/models/config.py."
+        "capret_jax/config/model.py."
     )
 
 
@@ -204,10 +204,10 @@ def _most_common(state: Mapping[str, np.ndarray], suffix: str, axis: int) -> int
 
 
 def image_size_of_table(config: ModelConfig, rows: int) -> ModelConfig:
-    """The config at the image size whose relative position tables have so many rows.
+    """Returns the config at the image size whose relative position tables have `rows` rows.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such image size.
     """
     grid = (round((rows - 3) ** 0.5) + 1) // 2
     if grid < 1 or relative_position_rows(grid) != rows:
@@ -224,48 +224,58 @@ def _with_decoder(config: ModelConfig, kind: str) -> ModelConfig:
 
 
 def _detect_kind(state: Mapping[str, np.ndarray], config: ModelConfig) -> str:
-    def strangers(kind: str) -> int:
+    def mismatches(kind: str) -> int:
         full = _with_decoder(config, kind)
-        names = {reference.name for reference in reference_names(full, kind).values()}
+        names = {tensor.name for tensor in reference_names(full, kind).values()}
         return len((names | ignored_names(full, kind).keys()) ^ state.keys())
 
-    return min(KINDS, key=strangers)
+    return min(KINDS, key=mismatches)
 
 
 @functools.lru_cache
 def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Path of each parameter -> its shape."""
+    """Path of each parameter of the model -> its shape."""
     _, abstract = abstract_model(config)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
     return types.MappingProxyType(shapes)
 
 
-def take(
+def convert_tensors(
     state: Mapping[str, np.ndarray],
-    names: Mapping[str, Reference],
+    names: Mapping[str, ReferenceTensor],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The named parameters in our layout, float32, and what is wrong with the others."""
+    """Converts named tensors of a state dict to parameters.
+
+    Args:
+        state: name -> array.
+        names: path of each parameter -> its tensor in the state dict.
+        shapes: path -> shape of the parameter.
+
+    Returns:
+        Path -> float32 array, and a message for each tensor that is missing or does not fit.
+    """
     arrays, problems = {}, []
     for path, (name, layout) in names.items():
-        # Costs no memory: only its shape is wanted.
-        wanted = layout.to_theirs(np.broadcast_to(np.float32(0), shapes[path])).shape
+        # A broadcast scalar needs no memory; only the shape of the result is used.
+        expected = layout.to_torch(np.broadcast_to(np.float32(0), shapes[path])).shape
         array = state.get(name)
         if array is None:
             problems.append(f"missing {name}")
-        elif array.shape != wanted:
-            problems.append(f"{name} has shape {array.shape} where {wanted} is needed")
+        elif array.shape != expected:
+            problems.append(f"{name} has shape {array.shape} where {expected} is needed")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
             problems.append(f"{name} has dtype {array.dtype} where floats are needed")
         else:
-            arrays[path] = layout.to_ours(array).astype(np.float32, copy=False)
+            arrays[path] = layout.to_jax(array).astype(np.float32, copy=False)
     return arrays, problems
 
 
-def refuse(problems: list[str], message: str) -> None:
-    """
+def raise_if_any(problems: list[str], message: str) -> None:
+    """Raises an error that lists the first problems, if there are any.
+
     Raises:
-        InputError: there are problems; the message holds the first of them.
+        InputError: `problems` is not empty.
     """
     if problems:
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
@@ -273,53 +283,55 @@ def refuse(problems: list[str], message: str) -> None:
         raise InputError(f"{message}: {shown}{f'; and {more} more' if more > 0 else ''}.")
 
 
-def users(names: Mapping[str, Reference]) -> dict[str, list[str]]:
-    """Name in the file -> the paths of ours that it fills."""
+def paths_by_name(names: Mapping[str, ReferenceTensor]) -> dict[str, list[str]]:
+    """Name in the file -> paths of the parameters that it fills."""
     used: dict[str, list[str]] = {}
-    for path, reference in names.items():
-        used.setdefault(reference.name, []).append(path)
+    for path, tensor in names.items():
+        used.setdefault(tensor.name, []).append(path)
     return used
 
 
 def dtype_notes(arrays: Iterable[np.ndarray]) -> list[str]:
-    """One line for each dtype other than float32."""
+    """One line for each dtype other than float32, with the number of tensors."""
     dtypes = collections.Counter(array.dtype.name for array in arrays)
-    exactly = {"float16": "exactly", "bfloat16": "exactly"}
+    rounding = {"float16": "exactly", "bfloat16": "exactly"}
     return [
-        f"{count} tensors of {dtype} were converted to float32 {exactly.get(dtype, 'by rounding')}"
+        f"{count} tensors of {dtype} were converted to float32 {rounding.get(dtype, 'by rounding')}"
         for dtype, count in dtypes.items()
         if dtype != "float32"
     ]
 
 
-def _check_ignored(state: Mapping[str, np.ndarray], ignored: Mapping[str, Ignored]) -> list[str]:
+def _check_ignored(
+    state: Mapping[str, np.ndarray], ignored: Mapping[str, IgnoredTensor]
+) -> list[str]:
     problems = []
-    for name, entry in ignored.items():
+    for name, tensor in ignored.items():
         if name not in state:
-            problems.append(f"missing {name} ({entry.why})")
-        elif not _fits(state[name].shape, entry.shape):
-            wanted = str(entry.shape).replace("None", "any")
-            problems.append(f"{name} has shape {state[name].shape} where {wanted} is needed")
+            problems.append(f"missing {name} ({tensor.reason})")
+        elif not _shapes_agree(state[name].shape, tensor.shape):
+            expected = str(tensor.shape).replace("None", "any")
+            problems.append(f"{name} has shape {state[name].shape} where {expected} is needed")
     return problems
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        b in (a, None) for a, b in zip(shape, wanted, strict=True)
+def _shapes_agree(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        b in (a, None) for a, b in zip(shape, expected, strict=True)
     )
 
 
-def _carried(
-    state: Mapping[str, np.ndarray], ignored: Mapping[str, Ignored], report: Report
+def _retained_tensors(
+    state: Mapping[str, np.ndarray], ignored: Mapping[str, IgnoredTensor], report: Report
 ) -> dict[str, np.ndarray]:
-    """What would be lost; a buffer or tie that is not what it should be gets a note."""
-    carried = {}
-    for name, entry in ignored.items():
-        if entry.value and np.array_equal(entry.value(state), state[name]):
+    """Ignored tensors that cannot be computed; notes those that differ from the computed value."""
+    retained = {}
+    for name, tensor in ignored.items():
+        if tensor.value and np.array_equal(tensor.value(state), state[name]):
             continue
-        carried[name] = state[name]
-        if entry.value:
+        retained[name] = state[name]
+        if tensor.value:
             report.notes.append(
-                f"{name} is not as expected ({entry.why}): its values had no effect"
+                f"{name} is not as expected ({tensor.reason}): its values had no effect"
             )
-    return carried
+    return retained

@@ -1,9 +1,9 @@
-"""A converted model as a folder: Orbax checkpoint, model config and report.
+"""Writes and reads a converted model as a folder: Orbax checkpoint, model config and report.
 
 params/              Orbax checkpoint of the parameters
-model.json           what a reader of params/ needs: shapes, kind, what is fresh
-report.json          every name of the file: used, ignored with why, missing
-carried.safetensors  what only the way back needs, where the file had any
+model.json           model card: shapes, kind, paths of fresh parameters
+report.json          every name of the file: used, ignored with reason, missing
+carried.safetensors  retained tensors, which only an export to PyTorch needs; absent if none
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import tempfile
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from capret_jax.checkpoints.conversion import Converted
@@ -21,16 +22,16 @@ from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import ModelConfig
 from capret_jax.errors import InputError
 
-_PARAMS, _MODEL, _REPORT, _CARRIED = "params", "model.json", "report.json", "carried.safetensors"
+_PARAMS, _MODEL, _REPORT, _RETAINED = "params", "model.json", "report.json", "carried.safetensors"
 
 
 class ModelCard(NamedTuple):
-    """What model.json says.
+    """Description of a saved model; the content of model.json.
 
     Attributes:
-        config: of the parameters beside it.
-        kind: of the file that it was converted from.
-        fresh: paths of the parameters that the file did not hold; their values are random.
+        config: shapes of the parameters.
+        kind: kind of the file that the model was converted from.
+        fresh: paths of the parameters without trained values, which are random.
     """
 
     config: ModelConfig
@@ -39,17 +40,18 @@ class ModelCard(NamedTuple):
 
 
 def is_converted(folder: pathlib.Path) -> bool:
-    """Whether `save_converted` wrote this folder."""
+    """True where `save_converted` wrote this folder."""
     return (folder / _MODEL).is_file() and (folder / _PARAMS).is_dir()
 
 
 def save_converted(folder: pathlib.Path, converted: Converted, overwrite: bool = False) -> None:
-    """Writes the folder; it appears under its name when it is complete.
+    """Writes the folder; it appears under its name only when it is complete.
 
     Args:
-        folder: to be.
-        converted: its parameters become JAX arrays one by one, so that they are in memory once.
-        overwrite: a converted checkpoint that is there already.
+        folder: folder to create.
+        converted: model to save. Its parameters are replaced by JAX arrays one by one, so that they
+            are in memory only once.
+        overwrite: True to replace an existing converted checkpoint.
 
     Raises:
         InputError: the folder exists and may not be overwritten, or cannot be written.
@@ -69,16 +71,16 @@ def save_converted(folder: pathlib.Path, converted: Converted, overwrite: bool =
 
 
 def check_free(folder: pathlib.Path, overwrite: bool) -> None:
-    """
+    """Checks that `save_converted` may write a folder.
+
     Raises:
-        InputError: something is there already; with `overwrite`, something else than a converted
-            checkpoint.
+        InputError: the path exists; with `overwrite`, it is not a converted checkpoint.
     """
     if not folder.exists():
         return
     if not overwrite:
         raise InputError(f"{folder} exists; add --overwrite, or choose another folder.")
-    known = {_PARAMS, _MODEL, _REPORT, _CARRIED}
+    known = {_PARAMS, _MODEL, _REPORT, _RETAINED}
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - known:
         raise InputError(
             f"{folder} holds other things than a converted checkpoint and is not overwritten; "
@@ -89,7 +91,7 @@ def check_free(folder: pathlib.Path, overwrite: bool) -> None:
 def _write(folder: pathlib.Path, converted: Converted) -> None:
     _move_to_cpu(converted.params)
     context = ocp.Context()
-    # All at once, Orbax would hold a second copy.
+    # Without this limit, Orbax holds a second copy of all parameters.
     context.memory.write_concurrent_bytes = 2 * max(
         leaf.nbytes for leaf in jax.tree.leaves(converted.params)
     )
@@ -103,12 +105,12 @@ def _write(folder: pathlib.Path, converted: Converted) -> None:
     }
     _write_json(folder / _MODEL, model)
     _write_json(folder / _REPORT, dataclasses.asdict(report))
-    if converted.carried:
-        write_state_dict(folder / _CARRIED, converted.carried, "safetensors")
+    if converted.retained:
+        write_state_dict(folder / _RETAINED, converted.retained, "safetensors")
 
 
 def _move_to_cpu(tree: dict) -> None:
-    """Puts a JAX array in the place of each leaf, which lets go of the memory behind it."""
+    """Replaces each leaf by a JAX array, which frees the memory of the leaf."""
     cpu = jax.local_devices(backend="cpu")[0]
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -122,7 +124,8 @@ def _write_json(path: pathlib.Path, content: dict) -> None:
 
 
 def read_card(folder: pathlib.Path) -> ModelCard:
-    """
+    """Reads the model card of a converted model.
+
     Raises:
         InputError: model.json is missing or damaged.
     """
@@ -134,7 +137,11 @@ def read_card(folder: pathlib.Path) -> ModelCard:
 
 
 def load_params(folder: pathlib.Path, abstract: Any) -> dict:
-    """The parameters, as `abstract` (a tree of `jax.ShapeDtypeStruct`, sharded or not) asks.
+    """Reads the parameters of a converted model.
+
+    Args:
+        folder: folder of the model.
+        abstract: tree of `jax.ShapeDtypeStruct`, with the shardings to load to, if any.
 
     Raises:
         InputError: the checkpoint cannot be read.
@@ -145,14 +152,14 @@ def load_params(folder: pathlib.Path, abstract: Any) -> dict:
         raise InputError(f"{folder / _PARAMS} cannot be read: {error}") from error
 
 
-def load_carried(folder: pathlib.Path) -> dict:
-    """Tensors for the way back; empty where there are none."""
-    path = folder / _CARRIED
+def load_retained(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the retained tensors, which an export to PyTorch needs; empty if there are none."""
+    path = folder / _RETAINED
     return read_state_dict(path) if path.exists() else {}
 
 
 def on_one_device(abstract: dict) -> dict:
-    """The abstract parameters, placed on JAX's default device."""
+    """Places abstract parameters on JAX's default device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract

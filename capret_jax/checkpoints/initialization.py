@@ -1,4 +1,4 @@
-"""Initialising a model from another checkpoint."""
+"""Initialises a model from another checkpoint."""
 
 import functools
 import os
@@ -7,16 +7,16 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from capret_jax.checkpoints.conversion import parts
+from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import ModelCard
-from capret_jax.checkpoints.loading import load_card, load_weights
+from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.checkpoints.relative_position import with_image_size
 from capret_jax.config import ModelConfig
 from capret_jax.distributed.mesh import place
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 
-# What each kind of embedding is read off with.
+# Projections that each kind of embedding needs.
 _PROJECTIONS = {
     "image": ("vision_proj",),
     "text": ("text_proj",),
@@ -26,34 +26,37 @@ _PROJECTIONS = {
 
 
 def fresh_parameters(source: str | os.PathLike, model: ModelConfig) -> list[str]:
-    """Paths of a model's parameters that a checkpoint holds no trained values of.
+    """Paths of the parameters of a model for which a checkpoint has no trained values.
 
     Args:
-        source: folder of the checkpoint; empty for none at all.
-        model: that is to be started.
+        source: folder of the checkpoint; empty for no checkpoint.
+        model: shapes of the model to initialise.
 
     Raises:
         InputError: the folder holds no model.
     """
-    wanted = list(flatten_dict(abstract_model(model)[1], sep="/"))
-    return _fresh(load_card(source), wanted) if source else wanted
+    return _fresh(ModelFolder(source).card, model) if source else _parameter_paths(model)
 
 
-def _fresh(card: ModelCard, wanted: list[str]) -> list[str]:
-    held = set(flatten_dict(abstract_model(card.config)[1], sep="/")) - set(card.fresh)
-    return [path for path in wanted if path not in held]
+def _fresh(card: ModelCard, model: ModelConfig) -> list[str]:
+    trained = set(_parameter_paths(card.config)) - set(card.fresh)
+    return [path for path in _parameter_paths(model) if path not in trained]
+
+
+def _parameter_paths(model: ModelConfig) -> list[str]:
+    return list(flatten_dict(abstract_model(model)[1], sep="/"))
 
 
 def initial_params(
     source: str | os.PathLike, fresh: dict, image_size: int, mesh: Mesh
 ) -> tuple[dict, str, list[str]]:
-    """Replaces fresh parameters by a checkpoint's, where it holds trained ones.
+    """Replaces fresh parameters by trained ones of a checkpoint, where it has them.
 
     Args:
         source: folder of the checkpoint.
-        fresh: the model's parameters, a nested dict on the mesh.
-        image_size: of the model in pixels; the checkpoint's may be another.
-        mesh: of the parameters.
+        fresh: parameters of the model, a nested dict on the mesh.
+        image_size: pixels of the model's images; those of the checkpoint may differ.
+        mesh: mesh of the parameters.
 
     Returns:
         The parameters, the kind of checkpoint, and the parts of the model that stay fresh.
@@ -61,28 +64,31 @@ def initial_params(
     Raises:
         InputError: the checkpoint cannot be read.
     """
-    loaded, card = load_weights(source, functools.partial(place, mesh))
+    folder = ModelFolder(source)
+    card, loaded = folder.card, folder.load_params(functools.partial(place, mesh))
     loaded, _ = with_image_size(loaded, card.config, image_size)
-    given, wanted = (flatten_dict(tree, sep="/") for tree in (loaded, fresh))
-    untrained = set(_fresh(card, list(wanted)))
+    loaded, initial = (flatten_dict(tree, sep="/") for tree in (loaded, fresh))
+    trained = loaded.keys() - set(card.fresh)
     params = {
-        path: leaf if path in untrained else jax.device_put(given[path], leaf.sharding)
-        for path, leaf in wanted.items()
+        path: jax.device_put(loaded[path], leaf.sharding) if path in trained else leaf
+        for path, leaf in initial.items()
     }
-    return unflatten_dict(params, sep="/"), card.kind, parts(untrained)
+    untrained = model_parts(initial.keys() - trained)
+    return unflatten_dict(params, sep="/"), card.kind, untrained
 
 
 def check_projection(source: str | os.PathLike, model: ModelConfig) -> None:
-    """Refuses to evaluate an embedding that is random.
+    """Checks that a checkpoint has the projections of the model's embedding.
 
     Raises:
-        InputError: the checkpoint lacks what the embedding is read off with.
+        InputError: it lacks one, so that the embedding would be random.
     """
-    fresh = parts(fresh_parameters(source, model))
+    card = ModelFolder(source).card
+    fresh = model_parts(_fresh(card, model))
     for part in _PROJECTIONS[model.embedding]:
         if part in fresh:
             raise InputError(
-                f"config.init_from={source} (a {load_card(source).kind} checkpoint) holds no "
+                f"config.init_from={source} (a {card.kind} checkpoint) holds no "
                 f"{part}, so its embedding would be random: train first, or start from a pretrain "
                 "or retrieval checkpoint."
             )

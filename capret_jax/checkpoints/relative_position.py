@@ -1,4 +1,4 @@
-"""Brings a block's relative position table to another image size, as BEiT and X2-VLM do."""
+"""Interpolates relative position tables to another image size, as BEiT and X2-VLM do."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ _CLS_ROWS = 3
 
 
 def with_image_size(params: dict, config: ModelConfig, image_size: int) -> tuple[dict, ModelConfig]:
-    """The same model for square images of another size; everything but the tables is shared.
+    """Returns the model for square images of another size; only the tables are new arrays.
 
     Raises:
         InputError: `image_size` is not a positive multiple of 16.
@@ -31,20 +31,20 @@ def with_image_size(params: dict, config: ModelConfig, image_size: int) -> tuple
 
 
 def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:
-    """Cubic-spline interpolation of the patch offsets; the three CLS rows are kept.
+    """Interpolates the patch offsets with cubic splines, and keeps the three CLS rows.
 
-    The offsets that the table was trained at are placed on a geometric progression, dense near
-    zero, that just reaches the new grid's largest offset.
+    The offsets of the trained table are placed on a geometric progression, dense near zero, whose
+    largest value is the largest offset of the new grid.
 
     Args:
-        table: ((2g-1)^2 + 3, H) for a g x g grid of patches.
-        grid: the new number of patches along one side.
+        table: ((2g-1)^2 + 3, H), for a g x g grid of patches.
+        grid: new number of patches along one side.
 
     Returns:
         ((2*grid-1)^2 + 3, H) float32.
 
     Raises:
-        InputError: the table is not of a square grid.
+        InputError: the number of rows is not that of a square grid.
     """
     rows, heads = table.shape
     source = round((rows - _CLS_ROWS) ** 0.5)
@@ -54,16 +54,16 @@ def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:
     if source == target:
         return table
     offsets = _geometric_offsets(source, target)
-    wanted = np.arange(target) - (target - 1) / 2
+    new_offsets = np.arange(target) - (target - 1) / 2
     patches = table[:-_CLS_ROWS].reshape(source, source, heads).astype(np.float64)
-    # A table of 1 or 3 offsets a side is too small for cubic splines.
+    # Tables of 1 or 3 offsets per side are too small for cubic splines.
     degree = min(3, source - 1)
     if degree == 0:
         planes = [np.full((target, target), patches[0, 0, head]) for head in range(heads)]
     else:
         planes = [
             RectBivariateSpline(offsets, offsets, patches[:, :, head], kx=degree, ky=degree)(
-                wanted, wanted
+                new_offsets, new_offsets
             )
             for head in range(heads)
         ]

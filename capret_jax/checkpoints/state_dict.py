@@ -1,4 +1,4 @@
-"""State dicts on disk: names mapped to arrays, in torch's zip format or in safetensors."""
+"""Reads and writes state dicts, names mapped to arrays, in PyTorch's zip format or safetensors."""
 
 import os
 import pathlib
@@ -15,18 +15,19 @@ FORMATS = ("torch", "safetensors")
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Name -> array of a torch zip file or a safetensors file, whichever its first bytes say.
+    """Reads name -> array from a torch zip file or a safetensors file.
 
-    A torch file holds the state dict itself or `{"model": state dict}`.
+    The first bytes tell the formats apart. A torch file holds either the state dict itself or
+    `{"model": state dict}`.
 
     Raises:
-        InputError: the file cannot be read, or holds something else.
+        InputError: the file cannot be read, or does not hold a state dict.
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
-        # 8 bytes of length, then a JSON object.
-        content = _read_safetensors(path) if start[8:] == b"{" else read_torch_file(path)
+            header = file.read(9)
+        # A safetensors file starts with 8 bytes of length and a JSON object.
+        content = _read_safetensors(path) if header[8:] == b"{" else read_torch_file(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not isinstance(content, dict):
@@ -50,13 +51,13 @@ def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from error
-    # safetensors.torch.save_model writes tied parameters once, and notes the other names here.
+    # safetensors.torch.save_model writes tied parameters once, and the other names as metadata.
     aliases = {alias: name for alias, name in metadata.items() if name in state}
     return state | {alias: state[name] for alias, name in aliases.items() if alias not in state}
 
 
 def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray], file_format: str) -> None:
-    """Writes a file of one of `FORMATS`: torch's as `{"model": state}`, safetensors bare.
+    """Writes a file of one of `FORMATS`: `{"model": state}` to torch, `state` to safetensors.
 
     Raises:
         InputError: the file cannot be written.
@@ -65,7 +66,7 @@ def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray], file_f
         if file_format == "torch":
             write_torch_file(path, state)
         else:
-            # The library reads the memory behind each array as if it were contiguous.
+            # The library assumes that each array is contiguous in memory.
             contiguous = {name: np.asarray(array, order="C") for name, array in state.items()}
             safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
     except (OSError, safetensors.SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""Reads and writes torch's zip files (torch >= 1.6) without torch.
+"""Reads and writes PyTorch's zip files (torch >= 1.6) without PyTorch.
 
-Such a file is an uncompressed zip archive: `data.pkl` is a pickle in which each tensor refers to a
-storage, and `data/<key>` are the storages' raw bytes.
+Such a file is an uncompressed zip archive. `data.pkl` is a pickle in which each tensor refers to a
+storage, and `data/<key>` holds the raw bytes of a storage.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _RESAVE = (
     "; if you trust it, save it again with torch 1.6 or newer: "
     "torch.save(torch.load(old, map_location='cpu', weights_only=False), new)"
 )
-# torch maps files into memory at this alignment.
+# Alignment of storages that torch can map into memory, in bytes.
 _ALIGNMENT = 64
 _STORAGES = {
     "float64": "DoubleStorage",
@@ -41,38 +41,38 @@ _STORAGES = {
 
 
 def read_torch_file(path: str | os.PathLike) -> Any:
-    """What `torch.save` wrote, with NumPy arrays (views of the storages) for tensors.
+    """Reads a file of `torch.save`, with NumPy arrays (views of the storages) for tensors.
 
-    No code of the file is run: its pickle may name containers and tensors only.
+    No code of the file is run: its pickle may name only containers and tensors.
 
     Raises:
-        InputError: the file is damaged, of another format, or its pickle names anything else.
+        InputError: the file is damaged or has another format, or its pickle names anything else.
     """
     path = os.fspath(path)
-    # A tar may end in a zip, which is_zipfile would find.
+    # A tar archive may end with a zip archive, which is_zipfile would accept.
     if tarfile.is_tarfile(path):
-        raise InputError(f"{path} {_why_tar(path)}.")
+        raise InputError(f"{path} {_describe_tar(path)}.")
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} {_why_no_zip(path)}.")
+        raise InputError(f"{path} {_describe_other_file(path)}.")
     try:
         return ptloader.load(
             path,
             torchscript_mode="strict",
             payload="data",
             storage_registry={"BFloat16Storage": np.dtype(ml_dtypes.bfloat16)},
-            # The command line that many training scripts save beside the weights; only data.
+            # Many training scripts save their command line with the weights; it is only data.
             pickle_global_registry={("argparse", "Namespace"): argparse.Namespace},
         )
     except ptloader.CheckpointError as error:
-        raise InputError(f"{path} {_why_refused(str(error))}.") from error
-    # A damaged pickle fails in as many ways as there are opcodes.
+        raise InputError(f"{path} {_describe_refusal(str(error))}.") from error
+    # A damaged pickle can raise any exception.
     except MemoryError:
         raise
     except Exception as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
 
 
-def _why_tar(path: str) -> str:
+def _describe_tar(path: str) -> str:
     with tarfile.open(path) as archive:
         names = [member.name for member in itertools.islice(archive, 5)]
     if {"storages", "tensors"} <= set(names):
@@ -80,7 +80,7 @@ def _why_tar(path: str) -> str:
     return f"is a tar archive ({', '.join(names)}, ...); unpack it and convert the checkpoint in it"
 
 
-def _why_no_zip(path: str) -> str:
+def _describe_other_file(path: str) -> str:
     with open(path, "rb") as file:
         start = file.read(1 << 16)
     if start.startswith(b"PK"):
@@ -99,7 +99,7 @@ def _why_no_zip(path: str) -> str:
 
 
 def _globals(data: bytes) -> list[str]:
-    """The functions and classes that a pickle names, as far as `data` goes."""
+    """Names of functions and classes in a pickle, of which `data` may be only the beginning."""
     names, strings = [], []
     try:
         for opcode, argument, _ in pickletools.genops(data):
@@ -109,12 +109,12 @@ def _globals(data: bytes) -> list[str]:
                 names.append(strings[-1].replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
                 names.append(".".join(strings[-2:]))
-    except ValueError:  # cut off by our reading only its beginning, or no pickle after all
+    except ValueError:  # `data` ends early, or is not a pickle
         pass
     return names
 
 
-def _why_refused(message: str) -> str:
+def _describe_refusal(message: str) -> str:
     name = message.removeprefix("Unsupported pickle global: ")
     if name == message:
         return f"is not a readable torch file: {message}"
@@ -127,8 +127,7 @@ def _why_refused(message: str) -> str:
 def write_torch_file(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
     """Writes `{"model": state}` so that `torch.load(path, weights_only=True)` reads it.
 
-    An array that occurs under several names is written once and stays shared, as tied parameters
-    are in torch.
+    An array under several names is written once and stays shared, as tied parameters are in torch.
     """
     arrays = {id(array): array for array in state.values()}
     keys = {identity: str(i) for i, identity in enumerate(arrays)}
@@ -154,7 +153,7 @@ def _raw(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-# Pickle opcodes are written out, since `pickle` itself writes only names that it can import.
+# The opcodes are written explicitly, because `pickle` only writes names that it can import.
 
 
 def _dict(values: Mapping[str, bytes]) -> bytes:
@@ -163,7 +162,7 @@ def _dict(values: Mapping[str, bytes]) -> bytes:
 
 
 def _tensor(array: np.ndarray, key: str) -> bytes:
-    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
+    """Pickles _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)."""
     storage = _tuple(
         _value("storage"),
         _global("torch", _STORAGES[array.dtype.name]),
@@ -192,5 +191,5 @@ def _global(module: str, name: str) -> bytes:
 
 
 def _value(value: Any) -> bytes:
-    """A string, int, bool or tuple of ints, without the pickle's first and last opcode."""
+    """Pickles a string, int, bool or tuple of ints, without the first and last opcode."""
     return pickle.dumps(value, protocol=2)[2:-1]

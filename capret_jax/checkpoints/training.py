@@ -1,4 +1,4 @@
-"""Checkpoints: train state, data position and config, saved and restored as one thing."""
+"""Saves and restores training checkpoints: train state, data position and config together."""
 
 import pathlib
 import warnings
@@ -13,30 +13,30 @@ from capret_jax.distributed.mesh import first_process_first
 from capret_jax.errors import InputError
 
 T = TypeVar("T")
-# `train.state.TrainState`, or any tree of arrays with a shape of its own.
+# `train.state.TrainState`, or any other tree of arrays.
 State = TypeVar("State")
 FOLDER = "checkpoints"
 _KEEP = 2
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether a run has left checkpoints here, or begun to."""
+    """True where a workdir has a folder of checkpoints, which may be empty."""
     return (workdir / FOLDER).is_dir()
 
 
 class Checkpoints:
     """The checkpoints of one run, in `<workdir>/checkpoints`.
 
-    A checkpoint appears under its name only when complete, so a killed process never leaves half
-    of one in the way. One that cannot be read all the same, after a disk failed for instance, is
-    set aside with a warning, and the one before it counts.
+    A checkpoint appears under its name only when complete, so that a killed process leaves no
+    incomplete one. A checkpoint that cannot be read, for instance after a disk failure, is set
+    aside with a warning, and the one before it is used.
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False):
         """
         Args:
-            workdir: of the run.
-            read_only: leave half-written checkpoints alone: another process may be writing them.
+            workdir: folder of the run.
+            read_only: True to leave incomplete checkpoints, which another process may be writing.
         """
         policy = ocp.training.preservation_policies.LatestN(_KEEP)
         self._read_only = read_only
@@ -47,27 +47,27 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, None when there is none."""
+        """Returns the step of the newest complete checkpoint, None if there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
     def metadata(self) -> dict:
-        """What was saved beside the newest checkpoint, see `save`.
+        """Reads the metadata of the newest checkpoint, see `save`.
 
         Raises:
             InputError: no checkpoint can be read.
         """
-        return self._newest(lambda step: self._checkpointer.metadata(step).custom_metadata)
+        return self._read_newest(lambda step: self._checkpointer.metadata(step).custom_metadata)
 
     def save(self, step: int, state: Any, iterator: grain.DatasetIterator, metadata: dict) -> None:
         """Copies the state off the devices, then writes in the background.
 
         Args:
-            step: steps done.
-            state: to save.
-            iterator: of the training batches.
-            metadata: "config", the run's; and "untrained", paths of the model's parameters that
-                neither its start nor its losses gave a meaning.
+            step: number of completed steps.
+            state: train state to save.
+            iterator: iterator of the training batches, whose position is saved.
+            metadata: "config" of the run, and "untrained": paths of the parameters of the model
+                that were neither initialised from a checkpoint nor trained by a loss.
         """
         self._checkpointer.save_checkpointables_async(
             step,
@@ -79,35 +79,35 @@ class Checkpoints:
     def restore(
         self, abstract_state: State, iterator: grain.DatasetIterator | None = None
     ) -> State:
-        """The newest checkpoint's state.
+        """Restores the state of the newest checkpoint.
 
         Args:
-            abstract_state: `jax.ShapeDtypeStruct`s with the shardings wanted.
-            iterator: the training iterator; it is moved to the checkpoint's position, whatever the
-                number of processes that saved it.
+            abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
+            iterator: training iterator, which is moved to the position of the checkpoint. The
+                number of processes may differ from that of the run that saved it.
 
         Raises:
             InputError: no checkpoint can be read.
         """
-        return self._newest(lambda step: self._load(step, abstract_state, iterator))
+        return self._read_newest(lambda step: self._load(step, abstract_state, iterator))
 
     def _load(
         self, step: int, abstract_state: State, iterator: grain.DatasetIterator | None
     ) -> State:
-        wanted = {"state": abstract_state}
-        saved_by = self._checkpointer.metadata(step).custom_metadata.get("processes")
-        as_saved = saved_by in (None, jax.process_count())
-        if iterator is not None and as_saved:
-            wanted["data"] = iterator
-        state = self._checkpointer.load_checkpointables(step, wanted)["state"]
-        if iterator is not None and not as_saved:
-            # Positions are saved by process, but batches are global and numbered by step: process
-            # i of any number goes on with its part of the next one.
+        checkpointables = {"state": abstract_state}
+        processes = self._checkpointer.metadata(step).custom_metadata.get("processes")
+        same_processes = processes in (None, jax.process_count())
+        if iterator is not None and same_processes:
+            checkpointables["data"] = iterator
+        state = self._checkpointer.load_checkpointables(step, checkpointables)["state"]
+        if iterator is not None and not same_processes:
+            # Positions are saved per process, but batches are global and numbered by step, so each
+            # process continues with its part of the next batch.
             grain.experimental.set_next_index(iterator, step)
         return state
 
-    def _newest(self, read: Callable[[int], T]) -> T:
-        """What `read` makes of the newest checkpoint that it can read."""
+    def _read_newest(self, read: Callable[[int], T]) -> T:
+        """Returns `read(step)` of the newest checkpoint that can be read."""
         while True:
             step = self._checkpointer.checkpoints[-1].step
             try:
@@ -133,19 +133,22 @@ class Checkpoints:
         self._checkpointer.reload()
 
     def restore_model(self, abstract: dict) -> dict:
-        """The newest checkpoint's model parameters alone, averaged ones if it has them.
+        """Restores only the parameters of the model, averaged if the checkpoint has averages.
+
+        Args:
+            abstract: nested dict of `jax.ShapeDtypeStruct` with the shardings to restore to.
 
         Raises:
             InputError: the checkpoint cannot be read.
         """
         context = ocp.Context()
         context.pytree.loading.partial_load = True
-        # A run saves the config that it had.
+        # The config of an older run may lack the key.
         averaged = self.metadata()["config"]["optimizer"].get("ema_decay", 0)
-        wanted = {"average": abstract} if averaged else {"params": {"model": abstract}}
+        subtree = {"average": abstract} if averaged else {"params": {"model": abstract}}
         try:
             with context:
-                loaded = self._checkpointer.load_checkpointables(None, {"state": wanted})
+                loaded = self._checkpointer.load_checkpointables(None, {"state": subtree})
         except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
             raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
         state = loaded["state"]

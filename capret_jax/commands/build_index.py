@@ -1,12 +1,13 @@
-"""Makes an index of a shop's product pictures: a folder, a CSV file, or a run's own gallery.
+"""Builds an index of a shop's product pictures: a folder, a CSV file, or a run's own gallery.
 
     python tools/build_index.py --model=runs/demo --source=products.csv --out=runs/shop
     python tools/build_index.py --model=runs/demo --out=runs/demo/index   # the run's gallery
 
-Embedding goes by shards, in `OUT.shards`, and goes on where it was stopped; `--processes=4` works
-on several at once, and `--part=i/n` is the i-th of n machines that share a disk, of which the one
-that finds all shards there makes the index. `--export=npy,parquet,faiss` leaves the embeddings in
-those formats, too. PictureBatch that cannot be read are listed and left out.
+Pictures are embedded in shards, in `OUT.shards`; an interrupted call is resumed by the same
+command. `--processes=4` embeds with four processes. `--part=i/n` embeds the i-th of n parts, for n
+machines that share a disk; the one that finds all shards complete builds the index.
+`--export=npy,parquet,faiss` also writes the embeddings in those formats. Pictures that cannot be
+read are reported and left out.
 """
 
 import os
@@ -23,30 +24,40 @@ from capret_jax.command_line import parse_part, run
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.retrieval.export import FORMATS, check_installed, export
-from capret_jax.retrieval.index import KINDS, Index, IndexConfig, check_ids
+from capret_jax.retrieval.index import Index
+from capret_jax.retrieval.index_engine import KINDS, IndexConfig
+from capret_jax.retrieval.items import check_unique_ids
 from capret_jax.retrieval.storage import check_free, save_index
 from capret_jax.retrieval.thumbnails import write_thumbnails
-from capret_jax.serve.catalogue import dataset_gallery, read_catalogue
+from capret_jax.serve.catalogue import Product, dataset_gallery, read_catalogue
 from capret_jax.serve.encoder import Encoder
-from capret_jax.serve.shards import Shards
+from capret_jax.serve.shards import CatalogueShards
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir or converted model.", required=True)
-_SOURCE = flags.DEFINE_string("source", None, "Folder or CSV file; the run's own gallery if none.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "Folder or CSV file; by default the gallery of the run's own dataset."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder of the index.", required=True)
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Another than the model's own.")
-_KIND = flags.DEFINE_enum("kind", "auto", KINDS, "How to search.")
-_TARGET = flags.DEFINE_float("target_recall", 0.99, "Of exact search's neighbours.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of queries to tune with.")
-_SHARD = flags.DEFINE_integer("shard_size", 2048, "Items of a shard.", lower_bound=1)
-_PROCESSES = flags.DEFINE_integer("processes", 1, "That embed at once, here.", lower_bound=1)
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer in place of the model's own.")
+_KIND = flags.DEFINE_enum("kind", "auto", KINDS, "Search method.")
+_TARGET = flags.DEFINE_float(
+    "target_recall", 0.99, "Share of exact search's neighbours that ScaNN must find."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the choice of queries for tuning.")
+_SHARD = flags.DEFINE_integer("shard_size", 2048, "Items per shard.", lower_bound=1)
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "Processes on this machine that embed.", lower_bound=1
+)
 _PART = flags.DEFINE_string("part", "0/1", "i/n: the i-th of n machines, from 0.")
-_EMBED_ONLY = flags.DEFINE_bool("embed_only", False, "Leave making the index to another call.")
-_THREADS = flags.DEFINE_integer("threads", 2, "That decode pictures, per process.", 1)
-_EXPORT = flags.DEFINE_list("export", [], f"Of {', '.join(FORMATS)}.")
+_EMBED_ONLY = flags.DEFINE_bool("embed_only", False, "Embed, and leave the index to another call.")
+_THREADS = flags.DEFINE_integer("threads", 2, "Threads per process that decode pictures.", 1)
+_EXPORT = flags.DEFINE_list("export", [], f"Formats to export to: {', '.join(FORMATS)}.")
+
+_MAX_ERRORS_SHOWN = 20
 
 
 def main(argv: list[str]) -> None:
-    """Embeds, collects, tunes, saves."""
+    """Embeds the pictures, then builds and saves the index."""
     del argv
     out, part = pathlib.Path(_OUT.value), parse_part(_PART.value)
     unknown = set(_EXPORT.value) - set(FORMATS)
@@ -56,42 +67,46 @@ def main(argv: list[str]) -> None:
     config = IndexConfig(_KIND.value, target_recall=_TARGET.value, seed=_SEED.value)
     check_free(out)
     encoder = Encoder.from_dir(_MODEL.value, _TOKENIZER.value)
-    products = _products(encoder)
-    check_ids([product.item["id"] for product in products])
-    shards = Shards(products, encoder.digest, _shards_folder(out), _SHARD.value)
-    _report(_embed(shards, encoder, part))
-    missing = shards.missing()
+    products = _read_products(encoder)
+    check_unique_ids([product.item["id"] for product in products])
+    shards = CatalogueShards(products, encoder.digest, _shards_folder(out), _SHARD.value)
+    _print_errors(_embed(shards, encoder, part))
+    missing = shards.count_missing()
     if _EMBED_ONLY.value or missing:
         print(f"shards of {out}: {missing} still missing, from other parts")
         return
-    vectors, items = shards.collect()
+    vectors, items = shards.load()
     index = Index.build(vectors, items, config, encoder.digest)
     save_index(index, out)
-    write_thumbnails(out, shards.pictures())
+    write_thumbnails(out, shards.thumbnails())
     for name in _EXPORT.value:
         print(f"exported {export(index, out, name)}")
     shutil.rmtree(_shards_folder(out))
     measured = (
         f"{index.recall:.4f} of {index.recall_queries} queries" if index.recall_queries else "exact"
     )
-    print(f"{out}: {len(index)} items, {index.engine.kind}, recall@{config.k} {measured}")
+    print(f"{out}: {len(index)} items, {index.engine.description}, recall@{config.k} {measured}")
 
 
-def _embed(shards: Shards, encoder: Encoder, part: Part) -> list[str]:
-    """With the help of other processes; returns what was wrong with pictures."""
+def _embed(shards: CatalogueShards, encoder: Encoder, part: Part) -> list[str]:
+    """Embeds this machine's part with `--processes` processes.
+
+    Returns:
+        An error message for each picture that this process could not read.
+    """
     count = _PROCESSES.value
     helpers = _start_helpers(part) if count > 1 else []
     try:
         errors = shards.embed(encoder, Part(part.index * count, part.count * count), _THREADS.value)
         if any(helper.wait() for helper in helpers):
-            raise InputError("a process that embeds failed; what it said stands above.")
+            raise InputError("a process that embeds failed; see its error message above.")
     finally:
         for helper in helpers:
             helper.kill()
     return errors
 
 
-def _products(encoder: Encoder):
+def _read_products(encoder: Encoder) -> list[Product]:
     if _SOURCE.value:
         return read_catalogue(pathlib.Path(_SOURCE.value))
     if encoder.setup.data is None:
@@ -105,23 +120,29 @@ def _shards_folder(out: pathlib.Path) -> pathlib.Path:
 
 
 def _start_helpers(part: Part) -> list[subprocess.Popen]:
-    """This tool for the other parts of this machine's share."""
+    """Starts this command for the other processes' parts of this machine's part."""
     count, size = _PROCESSES.value, part.count * _PROCESSES.value
-    # Of a flag that is given twice the last one counts.
-    command = [sys.executable, *sys.argv, "--processes=1", "--embed_only"]
+    # By its module's name, since sys.argv[0] need not be a Python file. The last of repeated flags
+    # counts.
+    command = [sys.executable, "-m", "capret_jax.commands.build_index", *sys.argv[1:]]
+    command += ["--processes=1", "--embed_only"]
     return [
         subprocess.Popen([*command, f"--part={part.index * count + i}/{size}"])
         for i in range(1, count)
     ]
 
 
-def _report(errors: list[str]) -> None:
-    for error in errors[:20]:
+def _print_errors(errors: list[str]) -> None:
+    for error in errors[:_MAX_ERRORS_SHOWN]:
         print(f"left out: {error}", file=sys.stderr)
-    if len(errors) > 20:
-        print(f"left out: {len(errors) - 20} more", file=sys.stderr)
+    if len(errors) > _MAX_ERRORS_SHOWN:
+        print(f"left out: {len(errors) - _MAX_ERRORS_SHOWN} more", file=sys.stderr)
 
 
 def cli() -> None:
     """Runs the command: the console script, and `tools/build_index.py`."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

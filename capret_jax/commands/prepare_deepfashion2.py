@@ -1,10 +1,10 @@
-"""Prepares a raw DeepFashion2 folder: checks every record, and writes what TFDS and Grain read.
+"""Prepares a raw DeepFashion2 folder: checks every record and writes ArrayRecord files for TFDS.
 
     python tools/prepare_deepfashion2.py --source_dir=DeepFashion2 --out_dir=runs/data
 
-Configs do the same at first use. An interrupted run goes on where it stopped. On a cluster:
---runner=FlinkRunner --beam_pipeline_options=flink_master=HOST:PORT, with folders that all workers
-share.
+Training does the same at first use. A run that was interrupted continues at the shard where it
+stopped. On a cluster: --runner=FlinkRunner --beam_pipeline_options=flink_master=HOST:PORT, with
+folders that all workers share.
 """
 
 import json
@@ -14,20 +14,26 @@ from absl import flags
 
 from capret_jax.command_line import run
 from capret_jax.config import PrepareConfig
-from capret_jax.data.preparation import NAME, REPORT, VERSION, prepare_deepfashion2
+from capret_jax.data.preparation import REPORT, VERSION, prepare_deepfashion2
+from capret_jax.data.record_shards import NAME
 
 _SOURCE = flags.DEFINE_string(
-    "source_dir", None, "The raw folder: train/{image,annos}, validation/...", required=True
+    "source_dir",
+    None,
+    "Raw folder with train/{image,annos} and validation/{image,annos}.",
+    required=True,
 )
-_OUT = flags.DEFINE_string("out_dir", None, "As config.data.prepared_dir.", required=True)
-_PROCESSES = flags.DEFINE_integer("processes", 0, "0 for one per core.")
-_RUNNER = flags.DEFINE_string("runner", "", "Of Apache Beam (extra [beam]), e.g. DataflowRunner.")
-_OPTIONS = flags.DEFINE_list("beam_pipeline_options", [], "As name=value,name=value.")
-_ALLOW = flags.DEFINE_bool("allow_broken", False, "Even if more than 1 % is left out.")
+_OUT = flags.DEFINE_string(
+    "out_dir", None, "Folder of prepared datasets, config.data.prepared_dir.", required=True
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes; 0 for one per core.")
+_RUNNER = flags.DEFINE_string("runner", "", "Apache Beam runner, e.g. DataflowRunner.")
+_OPTIONS = flags.DEFINE_list("beam_pipeline_options", [], "Options of Beam: name=value,name=value.")
+_ALLOW = flags.DEFINE_bool("allow_broken", False, "Accept more than 1 % left out.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints the report's numbers."""
+    """Prepares the dataset and prints the numbers of its report."""
     del argv
     config = PrepareConfig(_PROCESSES.value, _ALLOW.value, _RUNNER.value, tuple(_OPTIONS.value))
     prepare_deepfashion2(_SOURCE.value, _OUT.value, config)

@@ -2,12 +2,12 @@
 
     python tools/run_ablation.py --config=configs/ablation.py --workdir=runs/ablation
 
-Leaves ablation.json, report.html and report.md in the workdir. A stopped run goes on with the next
-call. Any subset: --captions=none,conversation --objects=box --stages=fine_tuned --seeds=0
---embeddings=image; its report is about that subset.
+Writes ablation.json, report.html and report.md into the workdir. An interrupted run resumes with
+the next call. Any subset: --captions=none,conversation --objects=box --stages=fine_tuned --seeds=0
+--embeddings=image; the report then covers that subset.
 
-One process, on all of its devices. Once the first model and the captions are there, other machines
-that share the workdir can run other seeds; the last call, with all of them, writes the report.
+One process, on all of its devices. Once the initial model and the captions are there, other
+machines that share the workdir can run other seeds; a last call with all seeds writes the report.
 """
 
 import os
@@ -20,43 +20,44 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from capret_jax.ablation.grid import AXES, Plan
+from capret_jax.ablation.grid import AXES, Grid
 from capret_jax.ablation.report import write_results
-from capret_jax.ablation.run import run as run_cells
+from capret_jax.ablation.run import run_grid
 from capret_jax.command_line import load_config, run
 from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "E.g. configs/ablation.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all cells and the report.")
-_SUBSET = {axis: flags.DEFINE_list(axis, [], f"Of the {axis} to run.") for axis in AXES}
+_SUBSET = {axis: flags.DEFINE_list(axis, [], f"The {axis} to run.") for axis in AXES}
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
-    """Runs what is not done, and writes the report."""
+    """Runs the cells that are not complete, and writes the report."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}.")
     workdir = pathlib.Path(_WORKDIR.value).absolute()
     values = load_config(_CONFIG)
-    plan = Plan(values, workdir, _subset())
+    grid = Grid(values, workdir, _subset())
     workdir.mkdir(parents=True, exist_ok=True)
-    # Cells that differ in their data alone are the same programs.
+    # Cells that differ in their data alone compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    run_cells(plan, workdir, values.keep_models)
-    dataset = open_dataset(plan.config_of(plan.readings()[0]).data)
-    results = write_results(plan, dataset, workdir, tuple(values.read_by))
+    run_grid(grid, workdir, values.keep_models)
+    dataset = open_dataset(grid.config_of(grid.evaluations()[0]).data)
+    results = write_results(grid, dataset, workdir, tuple(values.read_by))
     print("\n".join(["", *results["conclusion"], f"report: {workdir / 'report.html'}"]))
 
 
 def _subset() -> dict[str, list]:
-    subset = {axis: flag.value for axis, flag in _SUBSET.items() if flag.value}
+    """Axis -> arms, of the flags that are set."""
+    subset: dict[str, list] = {axis: flag.value for axis, flag in _SUBSET.items() if flag.value}
     try:
-        return subset | (
-            {"seeds": [int(seed) for seed in subset["seeds"]]} if "seeds" in subset else {}
-        )
+        if "seeds" in subset:
+            subset["seeds"] = [int(seed) for seed in subset["seeds"]]
     except ValueError as error:
         raise InputError(f"--seeds={','.join(subset['seeds'])}: whole numbers.") from error
+    return subset
 
 
 def cli() -> None:

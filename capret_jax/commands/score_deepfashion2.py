@@ -2,8 +2,8 @@
 
     python tools/score_deepfashion2.py RESULTS.json --query=Q.json --gallery=G.json
 
-`--query_iou_floor=0.5` asks that a detection overlaps the query item, which the official rules do
-not. `--json=OUT` writes the numbers.
+`--query_iou_floor=0.5` requires that detections overlap their query item; the official rules do
+not. `--json=OUT` also writes the metrics to a file.
 """
 
 import json
@@ -26,28 +26,32 @@ _GALLERY = flags.DEFINE_string("gallery", None, "Ground truth of the gallery.", 
 _FLOOR = flags.DEFINE_float(
     "query_iou_floor", 0.0, "Least overlap of a detection with its query item.", 0.0, 1.0
 )
-_JSON = flags.DEFINE_string("json", None, "Where to write the numbers, too.")
+_JSON = flags.DEFINE_string("json", None, "JSON file to write the metrics to.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table."""
+    """Prints the metrics, one a line.
+
+    Raises:
+        InputError: the arguments are wrong, or a file cannot be read or written.
+    """
     if len(argv) != 2:
         raise InputError(f"expected RESULTS.json, got {argv[1:]}; see --help.")
-    numbers = score(
+    metrics = score(
         read_entries(argv[1], RESULT_KEYS),
         read_entries(_QUERY.value, QUERY_KEYS),
         read_entries(_GALLERY.value, GALLERY_KEYS),
         _FLOOR.value,
     ).as_dict()
-    for name, value in numbers.items():
+    for name, value in metrics.items():
         print(f"{name:16}{value:>8}" if isinstance(value, int) else f"{name:16}{value:8.3f}")
     if _JSON.value:
         try:
-            pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=1) + "\n")
+            pathlib.Path(_JSON.value).write_text(json.dumps(metrics, indent=1) + "\n")
         except OSError as error:
             raise InputError(f"--json={_JSON.value} cannot be written: {error}.") from error
 
 
 def cli() -> None:
-    """Runs the command: the console script, and `tools/score_deepfashion2.py`."""
+    """Entry point of the console script and of `tools/score_deepfashion2.py`."""
     run(main)

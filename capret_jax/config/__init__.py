@@ -1,4 +1,4 @@
-"""Every setting of a run, as frozen dataclasses: one file a group, all of them named here."""
+"""All settings of a run as frozen dataclasses, one module per group."""
 
 from capret_jax.config.compare import (
     NON_SEMANTIC_KEYS,

@@ -1,4 +1,4 @@
-"""Comparisons of two configurations: may a run go on, or start, from a checkpoint of another?"""
+"""Comparison of configurations, before a run continues or starts from a checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ _FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout", "embedding")
 
 
 def check_same_training(saved: dict, current: dict, workdir: str) -> None:
-    """Refuses to continue a run under a config that would have trained something else.
+    """Checks that a run may continue from a checkpoint: both configs must train the same model.
 
     Args:
         saved: the config stored with the checkpoint, as nested plain dicts.
         current: the config of this call.
-        workdir: for the message.
+        workdir: folder of the run, for the message.
 
     Raises:
         InputError: a key that shapes training differs.
@@ -44,13 +44,13 @@ def check_same_training(saved: dict, current: dict, workdir: str) -> None:
 
 
 def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
-    """What differs between two configs, in words; empty when nothing does.
+    """Describes the first difference between two configs; empty where they are equal.
 
     Args:
-        saved, current: as nested plain dicts.
-        free: keys, or groups of them, that may differ.
+        saved, current: the configs as nested plain dicts.
+        free: keys, or groups of keys, that may differ.
     """
-    # A key that is younger than the saved config had its default value then.
+    # A key that did not exist when the config was saved had the effect of its default value.
     defaults = _flat(dataclasses.asdict(ExperimentConfig()))
     before, now = defaults | _flat(saved), _flat(current)
     for key in sorted(before.keys() | now.keys()):
@@ -60,14 +60,14 @@ def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
 
 
 def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> None:
-    """Refuses to start a model from one of another size; another image size is fine.
+    """Checks that a model may start from a checkpoint: sizes must agree.
 
-    A VQA decoder may also be left behind.
+    The image size may differ, and the checkpoint's VQA decoder may be dropped.
 
     Args:
-        wanted: of this run.
-        found: of the checkpoint.
-        source: for the message.
+        wanted: model of this run.
+        found: model of the checkpoint.
+        source: folder of the checkpoint, for the message.
 
     Raises:
         InputError: a size differs.
@@ -94,7 +94,7 @@ def _flat(values: dict, prefix: str = "") -> dict:
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            # JSON, through which a saved config went, has lists for tuples.
+            # A saved config was stored as JSON, which has lists for tuples.
             flat[f"{prefix}{name}"] = _plain(value)
     return flat
 

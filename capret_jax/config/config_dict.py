@@ -1,4 +1,4 @@
-"""Conversion between `ml_collections.ConfigDict`s, which know overrides, and the dataclasses.
+"""Conversion between `ml_collections.ConfigDict`, which supports overrides, and dataclasses.
 
 `configs/*.py` return a `ConfigDict`; below `main` there are only frozen dataclasses, checked once.
 """
@@ -16,12 +16,12 @@ Kind = typing.TypeVar("Kind")
 
 
 def to_config_dict(config: ExperimentConfig) -> ml_collections.ConfigDict:
-    """Every key with its value, open to overrides."""
+    """Converts a configuration to a `ConfigDict` with every key."""
     return ml_collections.ConfigDict(dataclasses.asdict(config))
 
 
 def from_config_dict(values: ml_collections.ConfigDict) -> ExperimentConfig:
-    """The checked configuration.
+    """Converts a `ConfigDict` to a configuration and checks it.
 
     Raises:
         InputError: an unknown key, a wrong type, or an impossible value; the message names it.
@@ -30,12 +30,12 @@ def from_config_dict(values: ml_collections.ConfigDict) -> ExperimentConfig:
 
 
 def build(kind: type[Kind], values: dict, path: str) -> Kind:
-    """A dataclass of nested plain dicts.
+    """Builds a dataclass from nested dicts.
 
     Args:
         kind: the class.
-        values: of its fields; others have their defaults.
-        path: of the values, for messages.
+        values: values of its fields; other fields have their defaults.
+        path: key of the values, for messages.
 
     Raises:
         InputError: an unknown key, a wrong type, or an impossible value; the message names it.

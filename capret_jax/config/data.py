@@ -1,15 +1,15 @@
-"""The dataset, and how its photographs and captions become batches."""
+"""Settings of the dataset and of the input pipeline."""
 
 import dataclasses
 
 from capret_jax.errors import InputError
 
 DATASETS = ("synthetic", "deepfashion2")
-# The synthetic dataset's; `synthetic.builder` says how much each of them draws.
+# Variants of the synthetic dataset; `synthetic.builder` has their sizes.
 VARIANTS = ("demo", "large", "pretrain", "mini")
 VIEWS = ("crop", "image", "region")
-# What DeepFashion2 annotates, and what is known of synthetic garments besides; `data.schema` has
-# the values.
+# Caption fields that DeepFashion2 annotates, and those with the synthetic dataset's details in
+# addition; `data.schema` has their values.
 FIELDS = ("category", "scale", "occlusion", "zoom_in", "viewpoint")
 ALL_FIELDS = (*FIELDS, "colour", "pattern", "print", "neckline")
 
@@ -18,11 +18,11 @@ def check_fields(key: str, fields: tuple[str, ...]) -> None:
     """Checks names of caption fields.
 
     Args:
-        key: of the configuration, for the message.
-        fields: to be of `ALL_FIELDS`.
+        key: key of the configuration, for the message.
+        fields: names to check against `ALL_FIELDS`.
 
     Raises:
-        InputError: one of them does not exist.
+        InputError: a field does not exist.
     """
     for field in fields:
         if field not in ALL_FIELDS:
@@ -34,11 +34,11 @@ class PrepareConfig:
     """Preparation of raw data.
 
     Attributes:
-        processes: that read and check images; 0 for one per core.
-        allow_broken: go on when more than 1 % of the images or items are left out.
-        runner: of Apache Beam, such as "DirectRunner", "DataflowRunner" or "FlinkRunner", in place
-            of local processes; its workers must see both folders under the same paths.
-        beam_options: of its pipeline, "name=value" each.
+        processes: number of processes that read and check images; 0 for one per core.
+        allow_broken: accept a dataset of which more than 1 % of the images or items are left out.
+        runner: Apache Beam runner such as "DirectRunner", "DataflowRunner" or "FlinkRunner", in
+            place of local processes; its workers must see both folders under the same paths.
+        beam_options: options of the Beam pipeline, "name=value" each.
     """
 
     processes: int = 0
@@ -61,8 +61,8 @@ class ViewConfig:
         kind: "crop", the item's box with a margin; "image", the whole photograph, so that all its
             items look the same; or "region", the whole photograph with position 0 pooled over the
             item's box, so that one pass of the vision encoder serves all its items.
-        regions_per_image: M, with "region": items of a photograph that train together at most; the
-            others than the one drawn come along without a vision pass of their own.
+        regions_per_image: M, with "region": maximal number of items of a photograph that train
+            together; they share one pass of the vision encoder.
     """
 
     kind: str = "crop"
@@ -80,12 +80,12 @@ class ViewConfig:
 
     @property
     def regions(self) -> bool:
-        """Whether items are regions of a photograph."""
+        """True where items are regions of a photograph."""
         return self.kind == "region"
 
     @property
     def whole(self) -> bool:
-        """Whether the whole photograph is seen."""
+        """True where the view is the whole photograph."""
         return self.kind != "crop"
 
 
@@ -94,12 +94,12 @@ class CaptionConfig:
     """Captions of training items.
 
     Attributes:
-        fields: of `ALL_FIELDS`, those that the template reveals; with none of them it says "an
-            image of an item" of all.
+        fields: fields of `ALL_FIELDS` that the template reveals; without any, every caption is
+            "an image of an item".
         file: JSON lines {"image_id": 1, "item": 1, "caption": "..."} in place of the template,
             `item` being the n of the annotation's item<n>; an item with several lines has several
             captions, one of which is drawn each time. Lines with a "split" other than "train" are
-            passed over.
+            ignored.
         dropout: probability that an example's caption is empty.
         short: probability that the template reveals the category alone, as the phrases do by which
             garments are detected in photographs.
@@ -121,7 +121,7 @@ class CaptionConfig:
             )
 
     def describe(self) -> str:
-        """The source of the captions, in words for the record."""
+        """Describes the source of the captions, for the metrics."""
         if self.file:
             return f"file {self.file}"
         return f"template of {', '.join(self.fields)}" if self.fields else "nothing of the item"
@@ -135,16 +135,16 @@ class AugmentConfig:
         margin: context around the box at evaluation, as a fraction of the box's sides; training
             draws each side's between -shrink and 2 * margin.
         shrink: how far into the box a training crop may cut.
-        trim: how much of the photograph's width or height a training view of the whole of it may
-            lose at each side; never any of its items' boxes.
-        flip: probability of a mirror image, except where the caption tells left from right.
+        trim: maximal share of the photograph's width or height that a training view of the whole
+            photograph loses at each side; the items' boxes are kept.
+        flip: probability of a horizontal flip, except where the caption mentions left or right.
         brightness: each image's gain is drawn from 1 +- this.
         colour: each channel's gain is drawn from 1 +- this.
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
         wide: probability that a training crop is a window of any size between a box and the whole
-            photograph. Such a view teaches words and boxes, which detection by phrases needs, but
-            no identity, since there may be others in it; so it shows an item without identity
-            instead of the one drawn, where there are any.
+            photograph. Such a view trains captions and boxes, which detection by phrases needs, but
+            no identity, since other garments may be in it; so it shows an item without identity
+            instead of the one drawn, where the dataset has any.
     """
 
     margin: float = 0.1
@@ -162,9 +162,9 @@ class ReadConfig:
     """Reading ahead of the training step.
 
     Attributes:
-        threads: that decode and crop.
-        prefetch: batches to keep ready.
-        cached_images: decoded photographs to keep in memory, for datasets that fit.
+        threads: number of threads that decode and crop.
+        prefetch: number of batches to keep ready.
+        cached_images: number of decoded photographs to keep in memory, for datasets that fit.
     """
 
     threads: int = 2
@@ -174,26 +174,26 @@ class ReadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The dataset, its captions, and the way to batches.
+    """The dataset, its captions, and the input pipeline.
 
     Attributes:
         name: "synthetic", the embedded dataset, or "deepfashion2".
-        variant: of the synthetic dataset: "demo", "large" (more of it), "pretrain" (other
-            garments) or "mini".
+        variant: variant of the synthetic dataset: "demo", "large" (the demo with more garments),
+            "pretrain" (other garments) or "mini".
         source_dir: a raw DeepFashion2 folder, prepared at first use; not needed afterwards.
-        prepare: how raw data is prepared.
+        prepare: settings of the preparation of raw data.
         prepared_dir: folder of prepared datasets.
         tokenizer: a vocab.txt, a folder, or a hub name such as "bert-base-uncased"; empty builds a
             vocabulary from the training captions, kept in the workdir.
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
         views_per_identity: K, views of each identity in a batch; 0 draws the same items one by one
-            and tells no loss which are of one garment.
-        vocabulary: caption fields whose words are added to a vocabulary that is built: a model that
-            others start from then knows them, whatever its own captions say.
-        view: what the model sees of an item.
-        captions: what they say.
+            and hides identities from all losses.
+        vocabulary: caption fields whose words are added to a vocabulary that is built, so that
+            other runs can start from this model with captions of these fields.
+        view: the part of a photograph that the model sees of an item.
+        captions: captions of training items.
         augment: random changes of training views.
-        read: threads and batches to keep ready.
+        read: threads and prefetching.
     """
 
     name: str = "synthetic"

@@ -1,4 +1,4 @@
-"""What an evaluation embeds, detects and re-ranks."""
+"""Settings of embedding, detection, re-ranking and evaluation."""
 
 import dataclasses
 
@@ -9,18 +9,19 @@ CAPTION_SOURCES = ("none", "oracle", "generated")
 
 @dataclasses.dataclass(frozen=True)
 class DetectionConfig:
-    """How thoroughly to look.
+    """Effort and thresholds of garment detection by phrases.
 
     Attributes:
-        windows: shares of the photograph's sides that windows have; 1 is the whole photograph, and
-            0.7 are four windows in its corners.
-        refinements: times that an answer is looked at from close by.
-        margin: context around a box when it is, as a fraction of its sides.
-        candidates: answers per photograph that are.
-        overlap: IoU from which two answers to one phrase are taken for one; and answers to several,
-            when a garment must have one (`garments`).
-        threshold: match probability from which an answer counts, where none was calibrated.
-        batch_size: photographs at once.
+        windows: sides of the windows as shares of the photograph's sides; 1 is the whole
+            photograph, and 0.7 are four windows in its corners.
+        refinements: number of times that a detection is predicted again from a closer view.
+        margin: context around a box in the closer view, as a fraction of its sides.
+        candidates: number of detections per photograph that are refined.
+        overlap: IoU from which non-maximum suppression merges detections of one phrase, and of
+            different phrases with `suppress_across_categories`.
+        threshold: match probability from which a detection counts, where no threshold was
+            calibrated.
+        batch_size: photographs per call.
     """
 
     windows: tuple[float, ...] = (1.0,)
@@ -44,20 +45,22 @@ class DetectionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How embeddings are made, and of what.
+    """The evaluators to run and their settings.
 
     Attributes:
         batch_size: images per call, global.
-        baselines: measure an untrained model and colour histograms beside the model.
-        detections: boxes of a detector in the validation photographs, COCO's result format as JSON
-            (`retrieval.detected`); empty evaluates the ground truth's boxes alone.
-        detect: look for garments by phrases, calibrate from which score they count (which is kept
-            beside the model, for serving), and evaluate with the boxes found.
-        detection: how thoroughly.
-        rerank: nearest candidates of each query that the fusion encoder puts in a new order; 0 for
+        baselines: evaluate an untrained model and colour histograms for comparison.
+        detections: file with a detector's boxes in the validation photographs, JSON in COCO's
+            result format (`evaluation.detected_boxes`); empty evaluates the ground truth's boxes
+            alone.
+        detect: detect garments by phrases, calibrate the score threshold (which is kept beside the
+            model, for serving), and evaluate with the detected boxes.
+        detection: settings of this detection.
+        rerank: number of nearest candidates of each query that the fusion encoder re-ranks; 0 for
             none.
-        cache_mb: of vision tokens kept in memory for that.
-        cache_dir: folder to keep them all in instead, from one evaluation of a model to the next.
+        cache_mb: megabytes of vision tokens kept in memory for re-ranking.
+        cache_dir: folder to keep all vision tokens in instead, for the next evaluation of the same
+            model.
     """
 
     batch_size: int = 128
@@ -81,14 +84,14 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig:
-    """What items are compared by, and which captions of the validation items it reads.
+    """The embedding by which items are compared, and the captions of validation items it reads.
 
     Attributes:
         kind: "image", "text", "joined" or "fusion", see `X2VLM.item_features`; trained by ArcFace.
-        captions: "none"; "generated", by a model that looked at the picture; or "oracle", by the
-            annotations, which nobody has of a shopper's photo.
-        file: JSON lines as in `data.captions.file`, of which those with the split "validation"
-            count. Without one the oracle is the template of `data.captions.fields`.
+        captions: "none"; "generated", by a model from the picture; or "oracle", from the
+            annotations, which a shopper's photo does not have.
+        file: JSON lines as in `data.captions.file`, of which those with the split "validation" are
+            read. Without a file the oracle is the template of `data.captions.fields`.
     """
 
     kind: str = "image"
@@ -122,14 +125,14 @@ class EmbeddingConfig:
             )
 
     def describe(self, fields: tuple[str, ...]) -> str:
-        """For the record: what reaches a validation item's caption.
+        """Describes the source of the validation items' captions, for the metrics.
 
         Args:
-            fields: of the template.
+            fields: fields of the template.
         """
-        said = {
+        sources = {
             "none": "none",
             "oracle": f"annotations: {self.file or ', '.join(fields)}",
             "generated": f"file {self.file}",
         }
-        return said[self.captions]
+        return sources[self.captions]

@@ -19,7 +19,7 @@ class ExperimentConfig:
 
     Attributes:
         mode: one of `MODES`.
-        seed: of the parameters, the order of the data and all draws.
+        seed: seed of the parameters, the order of the data and all other random numbers.
         batch_size: B, global.
         accumulation: parts of a batch that are computed one after the other, with the whole batch's
             loss and gradients, at the price of a second forward pass.
@@ -45,7 +45,7 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
-        # One key to set, and every part of the program that has a model knows.
+        # `embedding.kind` is the only key to set; the model's field follows it.
         model = dataclasses.replace(self.model, embedding=self.embedding.kind)
         object.__setattr__(self, "model", model)
         if self.mode not in MODES:
@@ -70,8 +70,8 @@ class ExperimentConfig:
                 "config.loss.arcface learns identities, which config.data.views_per_identity=0 "
                 "keeps from it: set one of them."
             )
-        looked = self.evaluation.detect or self.evaluation.detections
-        if self.embedding.kind != "image" and looked:
+        detected = self.evaluation.detect or self.evaluation.detections
+        if self.embedding.kind != "image" and detected:
             raise InputError(
                 f"config.embedding.kind={self.embedding.kind!r} reads a caption of every item, and "
                 "detected boxes have none: leave evaluation.detect and evaluation.detections out."

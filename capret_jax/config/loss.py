@@ -12,7 +12,7 @@ ARCFACE_GRADIENTS = ("textbook", "straight_through")
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms; a term of weight 0 is not computed at all.
+    """Weights and settings of the terms; a term of weight 0 is not computed.
 
     Attributes:
         itc: weight of the image-text contrastive loss.
@@ -21,16 +21,19 @@ class LossConfig:
         vqa: weight of visual question answering: the cross entropy of the answers' tokens.
         box_l1, box_giou: weights of the box losses.
         arcface: weight of the identity loss.
-        mlm_causal: hide later tokens from earlier ones, and predict the end of the caption too;
-            trains a captioner that writes from left to right.
+        mlm_causal: use causal attention and predict the end of the caption, too, which trains an
+            autoregressive captioner.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
-        arcface_margin: radians.
-        arcface_scale: range of the ArcFace logits.
-        arcface_gradient: of the margin, "textbook" or "straight_through", see `losses.margin`.
-        arcface_subcentres: K directions per class, of which the nearest counts.
-        arcface_size_margin: radians that the rarest class has on top, see `class_margins`.
-        arcface_sampled: share of the classes that each step compares with (PartialFC).
-        matching_group: examples of the batch among which hard negatives are drawn, neighbours.
+        arcface_margin: angular margin in radians.
+        arcface_scale: scale of the ArcFace logits.
+        arcface_gradient: gradient of the margin, "textbook" or "straight_through", see
+            `losses.margin`.
+        arcface_subcentres: K sub-centres per class; the nearest one gives the logit.
+        arcface_size_margin: additional margin of the rarest class in radians, see
+            `class_margins`.
+        arcface_sampled: share of the classes in each step's softmax (PartialFC).
+        matching_group: number of neighbouring examples of the batch among which hard negatives are
+            drawn.
     """
 
     itc: float = 1.0
@@ -83,10 +86,10 @@ class LossConfig:
 
     @property
     def box(self) -> bool:
-        """Whether boxes are predicted at all."""
+        """True where a term predicts boxes."""
         return bool(self.box_l1 or self.box_giou)
 
     @property
     def text(self) -> bool:
-        """Whether any term reads the unmasked captions."""
+        """True where a term reads the unmasked captions."""
         return bool(self.itc or self.itm or self.box)

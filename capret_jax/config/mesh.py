@@ -1,16 +1,18 @@
-"""The shape of the device mesh."""
+"""Settings of the device mesh."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; `data=-1` takes all that the others leave.
+    """Number of devices along each axis of the mesh; `data=-1` takes all remaining devices.
 
     Attributes:
-        data: copies of the parameters, each with its own examples.
-        fsdp: devices that share parameters and optimizer state, each with its own examples.
-        tensor: devices that share the matrices of every layer and its examples.
+        data: data parallelism: copies of the parameters, each with other examples.
+        fsdp: fully sharded data parallelism: parameters and optimizer state are sharded, each
+            device has other examples.
+        tensor: tensor parallelism: the matrices of every layer are sharded, all devices have the
+            same examples.
     """
 
     data: int = -1

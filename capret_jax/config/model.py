@@ -1,4 +1,4 @@
-"""Sizes of X2-VLM (arXiv 2211.12402), one row each."""
+"""Shapes of X2-VLM (arXiv 2211.12402), and settings of its computation."""
 
 import dataclasses
 
@@ -10,21 +10,21 @@ EMBEDDINGS = ("image", "text", "joined", "fusion")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of one X2-VLM; see `SIZES` for the named rows.
+    """Shapes of an X2-VLM; `SIZES` has the published ones.
 
     Attributes:
         image_size: side of the square input in pixels, a multiple of 16.
         vision_width, vision_depth, vision_heads: the BEiT-v2 encoder.
-        text_width, text_heads, text_hidden: the BERT layers; `text_hidden` is the FFN's width.
-        text_layers, fusion_layers: BERT layers without and with cross-attention to the image.
+        text_width, text_heads, text_hidden: the BERT layers; `text_hidden` is the width of the MLP.
+        text_layers, fusion_layers: number of BERT layers without and with cross-attention.
         vocab_size, max_positions: rows of the token and position tables.
         embed_dim: E, the width of the retrieval embedding.
-        decoder_layers: of the VQA answer decoder; 0 for a model without one.
+        decoder_layers: number of layers of the VQA answer decoder; 0 for no decoder.
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
-        drop_path: stochastic depth of the last vision block; it grows linearly from 0.
+        drop_path: rate of stochastic depth in the last vision block; it grows linearly from 0.
         dropout: rate on the hidden states of the text and fusion layers.
-        embedding: what items are compared by, see `X2VLM.item_features`; of a run,
-            `config.embedding.kind`.
+        embedding: kind of the retrieval embedding, see `X2VLM.item_features`; in the config of a
+            run, `config.embedding.kind`.
     """
 
     image_size: int
@@ -63,12 +63,12 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image."""
+        """Number of patches along one side of the image."""
         return self.image_size // PATCH_SIZE
 
     @property
     def item_width(self) -> int:
-        """Numbers in an item's embedding: E, or 2E where two are joined."""
+        """Width of the retrieval embedding of an item: E, or 2E for "joined"."""
         return self.embed_dim * (2 if self.embedding == "joined" else 1)
 
 
@@ -79,17 +79,17 @@ ATTENTION = ("auto", "xla", "tpu")
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How a model is computed; the result is the same but for rounding.
+    """Settings of the computation; they change results only by rounding.
 
     Attributes:
-        dtype: of activations and of the parameters' copies that matrix products read. The
-            parameters themselves, softmax, norms' statistics and losses are float32.
-        remat: what the backward pass finds of a layer's forward pass: "none" recomputes nothing,
-            "dots" everything but matrix products and attention, "full" the whole layer, "vision"
-            the whole layer in the vision encoder, whose sequences are long, and "dots" elsewhere.
-        scan: layers as one scanned body, which is compiled once, instead of one after the other.
-        attention: "xla", "tpu" (a fused kernel, for encoders with position bias), or "auto": the
-            one for the machine.
+        dtype: dtype of activations, and of the copies of parameters in matrix products. The
+            parameters, softmax, statistics of norms and losses are float32.
+        remat: rematerialisation in the backward pass: "none" recomputes nothing, "dots" everything
+            but matrix products and attention, "full" whole layers, "vision" whole layers in the
+            vision encoder, whose sequences are long, and like "dots" in other layers.
+        scan: True to compile layers once, as the body of a scan, False to unroll them.
+        attention: "xla", "tpu" (a fused kernel, for encoders with position bias), or "auto" for
+            "tpu" on TPUs and "xla" on other platforms.
     """
 
     dtype: str = "float32"
@@ -104,19 +104,19 @@ class ComputeConfig:
                 raise InputError(f"compute.{name}={value!r} is none of {', '.join(known)}.")
 
     def on(self, platform: str) -> "ComputeConfig":
-        """With "auto" decided for a platform, as `jax.Device.platform` names it."""
+        """Returns the settings with "auto" resolved for a platform, a `jax.Device.platform`."""
         if self.attention != "auto":
             return self
         return dataclasses.replace(self, attention="tpu" if platform == "tpu" else "xla")
 
 
-# Anywhere, in float32.
+# Runs on any platform, in float32.
 PLAIN = ComputeConfig(attention="xla")
 
 _BERT_VOCAB = 30522
 
 SIZES = {
-    # Small enough for a laptop's CPU; its shape is also that of the golden files in tests/data.
+    # Small enough for the CPU of a laptop; the golden files in tests/data have these shapes.
     "tiny": ModelConfig(
         image_size=64, vision_width=64, vision_depth=3, vision_heads=4,
         text_width=48, text_heads=4, text_hidden=96, text_layers=2, fusion_layers=2,

@@ -1,4 +1,4 @@
-"""The training loop and the optimizer."""
+"""Settings of the training loop and the optimizer."""
 
 import dataclasses
 import re
@@ -11,9 +11,9 @@ class LoopConfig:
     """Length of a run, and how often it logs, saves and evaluates.
 
     Attributes:
-        steps: in the whole run.
-        log_every: steps between points of the training curve; a NaN is found no later.
-        checkpoint_every: steps between checkpoints; there is always one after the last step.
+        steps: number of steps in the whole run.
+        log_every: steps between points of the training curve; also between checks for NaN.
+        checkpoint_every: steps between checkpoints; the last step is always saved.
         evaluate_every: steps between evaluations in training; 0 for none but the final one.
     """
 
@@ -30,19 +30,19 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) as X2-VLM sets it.
+    """AdamW (arXiv 1711.05101) with X2-VLM's settings.
 
     Attributes:
         learning_rate: peak rate.
         warmup_steps: linear warm-up from 0, in steps.
-        decay: "linear" or "cosine", to 0 at the last step.
-        weight_decay: on matrices and embeddings; biases, norms and scales have none.
-        b1, b2, eps: Adam's moments.
-        clip_norm: largest global gradient norm; 0 turns clipping off.
+        decay: schedule "linear" or "cosine" from the peak rate to 0 at the last step.
+        weight_decay: weight decay of matrices and embeddings; biases, norms and scales have none.
+        b1, b2, eps: decay rates of Adam's moments, and its epsilon.
+        clip_norm: maximal global gradient norm; 0 turns clipping off.
         rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
             a parameter's path ("model/itm_head/up/kernel") scales its rate; 0 freezes it.
-        ema_decay: of the moving average of the model's parameters, which evaluation then uses;
-            0 keeps none.
+        ema_decay: decay of an exponential moving average of the model's parameters, which
+            evaluation then uses; 0 keeps no average.
     """
 
     learning_rate: float = 3e-5

@@ -1,4 +1,4 @@
-"""Captions of items: from their attributes, or from a file; and how they are cleaned."""
+"""Captions of items, from a template of their attributes or from a file; caption cleaning."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, DETAILS, LEVELS
 from capret_jax.errors import InputError
 
-# What the template says of each field, in its order.
+# The template's phrase of each field, in the template's order.
 _PHRASES = {
     "viewpoint": "viewpoint {}",
     "occlusion": "occlusion level {}",
@@ -23,12 +23,12 @@ _PHRASES = {
 }
 _VALUES = {**LEVELS, **DETAILS}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-# Words kept of a caption, as X2-VLM's fine-tuning does.
+# Number of words kept of a caption, as in X2-VLM's fine-tuning.
 _MAX_WORDS = 40
 
 
-def phrases_of(fields: tuple[str, ...]) -> list[str]:
-    """All that the template may say of some fields."""
+def template_phrases(fields: tuple[str, ...]) -> list[str]:
+    """Lists all phrases that the template can make of some fields."""
     return [
         _PHRASES[field].format(value)
         for field in fields
@@ -43,22 +43,22 @@ class TrainingCaptions:
     def __init__(self, config: CaptionConfig, items: ItemTable):
         """
         Args:
-            config: where captions come from.
-            items: of the training split.
+            config: source of the captions.
+            items: items of the training split.
 
         Raises:
-            InputError: the file cannot be read or lacks an item, or the dataset knows nothing of a
-                field.
+            InputError: the file cannot be read or lacks an item, or the dataset does not annotate
+                a field.
         """
         self._dropout, self._short = config.dropout, config.short
         self._categories = items["category_id"]
         if config.file:
-            self._captions = captions_from(config.file, items, "train")
+            self._captions = load_captions(config.file, items, "train")
         else:
             self._captions = [(caption,) for caption in template_captions(config.fields, items)]
 
     def __call__(self, row: int, rng: np.random.Generator) -> str:
-        """The caption of one example of the item in `row`; empty when dropped."""
+        """Draws the caption of one example of the item in `row`; empty when dropped."""
         if self._dropout and rng.random() < self._dropout:
             return ""
         if self._short and rng.random() < self._short:
@@ -67,12 +67,12 @@ class TrainingCaptions:
         return choices[rng.integers(len(choices))] if len(choices) > 1 else choices[0]
 
     def some(self, count: int) -> list[str]:
-        """At most so many captions, of items all over the split."""
+        """Returns at most `count` captions, of items evenly spaced over the split."""
         rows = np.unique(np.linspace(0, len(self._captions) - 1, count).astype(int))
         return [self._captions[row][0] for row in rows]
 
     def __iter__(self) -> Iterator[str]:
-        """All captions there are."""
+        """Iterates over all captions of all items."""
         return (caption for choices in self._captions for caption in choices)
 
 
@@ -80,23 +80,31 @@ def _check_known(fields: tuple[str, ...], items: ItemTable) -> None:
     for field in fields:
         if field in DETAILS and not items[field].any():
             raise InputError(
-                f"data.captions.fields has {field!r}, which the dataset knows of no item: it is "
-                "known of the synthetic one's alone."
+                f"data.captions.fields has {field!r}, which the dataset does not annotate: only "
+                "the synthetic dataset does."
             )
 
 
 def template_captions(fields: tuple[str, ...], items: ItemTable) -> list[str]:
-    """The template's caption of every item.
+    """Makes the template's caption of every item.
 
     Raises:
-        InputError: the dataset knows nothing of a field.
+        InputError: the dataset does not annotate a field.
     """
     _check_known(fields, items)
     return [template_caption(items.attributes_of(row), fields) for row in range(len(items))]
 
 
-def captions_from(path: str, items: ItemTable, split: str) -> list[tuple[str, ...]]:
-    """Every item's captions in a file, as `CaptionConfig.file` describes it.
+def load_captions(path: str, items: ItemTable, split: str) -> list[tuple[str, ...]]:
+    """Loads the captions of every item from a file as described in `CaptionConfig.file`.
+
+    Args:
+        path: the file.
+        items: items of the split.
+        split: "train" or "validation".
+
+    Returns:
+        The captions of each row of `items`.
 
     Raises:
         InputError: the file cannot be read, or lacks an item.
@@ -114,17 +122,18 @@ def captions_from(path: str, items: ItemTable, split: str) -> list[tuple[str, ..
 
 
 def category_phrase(category_id: int) -> str:
-    """The template's caption of a category, 1..13, of which nothing else is known."""
+    """Makes the template's caption of a category, 1..13, without other attributes."""
     return template_caption({"category_id": category_id}, ("category",))
 
 
 def template_caption(item: dict[str, int], fields: tuple[str, ...] = FIELDS) -> str:
-    """The template's caption of one item.
+    """Makes the template's caption of one item.
 
     Args:
-        item: `category_id` (1..13) and the levels `viewpoint`, `occlusion`, `scale`, `zoom_in`
-            (1..3); those of `DETAILS` where they are known; other keys do not matter.
-        fields: what it reveals, of `FIELDS`; without the category it is "an item".
+        item: `category_id` (1..13), the levels `viewpoint`, `occlusion`, `scale`, `zoom_in`
+            (1..3), and the `DETAILS` that are annotated; other keys are ignored.
+        fields: fields of `ALL_FIELDS` that the caption reveals; without the category the item is
+            "an item".
     """
     name = f"a {CATEGORIES[item['category_id'] - 1]}" if "category" in fields else "an item"
     phrases = [
@@ -140,11 +149,14 @@ def template_caption(item: dict[str, int], fields: tuple[str, ...] = FIELDS) -> 
     return f"an image of {name} with {phrases[0]}"
 
 
-def read_captions(path: str, of: str = "train") -> dict[tuple[int, int], tuple[str, ...]]:
-    """(image id, item number) -> captions of a split, from a file as `CaptionConfig` describes it.
+def read_captions(path: str, split: str = "train") -> dict[tuple[int, int], tuple[str, ...]]:
+    """Reads the captions of a split from a file as described in `CaptionConfig.file`.
+
+    Returns:
+        (image id, item number) -> captions.
 
     Raises:
-        InputError: the file cannot be read, or a line is something else; the message names it.
+        InputError: the file cannot be read, or a line is not a caption; the message names it.
     """
     captions: dict[tuple[int, int], list[str]] = defaultdict(list)
     try:
@@ -153,7 +165,7 @@ def read_captions(path: str, of: str = "train") -> dict[tuple[int, int], tuple[s
                 try:
                     entry = json.loads(line)
                     key = int(entry["image_id"]), int(entry["item"])
-                    caption, split = entry["caption"], entry.get("split", "train")
+                    caption, line_split = entry["caption"], entry.get("split", "train")
                     if not isinstance(caption, str):
                         raise TypeError("the caption is no text")
                 except (ValueError, KeyError, TypeError) as error:
@@ -161,19 +173,19 @@ def read_captions(path: str, of: str = "train") -> dict[tuple[int, int], tuple[s
                         f"{path}, line {number} is no caption: expected "
                         '{"image_id": 1, "item": 1, "caption": "..."}.'
                     ) from error
-                if split == of:
+                if line_split == split:
                     captions[key].append(caption)
     except OSError as error:
         raise InputError(f"the captions in {path!r} cannot be read: {error.strerror}.") from error
     return {key: tuple(texts) for key, texts in captions.items()}
 
 
-def tells_sides(caption: str) -> bool:
-    """Whether the caption says left or right: in a mirror it would be wrong."""
+def mentions_sides(caption: str) -> bool:
+    """True where the caption contains "left" or "right", which a flip would make wrong."""
     return bool(_SIDES.search(caption))
 
 
 def clean_caption(text: str) -> str:
-    """Lower case without punctuation, hyphens and slashes as spaces, cut at 40 words."""
+    """Makes lower case, removes punctuation, replaces - and / by spaces, keeps 40 words."""
     text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
     return " ".join(re.sub(r"[-/]", " ", text).split()[:_MAX_WORDS])

@@ -1,8 +1,8 @@
-"""Raw DeepFashion2 (arXiv 1901.07973): a photograph and its annotation as one record.
+"""Reading of raw DeepFashion2 (arXiv 1901.07973): a photograph and its annotation as one record.
 
     train/image/000001.jpg   train/annos/000001.json   validation/image/...   validation/annos/...
 
-The dataset is messy: what cannot be used is named, counted and left out, never a crash.
+Images and items that cannot be used are left out, and reported with a reason.
 """
 
 import io
@@ -16,15 +16,17 @@ from PIL import Image
 from capret_jax.data.schema import CATEGORIES, LEVELS, SOURCES
 
 SPLITS = ("train", "validation")
+# EXIF's orientation tag; from 5 on, its values exchange width and height.
+_ORIENTATION = 0x0112
 
 
 class Problem(NamedTuple):
-    """Something that was left out.
+    """An image or an item that was left out.
 
     Attributes:
         file: "000001", the number of the image and its annotation.
         item: "item1", or empty when the whole image was left out.
-        reason: one of a few, for counting.
+        reason: one of a small set of texts.
     """
 
     file: str
@@ -33,11 +35,11 @@ class Problem(NamedTuple):
 
 
 class _BrokenError(ValueError):
-    """Carries the reason for which an image or an item is left out."""
+    """An image or an item cannot be used; the message is the reason."""
 
 
 def list_files(source: pathlib.Path, split: str) -> list[str]:
-    """Numbers ("000001") of all images and annotations of a split, sorted; empty without it."""
+    """Lists the numbers ("000001") of a split's images and annotations, sorted."""
     folder = source / split
     stems = {path.stem for path in folder.glob("image/*.jpg")}
     return sorted(stems | {path.stem for path in folder.glob("annos/*.json")})
@@ -46,7 +48,17 @@ def list_files(source: pathlib.Path, split: str) -> list[str]:
 def read_record(
     source: pathlib.Path, split: str, file: str
 ) -> tuple[dict[str, Any] | None, list[Problem]]:
-    """One photograph as `schema.features` wants it, or None, and what was left out of it."""
+    """Reads one photograph with its annotation.
+
+    Args:
+        source: the raw folder.
+        split: "train" or "validation".
+        file: number of the image, such as "000001".
+
+    Returns:
+        The record with the features of `schema.features(outlines=True)`, None where it cannot be
+        used; and what was left out.
+    """
     try:
         jpeg, size = _read_image(source / split / "image" / f"{file}.jpg")
         annotation = _read_annotation(source / split / "annos" / f"{file}.json")
@@ -72,7 +84,7 @@ def read_record(
 
 
 def _read_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
-    """The file's bytes, and the width and height of the upright image."""
+    """Reads the file's bytes, and the width and height of the upright image."""
     if not path.stem.isdigit():
         raise _BrokenError("file name is no number")
     try:
@@ -82,10 +94,10 @@ def _read_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             size = image.size
-            # An eighth of the pixels, but all of the bytes: enough to find a truncated file.
+            # Decoding at an eighth of the size reads all bytes, which finds a truncated file.
             image.draft("RGB", (size[0] // 8, size[1] // 8))
             image.load()
-            turned = image.getexif().get(0x0112, 1) >= 5
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _BrokenError("image does not decode") from error
     return jpeg, (size[::-1] if turned else size)
@@ -135,7 +147,7 @@ def _read_item(item: Any, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _clipped(box: Any, size: tuple[int, int]) -> list[float]:
-    """The part of the box inside the image, at least a pixel wide and high."""
+    """Clips a box to the image; it must remain at least a pixel wide and high."""
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) for x in box):
         raise _BrokenError("no bounding box")
     x1, y1, x2, y2 = box

@@ -1,4 +1,4 @@
-"""JPEG files to resized pixels. docs/performance.md compares the ways to do it."""
+"""Decoding and resizing of JPEG files; docs/performance.md compares decoders."""
 
 import io
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from capret_jax.errors import InputError
 
-# Threads are Grain's business: OpenCV's own would fight with them.
+# Grain runs the threads; OpenCV's own would compete with them.
 cv2.setNumThreads(1)
 # JPEG's orientation tag, and its value for an upright picture.
 _ORIENTATION, _UPRIGHT = 0x0112, 1
@@ -18,7 +18,7 @@ _FACTORS = (8, 4, 2)
 
 
 class Photograph:
-    """An upright RGB picture, decoded when its pixels are asked for, at the scale that suffices.
+    """An upright RGB picture, decoded at first use and at the smallest scale that suffices.
 
     Attributes:
         width, height: pixels.
@@ -28,10 +28,10 @@ class Photograph:
         """
         Args:
             jpeg: the file's bytes.
-            name: of the photograph, for errors.
+            name: name of the photograph, for error messages.
 
         Raises:
-            InputError: it is no image.
+            InputError: the bytes are not an image.
         """
         self._jpeg, self._name = jpeg, name
         try:
@@ -40,35 +40,38 @@ class Photograph:
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._broken(error) from error
         self._plain = header.format == "JPEG" and header.mode in ("RGB", "L") and not turned
-        self._decoded: tuple[int, np.ndarray] | None = None
+        self._decoded: dict[int, np.ndarray] = {}  # by factor
         self.width, self.height = header.size
         if turned:
             self.height, self.width = self.pixels().shape[:2]
 
     @classmethod
     def from_pixels(cls, pixels: np.ndarray) -> "Photograph":
-        """A picture that is decoded already: (H, W, 3) uint8, upright."""
+        """Makes a photograph of decoded pixels, (H, W, 3) uint8, upright."""
         photograph = cls.__new__(cls)
         photograph._jpeg, photograph._name, photograph._plain = b"", "", False
-        photograph._decoded = 1, pixels
+        photograph._decoded = {1: pixels}
         photograph.height, photograph.width = pixels.shape[:2]
         return photograph
 
     def pixels(self, factor: int = 1) -> np.ndarray:
-        """(H / factor, W / factor, 3) uint8, sides rounded up; not to be changed.
+        """Returns the pixels, reduced by a factor; callers must not change them.
 
         Args:
             factor: 1, 2, 4 or 8.
 
+        Returns:
+            (H / factor, W / factor, 3) uint8, sides rounded up.
+
         Raises:
             InputError: the bytes do not decode.
         """
-        if self._decoded is None or self._decoded[0] != factor:
-            self._decoded = factor, self._decode(factor)
-        return self._decoded[1]
+        if factor not in self._decoded:
+            self._decoded[factor] = self._decode(factor)
+        return self._decoded[factor]
 
     def crop(self, window: np.ndarray, size: int) -> np.ndarray:
-        """A window of the picture, resized.
+        """Crops a window and resizes it.
 
         Args:
             window: (4,) int x1, y1, x2, y2 in pixels, inside the picture and not empty.
@@ -84,7 +87,7 @@ class Photograph:
         return _resize(pixels[rows, columns], size)
 
     def _factor(self, shrink: float) -> int:
-        """The strongest scaling that leaves no less than `shrink` asks for."""
+        """Returns the largest decoding factor that is at most `shrink`."""
         if not self._plain:
             return 1
         return next((factor for factor in _FACTORS if factor <= shrink), 1)
@@ -99,7 +102,7 @@ class Photograph:
                     min_factor=factor,
                 )
             except ValueError:
-                pass  # strict about trifles; Pillow decides whether the file is broken
+                pass  # stricter than Pillow, which decides whether the file is broken
         try:
             image = ImageOps.exif_transpose(Image.open(io.BytesIO(self._jpeg))).convert("RGB")
         except (OSError, SyntaxError) as error:
@@ -115,10 +118,9 @@ class Photograph:
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(h, w, 3) -> (size, size, 3), close to Pillow's bicubic, which takes ten times as long.
+    """Resizes (h, w, 3) to (size, size, 3), close to Pillow's bicubic in a tenth of its time.
 
-    Interpolation suffices below a factor of two, where every pixel still has a say; beyond, pixels
-    are averaged.
+    Below a factor of two interpolation uses every pixel; from there on, pixels are averaged.
     """
     return cv2.resize(pixels, (size, size), interpolation=_method(max(pixels.shape[:2]) / size))
 

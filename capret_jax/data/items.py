@@ -1,14 +1,24 @@
-"""The item table: one row per fashion item of a split, without any pixels."""
+"""The item table: one row per fashion item of a split, without pixels."""
 
+import contextlib
 import dataclasses
+import json
+import os
+import pathlib
+import uuid
+import zipfile
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.records import Records
 from capret_jax.data.schema import DETAILS, LEVELS
 
-_NUMBERS = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS, *DETAILS)
+_ATTRIBUTES = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS, *DETAILS)
+# The number of the layout of a kept table; a table of another layout is made again.
+_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +26,12 @@ class ItemTable:
     """Columns of equal length n.
 
     Attributes:
-        record: (n,) int64, index of the item's photograph in the split's records, ascending.
+        record: (n,) int64 index of the item's photograph in the split's records, ascending.
         is_shop: (n,) bool, True for shop pictures, False for consumers' photographs.
         box: (n, 4) float32 x1, y1, x2, y2 in pixels.
         attributes: name -> (n,) int64, for image_id, pair_id, number (the n of the annotation's
-            item<n>), style, category_id, the levels and the details; 0 where an item has no such
-            detail, or a dataset knows none.
+            item<n>), style, category_id, the levels and the details; a detail is 0 where an item
+            does not have it or the dataset does not annotate it.
     """
 
     record: np.ndarray
@@ -36,34 +46,52 @@ class ItemTable:
         return self.attributes[name]
 
     def attributes_of(self, row: int) -> dict[str, int]:
-        """The attributes of one item, as ints."""
+        """Returns the attributes of one item as Python integers."""
         return {name: int(column[row]) for name, column in self.attributes.items()}
 
     def rows_beside(self, row: int) -> np.ndarray:
-        """The other items of the same photograph."""
+        """Returns the rows of the other items of the same photograph."""
         first, last = np.searchsorted(self.record, self.record[row] + np.array([0, 1]))
         return np.setdiff1d(np.arange(first, last), row)
 
     def identities(self) -> np.ndarray:
-        """(n,) int64: 0, 1, ... per distinct (pair_id, style > 0); `NO_IDENTITY` for style 0."""
+        """Numbers the distinct (pair_id, style > 0) from 0, in ascending order.
+
+        Returns:
+            (n,) int64; `NO_IDENTITY` where style is 0.
+        """
+        known = np.flatnonzero(self["style"] > 0)
+        pairs = np.stack([self["pair_id"][known], self["style"][known]])
+        order = np.lexsort(pairs[::-1])
+        pairs = pairs[:, order]
+        is_new = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
         labels = np.full(len(self), NO_IDENTITY, np.int64)
-        known = self["style"] > 0
-        pairs = np.stack([self["pair_id"], self["style"]], axis=1)[known]
-        labels[known] = np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+        labels[known[order]] = np.cumsum(np.concatenate([[False], is_new])[: len(order)])
         return labels
 
     def training_identities(self) -> np.ndarray:
-        """(n,) int64 classes 0..C-1 of the identities seen by both sources; else `NO_IDENTITY`."""
+        """Numbers the identities seen by both sources from 0.
+
+        Returns:
+            (n,) int64 class of each item; `NO_IDENTITY` for items of other or no identities.
+        """
         labels = self.identities()
-        both = np.intersect1d(labels[self.is_shop], labels[~self.is_shop])
-        classes = np.searchsorted(both[both != NO_IDENTITY], labels)
-        return np.where(np.isin(labels, both) & (labels != NO_IDENTITY), classes, NO_IDENTITY)
+        known = labels != NO_IDENTITY
+        seen = np.zeros((2, labels.max(initial=NO_IDENTITY) + 1), bool)
+        seen[self.is_shop[known].astype(int), labels[known]] = True
+        in_both = seen.all(axis=0)
+        classes = np.where(in_both, np.cumsum(in_both) - 1, NO_IDENTITY)
+        labels[known] = classes[labels[known]]
+        return labels
 
 
 def read_items(records: Records) -> ItemTable:
-    """Reads the annotation of every photograph once."""
+    """Makes the item table of a split from the annotation of every photograph."""
     rows = []
-    for index in range(len(records)):
+    description = f"reading {records.split} items"
+    # A small split is read before the bar would be shown.
+    indices = tqdm(range(len(records)), description, unit="image", leave=False, delay=2)
+    for index in indices:
         record = records.annotation(index)
         items = record["items"]
         for i in range(len(items["style"])):
@@ -76,5 +104,63 @@ def read_items(records: Records) -> ItemTable:
         record=np.array(records_, np.int64),
         is_shop=np.array(is_shop_, bool),
         box=np.array(boxes, np.float32).reshape(-1, 4),
-        attributes={name: np.array([n[name] for n in numbers_], np.int64) for name in _NUMBERS},
+        attributes={name: np.array([n[name] for n in numbers_], np.int64) for name in _ATTRIBUTES},
     )
+
+
+def load_items(records: Records) -> ItemTable:
+    """Loads the item table of a split from the prepared dataset's folder; makes it if necessary.
+
+    Reading every annotation means reading every byte of the records. So the table is kept as
+    `items_<split>.npz` beside them, with a fingerprint of the record files. It is made again when
+    the fingerprint differs or the file is damaged, and not kept when the folder is read-only.
+    """
+    path = records.folder / f"items_{records.split}.npz"
+    fingerprint = _fingerprint(records)
+    items = _read_table(path, fingerprint)
+    if items is None:
+        items = read_items(records)
+        _write_table(path, items, fingerprint)
+    return items
+
+
+def _fingerprint(records: Records) -> str:
+    """Describes everything that the table of a split depends on."""
+    files = [(file.name, file.stat()) for file in records.files]
+    return json.dumps(
+        {
+            "format": _FORMAT,
+            "attributes": _ATTRIBUTES,
+            "split": records.split,
+            "records": len(records),
+            "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files],
+        }
+    )
+
+
+def _read_table(path: pathlib.Path, fingerprint: str) -> ItemTable | None:
+    """Reads a kept table; None where there is none, or not one with this fingerprint."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as table:
+            if str(table["fingerprint"]) != fingerprint:
+                return None
+            attributes = {name: table[f"attributes/{name}"] for name in _ATTRIBUTES}
+            return ItemTable(table["record"], table["is_shop"], table["box"], attributes)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write_table(path: pathlib.Path, items: ItemTable, fingerprint: str) -> None:
+    """Keeps a table; other processes see all of it or nothing."""
+    columns: dict[str, Any] = {
+        f"attributes/{name}": column for name, column in items.attributes.items()
+    }
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    columns |= {"record": items.record, "is_shop": items.is_shop, "box": items.box}
+    with contextlib.suppress(OSError):  # the folder is read-only or full
+        try:
+            with open(partial, "xb") as file:
+                np.savez(file, fingerprint=np.array(fingerprint), **columns)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -4,28 +4,23 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 
-from capret_jax.config import AugmentConfig, ReadConfig, ViewConfig
+from capret_jax.config import DataConfig, ExperimentConfig
 from capret_jax.data.batch import NO_IDENTITY, Batch
-from capret_jax.data.captions import TrainingCaptions, tells_sides
+from capret_jax.data.captions import TrainingCaptions, mentions_sides
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
-from capret_jax.data.masking import Masker
+from capret_jax.data.masking import MAX_MASKED, Masker
 from capret_jax.data.records import Records
 from capret_jax.data.sampler import Draw, Sampler
 from capret_jax.data.tokenizer import CaptionEncoder
-from capret_jax.data.transforms import (
-    View,
-    crop_view,
-    training_crop_view,
-    training_whole_view,
-    training_wide_view,
-    whole_view,
-)
-from capret_jax.data.vqa import VqaSampler
+from capret_jax.data.transforms import Augmentation, View, crop_view, whole_view
+from capret_jax.data.vqa import ANSWER_TOKENS, VqaSampler
 
 
 class Split:
@@ -50,79 +45,128 @@ class Split:
         return self._cached(int(self.items.record[row]), str(self.items["image_id"][row]))
 
     def crop_view(self, row: int, size: int, margin: float) -> View:
-        """The item in `row` with a margin."""
+        """The crop of the item in `row`, with a margin."""
         return crop_view(self.photograph(row), self.items.box[row], size, margin)
 
-    def whole_view(self, rows: np.ndarray, size: int) -> View:
-        """The photograph of the items in `rows`, whole."""
-        return whole_view(self.photograph(int(rows[0])), self.items.box[rows], size)
+
+def evaluation_view(
+    photograph: Photograph, boxes: np.ndarray, size: int, config: DataConfig
+) -> View:
+    """Boxes of a photograph as the model sees them at evaluation.
+
+    Args:
+        photograph: of the boxes.
+        boxes: (M, 4) x1, y1, x2, y2 in pixels; one, where items are seen as crops.
+        size: S, pixels.
+        config: kind of view, and margin of crops.
+    """
+    if config.view.whole:
+        return whole_view(photograph, boxes, size)
+    return crop_view(photograph, boxes[0], size, config.augment.margin)
+
+
+class TrainingText(NamedTuple):
+    """Sources of the texts of training examples.
+
+    Attributes:
+        captions: item -> caption.
+        encode: caption -> tokens.
+        masker: hides tokens for masked language modelling; None without it.
+        vqa: draws questions and answers; None without visual question answering.
+    """
+
+    captions: TrainingCaptions
+    encode: CaptionEncoder
+    masker: Masker | None = None
+    vqa: VqaSampler | None = None
 
 
 def training_iterator(
-    split: Split,
-    sampler: Sampler,
-    batch_size: int,
-    image_size: int,
-    view: ViewConfig,
-    augment: AugmentConfig,
-    captioner: TrainingCaptions,
-    encoder: CaptionEncoder,
-    masker: Masker | None,
-    read: ReadConfig,
-    vqa: VqaSampler | None = None,
+    split: Split, sampler: Sampler, text: TrainingText, config: ExperimentConfig
 ) -> grain.DatasetIterator:
     """This process's `Batch`es, NumPy arrays, in an order that depends on the sampler alone.
 
     Args:
         split: the training split.
-        sampler: which items, in which order, and what may be told of their identities.
-        batch_size: pictures per batch on this process.
-        image_size: S, pixels.
-        view: what the model sees of an item.
-        augment: the random changes.
-        captioner: items -> captions.
-        encoder: captions -> tokens.
-        masker: hides tokens for masked language modelling; None for none.
-        read: threads and batches to keep ready.
-        vqa: asks questions for learning to answer them; None for none.
+        sampler: order of the items, and the identities that losses may know.
+        text: sources of captions and questions.
+        config: image size, view, augmentation and reading ahead.
 
     Returns:
         An iterator whose position Orbax can save and restore.
     """
-    examples = _Examples(
-        split, sampler.identities, image_size, view, augment, captioner, encoder, masker, vqa
-    )
-    dataset = grain.MapDataset.source(sampler).map(examples).batch(batch_size, batch_fn=_collate)
+    examples = _Examples(split, sampler.identities, text, config)
+    dataset = grain.MapDataset.source(sampler).map(examples)
+    dataset = dataset.batch(sampler.order.local_batch_size, batch_fn=_collate)
+    read = config.data.read
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
     return iter(dataset.to_iter_dataset(options))
 
 
-class _Examples:
-    """Draws -> batches of one picture."""
+def abstract_batch(config: ExperimentConfig) -> Batch:
+    """Global shapes and dtypes of the batches that `training_iterator` yields.
 
-    def __init__(self, split, identities, size, view, augment, captioner, encoder, masker, vqa):
-        self._split = split
-        self._size = size
-        self._view = view
-        self._augment = augment
-        self._captioner = captioner
-        self._encoder = encoder
-        self._masker = masker
-        self._vqa = vqa
-        self._identities = identities
-        nameless = np.flatnonzero(self._identities == NO_IDENTITY)
-        self._nameless = nameless if len(nameless) else np.arange(len(split.items))
+    Returns:
+        A `Batch` of `jax.ShapeDtypeStruct`, with None where the config's losses need no array.
+    """
+    images, size, tokens = config.batch_size, config.model.image_size, config.data.max_tokens
+    items = images * config.data.view.regions_per_image
+
+    def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch = Batch(
+        image=array(images, size, size, 3, dtype=np.uint8),
+        token_ids=array(items, tokens),
+        token_mask=array(items, tokens),
+        identity=array(items),
+        caption_id=array(items),
+        box=array(items, 4, dtype=np.float32),
+        valid=array(items, dtype=bool),
+    )
+    if config.loss.mlm:
+        positions = array(items, MAX_MASKED)
+        batch = dataclasses.replace(
+            batch,
+            masked_ids=array(items, tokens),
+            masked_positions=positions,
+            masked_labels=positions,
+        )
+    if config.loss.vqa:
+        question, answer = array(items, tokens), array(items, ANSWER_TOKENS)
+        batch = dataclasses.replace(
+            batch,
+            question_ids=question,
+            question_mask=question,
+            answer_ids=answer,
+            answer_mask=answer,
+        )
+    return batch
+
+
+class _Examples:
+    """Maps draws to batches of one picture."""
+
+    def __init__(
+        self, split: Split, identities: np.ndarray, text: TrainingText, config: ExperimentConfig
+    ):
+        self._split, self._identities, self._text = split, identities, text
+        self._view, self._wide = config.data.view, config.data.augment.wide
+        self._augment = Augmentation(config.data.augment, config.model.image_size)
+        unlabelled = np.flatnonzero(identities == NO_IDENTITY)
+        # Rows that wide views show: items without identity, where there are any.
+        self._wide_rows = unlabelled if len(unlabelled) else np.arange(len(split.items))
 
     def __call__(self, draw: Draw) -> Batch:
         rng = np.random.default_rng(draw.seed)
-        wide = bool(self._augment.wide) and rng.random() < self._augment.wide
-        rows = self._rows(int(rng.choice(self._nameless)) if wide else draw.row, rng)
-        captions = [self._captioner(row, rng) for row in rows]
-        view = self._look(rows, wide, not any(map(tells_sides, captions)), rng)
+        wide = bool(self._wide) and rng.random() < self._wide
+        rows = self._rows(int(rng.choice(self._wide_rows)) if wide else draw.row, rng)
+        captions = [self._text.captions(row, rng) for row in rows]
+        view = self._look(rows, wide, not any(map(mentions_sides, captions)), rng)
         identities = [NO_IDENTITY] if wide else self._identities[rows]
         empty = self._view.regions_per_image - len(rows)
-        tokens = [self._encoder(caption) for caption in (*captions, *[""] * empty)]
-        masked = [self._masker(each, rng) for each in tokens] if self._masker else None
+        tokens = [self._text.encode(caption) for caption in (*captions, *[""] * empty)]
+        masked = [self._text.masker(each, rng) for each in tokens] if self._text.masker else None
         ids = [zlib.crc32(caption.encode()) & 0x7FFFFFFF for caption in captions]
         return Batch(
             image=view.image[None],
@@ -133,18 +177,8 @@ class _Examples:
             box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
             **({} if masked is None else _stack_masked(masked)),
-            **(self._questions(rows, empty, rng) if self._vqa else {}),
+            **(_questions(self._text.vqa, rows, empty, rng) if self._text.vqa else {}),
         )
-
-    def _questions(self, rows: np.ndarray, empty: int, rng) -> dict[str, np.ndarray]:
-        examples = [self._vqa(row, rng) for row in rows] + [self._vqa.padding()] * empty
-        return {
-            f"{kind}_{name}": np.stack(
-                [getattr(getattr(example, kind), name) for example in examples]
-            )
-            for kind in ("question", "answer")
-            for name in ("ids", "mask")
-        }
 
     def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
         """The item drawn, and those of its photograph that come along."""
@@ -156,9 +190,20 @@ class _Examples:
     def _look(self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator) -> View:
         photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]
         if self._view.whole:
-            return training_whole_view(photograph, boxes, self._size, self._augment, rng, may_flip)
-        look = training_wide_view if wide else training_crop_view
-        return look(photograph, boxes[0], self._size, self._augment, rng, may_flip)
+            return self._augment.whole_view(photograph, boxes, rng, may_flip=may_flip)
+        view = self._augment.wide_view if wide else self._augment.crop_view
+        return view(photograph, boxes[0], rng, may_flip=may_flip)
+
+
+def _questions(
+    vqa: VqaSampler, rows: np.ndarray, empty: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    examples = [vqa(row, rng) for row in rows] + [vqa.padding()] * empty
+    return {
+        f"{kind}_{name}": np.stack([getattr(getattr(example, kind), name) for example in examples])
+        for kind in ("question", "answer")
+        for name in ("ids", "mask")
+    }
 
 
 def _stack_masked(masked) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""Random access to the prepared photographs of a split, pixels and annotations apart."""
+"""Random access to the prepared photographs of a split; pixels and annotations are parsed apart."""
+
+import pathlib
 
 import tensorflow_datasets as tfds
 
@@ -10,14 +12,19 @@ _SKIP = {"image": tfds.decode.SkipDecoding()}
 class Records:
     """The ArrayRecord files of one split.
 
-    A training step wants a photograph's bytes alone and the item table wants all but them; parsing
-    the whole record for either took three times as long.
+    A training step needs only a photograph's bytes, and the item table needs everything but them;
+    parsing the whole record for either takes three times as long.
+
+    Attributes:
+        split: "train" or "validation".
+        folder: folder of the prepared dataset.
+        files: the ArrayRecord files of the split, in order.
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         """
         Args:
-            builder: prepared, with the features of `schema.features`.
+            builder: a prepared dataset with the features of `schema.features`.
             split: "train" or "validation".
 
         Raises:
@@ -28,6 +35,9 @@ class Records:
                 f"the dataset in {builder.data_path} has no {split} images: delete that folder "
                 "to prepare it again, or point config.data at another dataset."
             )
+        self.split = split
+        self.folder = pathlib.Path(builder.data_path)
+        self.files = [pathlib.Path(file) for file in builder.info.splits[split].filepaths]
         self._raw = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
@@ -39,9 +49,9 @@ class Records:
         return len(self._raw)
 
     def image(self, index: int) -> bytes:
-        """The JPEG file of a photograph."""
+        """Returns the JPEG file of a photograph."""
         return self._image.deserialize_example_np(self._raw[index], decoders=_SKIP)["image"]
 
     def annotation(self, index: int) -> dict:
-        """Everything else, as `schema.features` names it."""
+        """Returns all features of a photograph but its image, named as in `schema.features`."""
         return self._annotation.deserialize_example_np(self._raw[index])

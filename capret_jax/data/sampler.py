@@ -1,10 +1,12 @@
-"""Which items each training batch holds, as a pure function of the seed and the step."""
+"""Samplers: the order of training examples as a pure function of the seed and the step."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
+from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 from capret_jax.distributed.part import Part
@@ -15,178 +17,204 @@ class Draw(NamedTuple):
     """One example of the training stream.
 
     Attributes:
-        row: of the item table.
-        seed: for the example's augmentation, unlike any other draw's.
+        row: row of the item table.
+        seed: seed of the example's augmentation, different for every draw.
     """
 
     row: int
     seed: tuple[int, ...]
 
 
-class _Sampler:
-    """A random-access sequence of `Draw`s; which depends on nothing but the seed and the index.
-
-    All processes agree on the order, and process i takes the i-th block of each batch.
+@dataclasses.dataclass(frozen=True)
+class BatchOrder:
+    """The settings that every sampler shares.
 
     Attributes:
-        identities: (n,) int64 class of each item as batches may tell it, or `NO_IDENTITY`.
-        classes: C, identities seen by both sources.
-        class_sizes: (C,) int64, items of each.
+        batch_size: B, examples of a batch over all processes.
+        steps: number of batches in the whole run.
+        seed: seed of the order.
+        part: the share of each batch that this process reads.
+
+    Raises:
+        InputError: B is not a multiple of the number of processes.
     """
 
-    def __init__(self, items: ItemTable, batch_size: int, steps: int, seed: int, part: Part):
-        """
-        Args:
-            items: the training split.
-            batch_size: B, global.
-            steps: batches in the whole run.
-            seed: of the order.
-            part: this process's.
+    batch_size: int
+    steps: int
+    seed: int
+    part: Part = Part()
 
-        Raises:
-            InputError: the processes do not divide the batch.
-        """
-        if batch_size % part.count:
+    def __post_init__(self):
+        if self.batch_size % self.part.count:
             raise InputError(
-                f"batch_size={batch_size} must be a multiple of the {part.count} processes."
+                f"batch_size={self.batch_size} must be a multiple of the {self.part.count} "
+                "processes."
             )
+
+    @property
+    def local_batch_size(self) -> int:
+        """Examples of a batch that this process reads."""
+        return self.batch_size // self.part.count
+
+
+class _Sampler:
+    """A random-access sequence of `Draw`s that depends on the seed and the index alone.
+
+    The order is the same on all processes; process i reads the i-th block of each batch.
+
+    Attributes:
+        identities: (n,) int64 class of each item as batches may reveal it, or `NO_IDENTITY`.
+        classes: C, number of identities seen by both sources.
+        class_sizes: (C,) int64 number of items of each class.
+        order: size, number and seed of the batches.
+    """
+
+    def __init__(self, items: ItemTable, order: BatchOrder):
         self.identities = items.training_identities()
         self.classes = int(self.identities.max(initial=NO_IDENTITY)) + 1
         known = self.identities[self.identities != NO_IDENTITY]
         self.class_sizes = np.bincount(known, minlength=self.classes)
-        self._batch_size = batch_size
-        self._steps = steps
-        self._seed = seed
-        self._shard = part
+        self.order = order
 
     def __len__(self) -> int:
-        return self._steps * (self._batch_size // self._shard.count)
+        return self.order.steps * self.order.local_batch_size
 
     def __getitem__(self, index: int) -> Draw:
-        local = self._batch_size // self._shard.count
+        local = self.order.local_batch_size
         step, offset = divmod(index, local)
-        slot = self._shard.index * local + offset
-        return Draw(self._row(step, slot), (self._seed, 2, step, slot))
+        slot = self.order.part.index * local + offset
+        return Draw(self._row(step, slot), (self.order.seed, 2, step, slot))
 
     def _row(self, step: int, slot: int) -> int:
         raise NotImplementedError
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
-    def _order(self, epoch: int, count: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, 0, epoch]).permutation(count)
+    def _shuffled(self, epoch: int, count: int) -> np.ndarray:
+        return np.random.default_rng([self.order.seed, 0, epoch]).permutation(count)
 
 
 class IdentitySampler(_Sampler):
     """Batches of P identities x K views, half of the views from each source.
 
-    An epoch visits the identities in a random order, P a batch, each once; those left over when
-    P does not divide their number wait for the next epoch's order. Inside a batch, slot
+    An epoch visits the identities in a random order, P a batch, each once; when P does not divide
+    their number, the rest of them are left out until the next epoch. Inside a batch, slot
     `view * P + p` holds a view of the p-th identity: neighbours differ in identity, so that the
     groups in which hard negatives are drawn hold many identities. Even views are shop pictures,
     odd ones are consumers' photographs.
     """
 
-    def __init__(
-        self,
-        items: ItemTable,
-        batch_size: int,
-        views_per_identity: int,
-        steps: int,
-        seed: int,
-        part: Part = Part(),
-    ):
+    def __init__(self, items: ItemTable, order: BatchOrder, views_per_identity: int):
         """
         Args:
-            items, batch_size, steps, seed, part: as above, B = P x K.
+            items: items of the training split.
+            order: size, number and seed of the batches; B = P x K.
             views_per_identity: K, even.
 
         Raises:
-            InputError: the numbers do not fit each other, or there are fewer than P identities.
+            InputError: K is odd or does not divide B, or there are fewer than P identities.
         """
-        super().__init__(items, batch_size, steps, seed, part)
+        super().__init__(items, order)
         if views_per_identity < 2 or views_per_identity % 2:
             raise InputError(
                 f"data.views_per_identity={views_per_identity} must be even, so that both sources "
                 "have the same share."
             )
-        if batch_size % views_per_identity:
+        if order.batch_size % views_per_identity:
             raise InputError(
-                f"batch_size={batch_size} must be a multiple of data.views_per_identity="
+                f"batch_size={order.batch_size} must be a multiple of data.views_per_identity="
                 f"{views_per_identity}."
             )
-        self._per_batch = batch_size // views_per_identity
+        self._per_batch = order.batch_size // views_per_identity
         if self.classes < self._per_batch:
             raise InputError(
-                f"batch_size={batch_size} / data.views_per_identity={views_per_identity} needs "
-                f"{self._per_batch} identities seen by both sources, the training split has "
+                f"batch_size={order.batch_size} / data.views_per_identity={views_per_identity} "
+                f"needs {self._per_batch} identities seen by both sources, the training split has "
                 f"{self.classes}."
             )
-        self._rows = [
-            [
-                np.flatnonzero((self.identities == c) & (items.is_shop == shop))
-                for shop in (True, False)
-            ]
-            for c in range(self.classes)
-        ]
+        self._grouped, self._starts = _group_rows(self.identities, items.is_shop, self.classes)
+
+    def rows_of(self, identity: int, shop: bool) -> np.ndarray:
+        """Rows of an identity's items from one source, int64, ascending."""
+        group = 2 * identity + (not shop)
+        return self._grouped[self._starts[group] : self._starts[group + 1]]
 
     def _row(self, step: int, slot: int) -> int:
         view, position = divmod(slot, self._per_batch)
         epoch, batch = divmod(step, self.classes // self._per_batch)
-        order = self._order(epoch, self.classes)
-        identity = int(order[batch * self._per_batch + position])
-        rows = self._rows[identity][view % 2]
-        order = np.random.default_rng([self._seed, 1, epoch, identity, view % 2]).permutation(rows)
-        return int(order[view // 2 % len(rows)])
+        identity = int(self._shuffled(epoch, self.classes)[batch * self._per_batch + position])
+        source = view % 2
+        rows = self.rows_of(identity, shop=source == 0)
+        seed = [self.order.seed, 1, epoch, identity, source]
+        return int(np.random.default_rng(seed).permutation(rows)[view // 2 % len(rows)])
+
+
+def _group_rows(
+    identities: np.ndarray, is_shop: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Groups rows by identity and source with a single sort.
+
+    Args:
+        identities: (n,) int64 class of each item, or `NO_IDENTITY`.
+        is_shop: (n,) bool, True for shop pictures.
+        classes: C.
+
+    Returns:
+        Rows ordered by group, ascending inside each; and (2C + 1,) int64 starts of the groups:
+        group 2c holds the shop pictures of class c, group 2c + 1 the consumers' photographs.
+    """
+    known = np.flatnonzero(identities != NO_IDENTITY)
+    groups = 2 * identities[known] + ~is_shop[known]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=2 * classes))])
+    return known[np.argsort(groups, kind="stable")], starts
 
 
 class ItemSampler(_Sampler):
-    """The same items one by one, and nobody is told which are of one garment.
+    """Batches of the same items one by one, with their identities hidden.
 
-    An epoch visits them in a random order, each once; those left over when B does not divide their
-    number wait for the next epoch's order.
+    An epoch visits the items in a random order, each once; when B does not divide their number,
+    the rest of them are left out until the next epoch.
     """
 
-    def __init__(
-        self, items: ItemTable, batch_size: int, steps: int, seed: int, part: Part = Part()
-    ):
+    def __init__(self, items: ItemTable, order: BatchOrder):
         """
         Args:
-            items, batch_size, steps, seed, part: as above.
+            items: items of the training split.
+            order: size, number and seed of the batches.
 
         Raises:
-            InputError: the processes do not divide the batch, or there are fewer than B items.
+            InputError: there are fewer than B items of identities seen by both sources.
         """
-        super().__init__(items, batch_size, steps, seed, part)
+        super().__init__(items, order)
         self._rows = np.flatnonzero(self.identities != NO_IDENTITY)
-        if len(self._rows) < batch_size:
+        if len(self._rows) < order.batch_size:
             raise InputError(
-                f"batch_size={batch_size} is more than the {len(self._rows)} items that the "
+                f"batch_size={order.batch_size} is more than the {len(self._rows)} items that the "
                 "training split has of identities seen by both sources."
             )
         self.identities = np.full_like(self.identities, NO_IDENTITY)
 
     def _row(self, step: int, slot: int) -> int:
-        epoch, batch = divmod(step, len(self._rows) // self._batch_size)
-        order = self._order(epoch, len(self._rows))
-        return int(self._rows[order[batch * self._batch_size + slot]])
+        batch_size = self.order.batch_size
+        epoch, batch = divmod(step, len(self._rows) // batch_size)
+        shuffled = self._shuffled(epoch, len(self._rows))
+        return int(self._rows[shuffled[batch * batch_size + slot]])
 
 
 Sampler = IdentitySampler | ItemSampler
 
 
-def make_sampler(
-    items: ItemTable,
-    batch_size: int,
-    views_per_identity: int,
-    steps: int,
-    seed: int,
-    part: Part = Part(),
-) -> Sampler:
-    """As `DataConfig.views_per_identity` wants it: 0 tells no identity.
+def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()) -> Sampler:
+    """Makes the sampler of a run: by identity, or by item where `views_per_identity` is 0.
+
+    Args:
+        items: items of the training split.
+        config: `batch_size`, `data.views_per_identity`, `loop.steps` and `seed` are read.
+        part: the share of each batch that this process reads.
 
     Raises:
         InputError: the numbers do not fit each other, or there are too few items.
     """
-    if views_per_identity == 0:
-        return ItemSampler(items, batch_size, steps, seed, part)
-    return IdentitySampler(items, batch_size, views_per_identity, steps, seed, part)
+    order = BatchOrder(config.batch_size, config.loop.steps, config.seed, part)
+    if config.data.views_per_identity == 0:
+        return ItemSampler(items, order)
+    return IdentitySampler(items, order, config.data.views_per_identity)

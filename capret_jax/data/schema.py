@@ -1,4 +1,4 @@
-"""What one record holds: a photograph and the fashion items in it, as in DeepFashion2.
+"""Features of a record: a photograph and the fashion items in it, as in DeepFashion2.
 
 Source: Ge et al., "DeepFashion2", CVPR 2019, arXiv:1901.07973.
 """
@@ -25,7 +25,7 @@ CATEGORIES = (
 
 SOURCES = ("shop", "user")
 
-# What the values 1, 2 and 3 of an item's attributes mean.
+# Names of the values 1, 2 and 3 of an item's attributes.
 LEVELS = {
     "scale": ("small", "modest", "large"),
     "occlusion": ("slight", "medium", "heavy"),
@@ -33,8 +33,8 @@ LEVELS = {
     "viewpoint": ("no wear", "frontal", "side or back"),
 }
 
-# Values 1, 2, ... of what is known of synthetic garments alone; 0 where an item has none.
-# `synthetic.fabric` and `synthetic.outlines` draw them.
+# Names of the values 1, 2, ... of the attributes that only synthetic garments have; 0 where an item
+# has none. `synthetic.fabric` and `synthetic.outlines` draw them.
 DETAILS = {
     "colour": (
         "cream",
@@ -80,13 +80,15 @@ DETAILS = {
 def features(outlines: bool = False, details: bool = False) -> tfds.features.FeaturesDict:
     """Features of one photograph.
 
-    With `details`, items have those of `DETAILS`. With `outlines`, each item's `outline` is JSON:
-    its `landmarks` x, y, v, ... in pixels (v 2 visible, 1 occluded, 0 not labelled) and its
-    `segmentation`, polygons x, y, ...
-
     An item's identity is (pair_id, style) where style > 0; style 0 is no identity. Its box is
-    x1, y1, x2, y2 in pixels. The image is stored as its JPEG file, byte for byte; read it so
-    with `tfds.decode.SkipDecoding()`.
+    x1, y1, x2, y2 in pixels. The image is stored as its JPEG file, byte for byte;
+    `tfds.decode.SkipDecoding()` returns these bytes.
+
+    Args:
+        outlines: adds to each item `outline`, JSON of its `landmarks` x, y, v, ... in pixels (v is
+            2 for visible, 1 for occluded, 0 for not labelled) and its `segmentation`, polygons
+            x, y, ... in pixels.
+        details: adds the `DETAILS` to each item.
     """
     number = tfds.features.Scalar(dtype=np.int64)
     item = {

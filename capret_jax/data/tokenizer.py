@@ -17,7 +17,12 @@ _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokens(NamedTuple):
-    """token_ids and token_mask, (T,) int32 each; mask 1 for real tokens, [CLS] and [SEP] too."""
+    """The tokens of one caption.
+
+    Attributes:
+        ids: (T,) int32 token ids.
+        mask: (T,) int32, 1 for tokens including [CLS] and [SEP], 0 for padding.
+    """
 
     ids: np.ndarray
     mask: np.ndarray
@@ -27,14 +32,14 @@ def build_vocabulary(captions: Iterable[str], path: str | os.PathLike, size: int
     """Learns a WordPiece vocabulary and writes it, one token a line, as BERT's vocab.txt.
 
     Args:
-        captions: what to learn from.
-        path: the file to write, complete or not at all.
-        size: most tokens it may have.
+        captions: the texts to learn from.
+        path: the file to write, atomically.
+        size: maximal number of tokens.
     """
     cleaned = sorted({clean_caption(caption) for caption in captions})
     characters = sorted(set("".join(cleaned)) - {" "})
-    # The trainer numbers characters as a hash map yields them, and settles ties between merges by
-    # these numbers. Naming all characters first makes the vocabulary the same in every process.
+    # The trainer numbers characters in the order of a hash map and breaks ties between merges by
+    # these numbers. Listing all characters first makes the vocabulary the same in every process.
     first = [*_SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     trainer = BertWordPieceTokenizer()
     trainer.train_from_iterator(
@@ -48,10 +53,10 @@ def build_vocabulary(captions: Iterable[str], path: str | os.PathLike, size: int
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A lower-casing BERT tokenizer from a vocab.txt, a folder, or a hub name.
+    """Loads a lower-casing BERT tokenizer from a vocab.txt, a folder, or a hub name.
 
     Raises:
-        InputError: there is no tokenizer there.
+        InputError: no tokenizer was found.
     """
     try:
         if name_or_path.endswith(".txt"):
@@ -65,27 +70,32 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 class CaptionEncoder:
-    """Captions to token ids of a fixed length; equal captions are tokenised once."""
+    """Maps captions to token ids of a fixed length; equal captions are tokenised once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+        """
+        Args:
+            tokenizer: a BERT tokenizer.
+            max_tokens: T.
+        """
         self.tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._cached = functools.lru_cache(maxsize=100_000)(self._encode)
 
     def __call__(self, caption: str) -> Tokens:
-        """`[CLS] caption [SEP]`, cut or padded to T tokens."""
+        """Tokenises `[CLS] caption [SEP]`, truncated or padded to T tokens."""
         return self._cached(clean_caption(caption))
 
     def cuts(self, caption: str) -> bool:
-        """Whether a caption is longer than T tokens."""
+        """True where a caption is longer than T tokens."""
         return len(self._whole(clean_caption(caption))) > self._max_tokens
 
     def _whole(self, caption: str) -> list[int]:
         return self.tokenizer(caption)["input_ids"]
 
     def _encode(self, caption: str) -> Tokens:
-        # Cut and padded here: a tokenizer keeps both as its state, and another encoder of another
-        # length may use it in another thread meanwhile.
+        # Truncated and padded here: a tokenizer stores both lengths as its state, and an encoder
+        # of another length may use the same tokenizer in another thread.
         whole = self._whole(caption)
         if len(whole) > self._max_tokens:
             whole = [*whole[: self._max_tokens - 1], self.tokenizer.sep_token_id]

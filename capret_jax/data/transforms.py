@@ -1,5 +1,6 @@
-"""Views of items: a window of the photograph at a fixed size, the items' boxes following along."""
+"""Views of items: windows of a photograph resized to a fixed size, with the items' boxes."""
 
+import dataclasses
 from typing import NamedTuple
 
 import cv2
@@ -8,8 +9,8 @@ import numpy as np
 from capret_jax.config import AugmentConfig
 from capret_jax.data.images import Photograph
 
-# cx, cy, w, h: what a mirror turns round.
-_MIRROR = np.array([-1, 1, 1, 1], np.float32)
+# Signs of cx, cy, w, h under a horizontal flip.
+_FLIP_SIGNS = np.array([-1, 1, 1, 1], np.float32)
 
 
 class View(NamedTuple):
@@ -25,65 +26,112 @@ class View(NamedTuple):
 
 
 def crop_view(photograph: Photograph, box: np.ndarray, size: int, margin: float) -> View:
-    """The item's box with a margin, resized to `size` x `size`.
+    """Crops the item's box with a margin and resizes it to `size` x `size`.
 
     Args:
-        photograph: with the item in it.
+        photograph: the photograph of the item.
         box: (4,) x1, y1, x2, y2 in pixels.
         size: S, pixels.
         margin: context on each side, as a fraction of the box's width and height.
     """
-    return _look(photograph, _around(box, np.full(4, margin)), box[None], size)
+    return _cut(photograph, _around(box, np.full(4, margin)), box[None], size)
 
 
 def whole_view(photograph: Photograph, boxes: np.ndarray, size: int) -> View:
-    """The whole photograph with its (M, 4) boxes, resized to `size` x `size`."""
-    return _look(photograph, frame(photograph), boxes, size)
+    """Resizes the whole photograph to `size` x `size`.
+
+    Args:
+        photograph: the photograph of the items.
+        boxes: (M, 4) x1, y1, x2, y2 in pixels.
+        size: S, pixels.
+    """
+    return _cut(photograph, frame(photograph), boxes, size)
 
 
-def training_crop_view(
-    photograph: Photograph,
-    box: np.ndarray,
-    size: int,
-    config: AugmentConfig,
-    rng: np.random.Generator,
-    may_flip: bool = True,
-) -> View:
-    """Like `crop_view`, with random margins, mirroring, light and erasing."""
-    margins = rng.uniform(-config.shrink, 2 * config.margin, 4)
-    view = _look(photograph, _around(box, margins), box[None], size)
-    return _augment(view, config, rng, may_flip)
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random views for training.
 
+    Attributes:
+        config: ranges of the random changes.
+        size: S, pixels.
+    """
 
-def training_wide_view(
-    photograph: Photograph,
-    box: np.ndarray,
-    size: int,
-    config: AugmentConfig,
-    rng: np.random.Generator,
-    may_flip: bool = True,
-) -> View:
-    """Like `training_crop_view`, of a random window between the box and the whole photograph."""
-    # One draw for all sides, and one for each, so that the extremes are seen often.
-    reach = rng.uniform() ** 0.5 * (1 - rng.uniform(0, 0.5, 4) * (rng.uniform() < 0.5))
-    window = box + reach * (frame(photograph) - box)
-    return _augment(_look(photograph, window, box[None], size), config, rng, may_flip)
+    config: AugmentConfig
+    size: int
 
+    def crop_view(
+        self,
+        photograph: Photograph,
+        box: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        may_flip: bool = True,
+    ) -> View:
+        """Makes a `crop_view` with random margins, flip, light and erasing.
 
-def training_whole_view(
-    photograph: Photograph,
-    boxes: np.ndarray,
-    size: int,
-    config: AugmentConfig,
-    rng: np.random.Generator,
-    may_flip: bool = True,
-) -> View:
-    """Like `whole_view`, with trimmed edges, mirroring, light and erasing."""
-    edges = frame(photograph)
-    trimmed = edges + rng.uniform(0, config.trim, 4) * np.tile(edges[2:], 2) * (1, 1, -1, -1)
-    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-    window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
-    return _augment(_look(photograph, window, boxes, size), config, rng, may_flip)
+        Args:
+            photograph: the photograph of the item.
+            box: (4,) x1, y1, x2, y2 in pixels.
+            rng: source of the random changes.
+            may_flip: False keeps left and right.
+        """
+        margins = rng.uniform(-self.config.shrink, 2 * self.config.margin, 4)
+        view = _cut(photograph, _around(box, margins), box[None], self.size)
+        return self._change(view, rng, may_flip)
+
+    def wide_view(
+        self,
+        photograph: Photograph,
+        box: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        may_flip: bool = True,
+    ) -> View:
+        """Makes a view of a random window between the box and the whole photograph.
+
+        Args:
+            photograph, box, rng, may_flip: as for `crop_view`.
+        """
+        # One draw for all sides, and one for each side, so that the extremes are frequent.
+        reach = rng.uniform() ** 0.5 * (1 - rng.uniform(0, 0.5, 4) * (rng.uniform() < 0.5))
+        window = box + reach * (frame(photograph) - box)
+        return self._change(_cut(photograph, window, box[None], self.size), rng, may_flip)
+
+    def whole_view(
+        self,
+        photograph: Photograph,
+        boxes: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        may_flip: bool = True,
+    ) -> View:
+        """Makes a `whole_view` with trimmed edges, random flip, light and erasing.
+
+        Args:
+            photograph, rng, may_flip: as for `crop_view`.
+            boxes: (M, 4) x1, y1, x2, y2 in pixels; none of them is trimmed.
+        """
+        edges, trim = frame(photograph), rng.uniform(0, self.config.trim, 4)
+        trimmed = edges + trim * np.tile(edges[2:], 2) * (1, 1, -1, -1)
+        low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+        window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
+        return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip)
+
+    def _change(self, view: View, rng: np.random.Generator, may_flip: bool) -> View:
+        """Flips, lights and erases at random."""
+        image, boxes = view
+        config = self.config
+        if rng.random() < config.flip and may_flip:
+            image = cv2.flip(image, 1)
+            boxes = boxes * _FLIP_SIGNS + (1 - _FLIP_SIGNS) / 2
+        gains = rng.uniform(1 - config.brightness, 1 + config.brightness) * rng.uniform(
+            1 - config.colour, 1 + config.colour, 3
+        )
+        pixels = _light(image, gains)
+        if rng.random() < config.erase:
+            _erase(pixels, rng)
+        return View(pixels, boxes)
 
 
 def frame(photograph: Photograph) -> np.ndarray:
@@ -97,23 +145,23 @@ def margin_window(photograph: Photograph, box: np.ndarray, margin: float) -> np.
 
 
 def _around(box: np.ndarray, margins: np.ndarray) -> np.ndarray:
-    """The box with `margins`, fractions of its sides, at left, top, right and bottom."""
+    """Widens a box by `margins`, fractions of its sides, at left, top, right and bottom."""
     sides = np.tile(box[2:] - box[:2], 2)
     return box + margins * sides * (-1, -1, 1, 1)
 
 
 def _inside(photograph: Photograph, window: np.ndarray) -> np.ndarray:
-    """The window rounded to pixels and cut at the edges.
+    """Rounds a window to pixels and cuts it at the edges.
 
-    At least a pixel wide and inside the image, whatever the annotation says.
+    The result is at least a pixel wide and inside the image, whatever the annotation says.
     """
     limit = np.array([photograph.width, photograph.height])
     low = np.clip(np.round(window[:2]).astype(int), 0, limit - 1)
     return np.concatenate([low, np.clip(np.round(window[2:]).astype(int), low + 1, limit)])
 
 
-def _look(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: int) -> View:
-    """The window and the boxes in it; the window is rounded to pixels and cut at the edges."""
+def _cut(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: int) -> View:
+    """Resizes a window, rounded to pixels and cut at the edges, and maps the boxes into it."""
     window = _inside(photograph, window)
     low, high = window[:2], window[2:]
     corners = ((boxes.reshape(-1, 2, 2) - low) / (high - low)).clip(0, 1)
@@ -122,22 +170,8 @@ def _look(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: i
     return View(photograph.crop(window, size), inside)
 
 
-def _augment(view: View, config: AugmentConfig, rng: np.random.Generator, may_flip: bool) -> View:
-    picture, boxes = view
-    if rng.random() < config.flip and may_flip:
-        picture = cv2.flip(picture, 1)
-        boxes = boxes * _MIRROR + (1 - _MIRROR) / 2
-    gains = rng.uniform(1 - config.brightness, 1 + config.brightness) * rng.uniform(
-        1 - config.colour, 1 + config.colour, 3
-    )
-    pixels = _light(picture, gains)
-    if rng.random() < config.erase:
-        _erase(pixels, rng)
-    return View(pixels, boxes)
-
-
 def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """A copy with each channel multiplied by its gain, rounded and clipped."""
+    """Multiplies each channel by its gain, rounded and clipped; returns a copy."""
     levels = np.clip(np.outer(np.arange(256), gains) + 0.5, 0, 255).astype(np.uint8)
     return cv2.LUT(pixels, levels[None])
 

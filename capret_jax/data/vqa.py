@@ -1,4 +1,4 @@
-"""Questions about garments that have short answers: asked in conversations, and to learn from."""
+"""Questions about garments with short answers, for conversations and for training a VQA model."""
 
 from typing import NamedTuple
 
@@ -8,30 +8,30 @@ from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, DETAILS
 from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 
-# A, tokens of an answer with [CLS] and [SEP].
+# A, tokens of an answer, [CLS] and [SEP] included.
 ANSWER_TOKENS = 10
 NO_SLEEVES = "no"
 
 
 class Question(NamedTuple):
-    """A question and the answers it may have.
+    """A question and the list of its possible answers.
 
     Attributes:
-        topic: what it is about: a word that a caption may say beside the answer.
-        text: as it is asked.
-        answers: the list that is ranked.
-        except_for: categories that have nothing to answer.
+        topic: subject of the question, a word that a caption may contain beside the answer.
+        text: the question's text.
+        answers: the answers to rank; empty for an open-ended question.
+        excluded_categories: categories of garments to which the question does not apply.
     """
 
     topic: str
     text: str
     answers: tuple[str, ...]
-    except_for: tuple[str, ...] = ()
+    excluded_categories: tuple[str, ...] = ()
 
 
 _SLEEVES = ("short", "long", NO_SLEEVES)
 _BOTTOMS = ("shorts", "trousers", "skirt")
-# Of drawn garments, whose true answers are known.
+# For the synthetic dataset, which annotates all answers.
 SYNTHETIC_QUESTIONS = (
     Question("category", "what kind of garment is it", CATEGORIES),
     Question("sleeve", "what sleeves does it have", _SLEEVES, _BOTTOMS),
@@ -40,7 +40,7 @@ SYNTHETIC_QUESTIONS = (
     Question("print", "what is printed on it", DETAILS["print"]),
     Question("neckline", "what neckline does it have", DETAILS["neckline"], _BOTTOMS),
 )
-# Of photographs; the lists are this project's, and the questions as people ask them of pictures.
+# For photographs; the lists of answers are this project's own.
 DEEPFASHION2_QUESTIONS = (
     Question("category", "what kind of garment is it", CATEGORIES),
     Question("sleeve", "what kind of sleeves does it have", _SLEEVES, _BOTTOMS),
@@ -77,18 +77,26 @@ DEEPFASHION2_QUESTIONS = (
 
 
 def questions_about(dataset: str) -> tuple[Question, ...]:
-    """The questions that suit a dataset, `DataConfig.name`."""
+    """Returns the questions for a dataset, `DataConfig.name`."""
     return SYNTHETIC_QUESTIONS if dataset == "synthetic" else DEEPFASHION2_QUESTIONS
 
 
 def known_topics(dataset: str) -> tuple[str, ...]:
-    """The topics to which a dataset, `DataConfig.name`, knows the answers."""
-    drawn = tuple(question.topic for question in SYNTHETIC_QUESTIONS)
-    return drawn if dataset == "synthetic" else ("category", "sleeve")
+    """Returns the topics whose answers a dataset, `DataConfig.name`, annotates."""
+    if dataset == "synthetic":
+        return tuple(question.topic for question in SYNTHETIC_QUESTIONS)
+    return ("category", "sleeve")
 
 
 def known_answers(item: dict[str, int]) -> dict[str, str]:
-    """Topic -> the true answer, of what a dataset knows of an item (`ItemTable.attributes_of`)."""
+    """Derives the true answers about an item from its annotations.
+
+    Args:
+        item: attributes of the item, from `ItemTable.attributes_of`.
+
+    Returns:
+        Topic -> answer, for annotated topics.
+    """
     answers = {"category": CATEGORIES[item["category_id"] - 1]}
     if sleeve := _sleeve(answers["category"]):
         answers["sleeve"] = sleeve
@@ -105,38 +113,38 @@ def _sleeve(category: str) -> str | None:
 
 
 class VqaExample(NamedTuple):
-    """A question, (T,) tokens, and its answer, (A,) tokens."""
+    """A question of (T,) tokens and its answer of (A,) tokens."""
 
     question: Tokens
     answer: Tokens
 
 
 class VqaSampler:
-    """Questions whose answers a dataset knows, for learning to answer."""
+    """Samples questions with annotated answers, for training a VQA model."""
 
     def __init__(self, questions: tuple[Question, ...], items: ItemTable, encode: CaptionEncoder):
         """
         Args:
-            questions: that may be asked.
-            items: of the training split.
-            encode: captions -> tokens.
+            questions: the questions to sample from.
+            items: the items of the training split.
+            encode: encoder of the questions, T tokens.
         """
         self._texts = {question.topic: question.text for question in questions}
         self._items, self._encode = items, encode
         self._encode_answer = CaptionEncoder(encode.tokenizer, ANSWER_TOKENS)
 
     def __call__(self, row: int, rng: np.random.Generator) -> VqaExample:
-        """One of the questions about the item in `row`."""
+        """Samples one of the questions about the item in a row of the item table."""
         known = known_answers(self._items.attributes_of(row))
         topics = [topic for topic in self._texts if topic in known]
         topic = topics[rng.integers(len(topics))]
         return VqaExample(self._encode(self._texts[topic]), self._encode_answer(known[topic]))
 
     def padding(self) -> VqaExample:
-        """For places without an item."""
+        """Returns the example for positions of a batch without an item."""
         return VqaExample(self._encode(""), self._encode_answer(""))
 
 
 def vocabulary_of(questions: tuple[Question, ...]) -> list[str]:
-    """All that questions and answers say, to build a vocabulary from."""
+    """Returns the texts of all questions and answers, to build a vocabulary from."""
     return [text for question in questions for text in (question.text, *question.answers)]

@@ -1,4 +1,4 @@
-"""Average precision of detections, by COCO's definition and its own code (pycocotools)."""
+"""COCO's average precision of detections, computed by pycocotools."""
 
 import contextlib
 import io
@@ -10,17 +10,18 @@ from pycocotools.cocoeval import COCOeval
 
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES
+from capret_jax.detection.detector import Detection
 
-# What COCO prints first: over IoU 0.50:0.95, at 0.50 and at 0.75.
+# The first entries of COCOeval.stats: over IoU 0.50:0.95, at 0.50 and at 0.75.
 _NAMES = ("AP", "AP50", "AP75")
 
 
-def coco_entries(image_ids: Sequence[int], found: Sequence[Sequence]) -> list[dict]:
+def coco_entries(image_ids: Sequence[int], detections: Sequence[Sequence[Detection]]) -> list[dict]:
     """Detections in COCO's result format.
 
     Args:
-        image_ids: of each photograph.
-        found: its `phrases.Detection`s.
+        image_ids: (n,) image ids of the photographs.
+        detections: the detections of each photograph.
     """
     return [
         {
@@ -29,26 +30,26 @@ def coco_entries(image_ids: Sequence[int], found: Sequence[Sequence]) -> list[di
             "bbox": _corner_and_sides(detection.box),
             "score": detection.score,
         }
-        for image, detections in zip(image_ids, found, strict=True)
-        for detection in detections
+        for image, in_image in zip(image_ids, detections, strict=True)
+        for detection in in_image
     ]
 
 
-def average_precision(entries: list[dict], truth: ItemTable) -> dict[str, float]:
-    """Mean average precision over the categories that there are, up to 100 boxes a photograph.
+def average_precision(entries: list[dict], items: ItemTable) -> dict[str, float]:
+    """Mean average precision over the categories present, with up to 100 boxes per photograph.
 
     Args:
-        entries: detections in COCO's result format; in photographs of `truth` only.
-        truth: the items of all photographs looked at.
+        entries: detections in COCO's result format, in photographs of `items` only.
+        items: the ground truth: all items of all photographs that the detector was run on.
 
     Returns:
         "AP" (mean over IoU 0.50, 0.55 ... 0.95), "AP50" and "AP75"; all 0 without detections.
     """
     if not entries:
         return dict.fromkeys(_NAMES, 0.0)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO()
-        coco.dataset = _dataset(truth)
+        coco.dataset = _dataset(items)
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(entries), "bbox")
         evaluation.evaluate()
@@ -57,16 +58,17 @@ def average_precision(entries: list[dict], truth: ItemTable) -> dict[str, float]
     return dict(zip(_NAMES, map(float, evaluation.stats), strict=False))
 
 
-def _dataset(truth: ItemTable) -> dict:
-    images = np.unique(truth["image_id"])
+def _dataset(items: ItemTable) -> dict:
+    """The ground truth in COCO's annotation format."""
+    images = np.unique(items["image_id"])
     annotations = []
-    for row in range(len(truth)):
-        x, y, width, height = _corner_and_sides(truth.box[row])
+    for row in range(len(items)):
+        x, y, width, height = _corner_and_sides(items.box[row])
         annotations.append(
             {
-                "id": row + 1,  # COCO takes 0 for no match
-                "image_id": int(truth["image_id"][row]),
-                "category_id": int(truth["category_id"][row]),
+                "id": row + 1,  # COCOeval uses 0 for "no match"
+                "image_id": int(items["image_id"][row]),
+                "category_id": int(items["category_id"][row]),
                 "bbox": [x, y, width, height],
                 "area": width * height,
                 "iscrowd": 0,
@@ -81,5 +83,6 @@ def _dataset(truth: ItemTable) -> dict:
 
 
 def _corner_and_sides(box: np.ndarray) -> list[float]:
+    """(4,) x1, y1, x2, y2 -> x, y, width, height."""
     x1, y1, x2, y2 = map(float, box)
     return [x1, y1, x2 - x1, y2 - y1]

@@ -1,17 +1,18 @@
-"""Boxes: between a window and its photograph, and which of several mean the same thing."""
+"""Box geometry: window coordinates, intersection over union, and non-maximum suppression."""
 
 import numpy as np
 
 
 def from_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Boxes predicted in a window, in pixels of the photograph.
+    """Converts boxes relative to a window into pixels of its photograph.
 
     Args:
         boxes: (..., 4) cx, cy, w, h as fractions of the window.
         window: (..., 4) x1, y1, x2, y2 in pixels.
 
     Returns:
-        (..., 4) float64 x1, y1, x2, y2 in pixels, inside the window and at least a pixel wide.
+        (..., 4) float64 x1, y1, x2, y2 in pixels, clipped to the window and at least a pixel wide
+        and high.
     """
     centre, sides = boxes[..., :2].astype(np.float64), boxes[..., 2:].astype(np.float64)
     low, extent = window[..., :2], window[..., 2:] - window[..., :2]
@@ -22,7 +23,15 @@ def from_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A, 4) and (B, 4) boxes x1, y1, x2, y2 -> (A, B) intersection over union; 0 if both empty."""
+    """Intersection over union of all pairs of boxes.
+
+    Args:
+        a: (A, 4) x1, y1, x2, y2.
+        b: (B, 4) x1, y1, x2, y2.
+
+    Returns:
+        (A, B) IoU; 0 where both boxes are empty.
+    """
     corner = np.maximum(a[:, None, :2], b[None, :, :2])
     sides = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0, None)
     shared = sides.prod(axis=2)
@@ -31,16 +40,16 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
 
 
-def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """Greedy non-maximum suppression, across categories: a garment has one.
+def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
+    """Greedy non-maximum suppression.
 
     Args:
         boxes: (n, 4) x1, y1, x2, y2.
-        scores: (n,).
-        overlap: IoU from which the less certain of two boxes goes.
+        scores: (n,) confidences.
+        overlap: IoU from which the lower-scored of two boxes is removed.
 
     Returns:
-        Positions of those that stay, the most certain first.
+        Positions of the boxes kept, highest score first.
     """
     overlaps = box_iou(boxes, boxes) >= overlap
     kept: list[int] = []

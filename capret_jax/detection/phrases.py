@@ -1,10 +1,10 @@
-"""Finding garments in a photograph by naming them.
+"""A detector that localises the phrases of all categories with X2-VLM.
 
-X2-VLM answers a phrase with one box and no score. Here every category's phrase is asked of several
-windows of the photograph, and each answer is looked at again from close by, where its box is
-predicted anew. Its score is the probability that phrase and picture match, over all looks (their
-geometric mean); of answers to one phrase that overlap the more certain stays. So there are scores,
-several instances, and phrases that find nothing.
+X2-VLM predicts one box for a phrase, and no score. This detector scores the phrases of all
+categories in several windows of a photograph, then refines each proposal: it predicts the box again
+in a window around it. The score of a proposal is the geometric mean, over all passes, of the
+probability that phrase and picture match. Of overlapping proposals for one phrase the one with the
+highest score is kept. So phrases have scores, several instances or none.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,33 +22,23 @@ from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import frame, margin_window
-from capret_jax.detection.boxes import from_window, suppress
+from capret_jax.detection.boxes import from_window, non_max_suppression
+from capret_jax.detection.detector import Detection
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
-# Below this a probability is as good as none.
+# Lower bound of probabilities under the logarithm.
 _TINY = 1e-6
 PHRASES = tuple(category_phrase(i + 1) for i in range(len(CATEGORIES)))
 
 
-class Detection(NamedTuple):
-    """A garment found.
-
-    Attributes:
-        category_id: 1..13.
-        box: (4,) float64 x1, y1, x2, y2 in pixels of the photograph.
-        score: probability that the category's phrase and the box's content match.
-    """
-
-    category_id: int
-    box: np.ndarray
-    score: float
-
-
 class PhraseDetector:
-    """All categories' phrases, asked of photographs.
+    """Detects garments of all categories by their phrases; a `detector.Detector`.
+
+    The score of a detection is the probability that the category's phrase and the content of the
+    box match.
 
     Attributes:
-        config: how thoroughly.
+        config: windows, refinements and suppression.
     """
 
     def __init__(
@@ -59,131 +49,129 @@ class PhraseDetector:
         config: DetectionConfig = DetectionConfig(),
         compute: ComputeConfig = PLAIN,
     ):
-        """
+        """Encodes the phrases.
+
         Args:
-            model: sizes.
-            params: the model's, trained to match phrases with pictures and to find their boxes.
-            encode: captions -> tokens.
-            config: how thoroughly to look.
-            compute: how the model is computed.
+            model: the model's sizes.
+            params: the model's parameters, trained to match phrases with pictures and to predict
+                their boxes.
+            encode: the tokenizer, captions -> tokens.
+            config: windows, refinements and suppression.
+            compute: the numerics of the model.
         """
         graphdef, _ = abstract_model(model, compute)
         self._size, self._params, self.config = model.image_size, params, config
         tokens = [encode(phrase) for phrase in PHRASES]
         ids, mask = (jnp.asarray(np.stack(column)) for column in zip(*tokens, strict=True))
-        self._ask = jax.jit(_asker(graphdef, mask, compute.dtype))
+        self._score = jax.jit(_score_fn(graphdef, mask, compute.dtype))
         text = jax.jit(lambda params: bind(graphdef, params, compute.dtype).encode_text(ids, mask))
         self._text = text(params)
 
     def __call__(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
-        """What is in each photograph, the most certain first; nothing is left out by score.
+        """Returns the detections of each photograph, highest score first, without a threshold.
 
         Raises:
-            InputError: a photograph does not decode.
+            InputError: a photograph cannot be decoded.
         """
         size = self.config.batch_size
         chunks = (photographs[i : i + size] for i in range(0, len(photographs), size))
-        return [found for chunk in chunks for found in self._find(chunk)]
+        return [detections for chunk in chunks for detections in self._detect(chunk)]
 
-    def _find(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
-        answers = self._first_look(photographs)
-        looks = [answers]
+    def _detect(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
+        proposals = self._propose(photographs)
+        passes = [proposals]
         for _ in range(self.config.refinements):
-            answers = self._closer_look(photographs, answers)
-            looks.append(answers)
-        return [self._conclude(each) for each in zip(*looks, strict=True)]
+            proposals = self._refine(photographs, proposals)
+            passes.append(proposals)
+        return [self._combine(of_image) for of_image in zip(*passes, strict=True)]
 
-    def _conclude(self, looks: Sequence["_Answers"]) -> list[Detection]:
-        """All looks at one photograph's answers -> what was found."""
-        phrase, box = looks[-1].phrase, looks[-1].box
-        certainty = np.log(np.maximum([look.score for look in looks], _TINY))
-        score = np.exp(certainty.mean(axis=0))
+    def _combine(self, passes: Sequence["_Proposals"]) -> list[Detection]:
+        """Combines all passes over the proposals of one photograph into its detections."""
+        phrases, boxes = passes[-1].phrases, passes[-1].boxes
+        log_scores = np.log(np.maximum([proposals.scores for proposals in passes], _TINY))
+        scores = np.exp(log_scores.mean(axis=0))
         kept = []
-        for number in np.unique(phrase):
-            rows = np.flatnonzero(phrase == number)
-            kept += [rows[i] for i in suppress(box[rows], score[rows], self.config.overlap)]
-        kept.sort(key=lambda i: -score[i])
-        return [Detection(int(phrase[i]) + 1, box[i], float(score[i])) for i in kept]
+        for phrase in np.unique(phrases):
+            rows = np.flatnonzero(phrases == phrase)
+            keep = non_max_suppression(boxes[rows], scores[rows], self.config.overlap)
+            kept += [rows[i] for i in keep]
+        kept.sort(key=lambda i: -scores[i])
+        return [Detection(int(phrases[i]) + 1, boxes[i], float(scores[i])) for i in kept]
 
-    def _first_look(self, photographs: Sequence[Photograph]) -> list["_Answers"]:
-        """The best answers of every phrase in every window."""
+    def _propose(self, photographs: Sequence[Photograph]) -> list["_Proposals"]:
+        """Scores every phrase in every window, and keeps the best proposals of each photograph."""
         count = self.config.batch_size
         windows = [_windows(photograph, self.config.windows) for photograph in photographs]
-        each = len(windows[0])
+        per_image = len(windows[0])
         views = [
             p.crop(w, self._size) for p, ws in zip(photographs, windows, strict=True) for w in ws
         ]
-        every = np.broadcast_to(np.arange(len(PHRASES)), (count * each, len(PHRASES)))
-        boxes, scores = self._answer(views, every)
-        answers = []
-        for number, placed in enumerate(windows):
-            rows = slice(number * each, (number + 1) * each)
-            found = from_window(boxes[rows], np.stack(placed)[:, None]).reshape(-1, 4)
-            score, phrase = scores[rows].reshape(-1), every[rows].reshape(-1)
-            best = np.argsort(-score, kind="stable")[: self.config.candidates]
-            answers.append(_Answers(phrase[best], found[best], score[best]))
-        return answers
+        phrases = np.broadcast_to(np.arange(len(PHRASES)), (count * per_image, len(PHRASES)))
+        boxes, scores = self._score_views(views, phrases)
+        proposals = []
+        for number, of_image in enumerate(windows):
+            rows = slice(number * per_image, (number + 1) * per_image)
+            in_pixels = from_window(boxes[rows], np.stack(of_image)[:, None]).reshape(-1, 4)
+            flat_scores, flat_phrases = scores[rows].reshape(-1), phrases[rows].reshape(-1)
+            best = np.argsort(-flat_scores, kind="stable")[: self.config.candidates]
+            proposals.append(_Proposals(flat_phrases[best], in_pixels[best], flat_scores[best]))
+        return proposals
 
-    def _closer_look(
-        self, photographs: Sequence[Photograph], answers: list["_Answers"]
-    ) -> list["_Answers"]:
-        """The same answers, each from a window around its box."""
+    def _refine(
+        self, photographs: Sequence[Photograph], proposals: list["_Proposals"]
+    ) -> list["_Proposals"]:
+        """Predicts the box and score of each proposal again, in a window around its box."""
         windows = [
             margin_window(photograph, box, self.config.margin)
-            for photograph, answer in zip(photographs, answers, strict=True)
-            for box in answer.box
+            for photograph, of_image in zip(photographs, proposals, strict=True)
+            for box in of_image.boxes
         ]
-        counts = [len(answer.phrase) for answer in answers]
-        owners = np.repeat(np.arange(len(photographs)), counts).tolist()
-        views = [photographs[i].crop(w, self._size) for i, w in zip(owners, windows, strict=True)]
-        phrases = np.concatenate([answer.phrase for answer in answers])
+        counts = [len(of_image.phrases) for of_image in proposals]
+        images = np.repeat(np.arange(len(photographs)), counts).tolist()
+        views = [photographs[i].crop(w, self._size) for i, w in zip(images, windows, strict=True)]
+        phrases = np.concatenate([of_image.phrases for of_image in proposals])
         rows = self.config.batch_size * self.config.candidates
-        asked = np.resize(phrases, rows)[:, None]
-        boxes, scores = self._answer(views, asked)
-        found = from_window(boxes[: len(views), 0], np.stack(windows))
+        boxes, scores = self._score_views(views, np.resize(phrases, rows)[:, None])
+        in_pixels = from_window(boxes[: len(views), 0], np.stack(windows))
         cuts = np.cumsum(counts)[:-1]
         return [
-            _Answers(*parts)
+            _Proposals(*parts)
             for parts in zip(
                 np.split(phrases, cuts),
-                np.split(found, cuts),
+                np.split(in_pixels, cuts),
                 np.split(scores[: len(views), 0], cuts),
                 strict=True,
             )
         ]
 
-    def _answer(self, views: list[np.ndarray], phrases: np.ndarray):
-        """Views, filled up to the (n, K) phrases asked of them -> (n, K, 4) and (n, K)."""
+    def _score_views(
+        self, views: list[np.ndarray], phrases: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, K, 4) and match probabilities (n, K) of (n, K) phrases in up to n views."""
         images = np.stack(views)
-        # The last one fills up, so that few shapes are compiled.
+        # The last view is repeated up to a fixed number, so that few shapes are compiled.
         images = np.concatenate([images, np.repeat(images[-1:], len(phrases) - len(images), 0)])
-        return jax.device_get(self._ask(self._params, self._text, images, phrases))
+        return jax.device_get(self._score(self._params, self._text, images, phrases))
 
 
-def garments(found: Sequence[Detection], threshold: float, overlap: float) -> list[Detection]:
-    """Detections from a threshold on, one for each garment, whatever the phrases.
+class _Proposals(NamedTuple):
+    """Proposals in one photograph.
 
-    Args:
-        found: the most certain first.
-        threshold: of the score.
-        overlap: IoU from which two are of the same garment.
+    Attributes:
+        phrases: (n,) int64 positions in `PHRASES`.
+        boxes: (n, 4) float64 x1, y1, x2, y2 in pixels of the photograph.
+        scores: (n,) match probabilities.
     """
-    certain = [detection for detection in found if detection.score >= threshold]
-    boxes = np.array([detection.box for detection in certain]).reshape(-1, 4)
-    scores = np.array([detection.score for detection in certain])
-    return [certain[i] for i in suppress(boxes, scores, overlap)]
+
+    phrases: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
 
 
-class _Answers(NamedTuple):
-    """(n,) phrase numbers, (n, 4) boxes in pixels of the photograph, (n,) match probabilities."""
+def _score_fn(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str) -> Callable:
+    """Function of params, text states, images and (n, K) phrases; see `_score_views`."""
 
-    phrase: np.ndarray
-    box: np.ndarray
-    score: np.ndarray
-
-
-def _asker(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str) -> Callable:
-    def ask(params, text, images, phrases):
+    def score(params: dict, text: jax.Array, images: jax.Array, phrases: jax.Array):
         model: X2VLM = bind(graphdef, params, dtype)
         states = model.encode_image(normalize_pixels(images))
         flat = phrases.reshape(-1)
@@ -191,16 +179,16 @@ def _asker(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str) -> Callabl
         match = jax.nn.softmax(model.match_logits(fused))[:, 1]
         return model.predict_boxes(fused).reshape(*phrases.shape, 4), match.reshape(phrases.shape)
 
-    return ask
+    return score
 
 
-def _windows(photograph: Photograph, shares: Sequence[float]) -> list[np.ndarray]:
-    """(4,) int windows of each share, in the corners where it is less than 1."""
+def _windows(photograph: Photograph, fractions: Sequence[float]) -> list[np.ndarray]:
+    """(4,) int x1, y1, x2, y2 windows: of a fraction below 1 one in each corner, else the frame."""
     whole = frame(photograph)
     sides = whole[2:]
     windows = []
-    for share in shares:
-        corners = np.array([(0, 0)] if share == 1 else [(0, 0), (1, 0), (0, 1), (1, 1)])
-        low = corners * (1 - share) * sides
-        windows += [np.concatenate([first, first + share * sides]) for first in low]
+    for fraction in fractions:
+        corners = np.array([(0, 0)] if fraction == 1 else [(0, 0), (1, 0), (0, 1), (1, 1)])
+        low = corners * (1 - fraction) * sides
+        windows += [np.concatenate([first, first + fraction * sides]) for first in low]
     return [np.round(window).astype(int) for window in windows]

@@ -1,4 +1,4 @@
-"""The match probability from which a phrase counts as found, calibrated on photographs."""
+"""Calibration of the score from which detections count, and the file that keeps it."""
 
 import json
 import pathlib
@@ -8,19 +8,20 @@ from typing import NamedTuple
 import numpy as np
 
 from capret_jax.detection.boxes import box_iou
-from capret_jax.detection.phrases import Detection
+from capret_jax.detection.detector import Detection
 
-FILE = "detection.json"
-# IoU from which a detection of the right category is right, as in AP50.
-_RIGHT_IOU = 0.5
+_FILE = "detection.json"
+# IoU from which a detection of the right category is correct, as in AP50.
+_CORRECT_IOU = 0.5
 
 
 class ThresholdCalibration(NamedTuple):
-    """How well garments are told from what is not there.
+    """A score threshold, and the precision and recall of the detections that reach it.
 
     Attributes:
-        threshold: with the best F1.
-        precision, recall: at it.
+        threshold: the lowest score that counts.
+        precision: fraction of the counted detections that are correct.
+        recall: fraction of the ground-truth items that have a correct detection.
     """
 
     threshold: float
@@ -29,75 +30,78 @@ class ThresholdCalibration(NamedTuple):
 
 
 class ScoredDetections(NamedTuple):
-    """Detections in some photographs, judged.
+    """All detections in a set of photographs, matched with the ground truth.
 
     Attributes:
-        scores: (n,) of all of them.
-        right: (n,) bool.
-        items: garments that are there.
+        scores: (n,) float64 scores.
+        correct: (n,) bool, True where a detection matches a ground-truth item.
+        num_items: the number of ground-truth items.
     """
 
     scores: np.ndarray
-    right: np.ndarray
-    items: int
+    correct: np.ndarray
+    num_items: int
 
 
 def match_detections(
-    found: Sequence[Sequence[Detection]],
+    detections: Sequence[Sequence[Detection]],
     boxes: Sequence[np.ndarray],
     categories: Sequence[np.ndarray],
 ) -> ScoredDetections:
-    """Which detections are right: each garment has one, the most certain with its category.
+    """Matches detections greedily with ground-truth items of the same category at IoU >= 0.5.
+
+    Each item is matched at most once, by the first detection that overlaps it enough.
 
     Args:
-        found: of each photograph, the most certain first.
-        boxes: of each photograph, the (m, 4) true ones.
-        categories: of each photograph, the (m,) true ids.
+        detections: the detections of each photograph, highest score first.
+        boxes: the (m, 4) ground-truth boxes of each photograph, x1, y1, x2, y2 in pixels.
+        categories: the (m,) ground-truth category ids of each photograph.
     """
-    scores, right = [], []
-    for detections, truth, ids in zip(found, boxes, categories, strict=True):
-        free = np.ones(len(truth), bool)
-        for detection in detections:
-            overlap = box_iou(detection.box[None], truth)[0]
-            overlap = np.where(free & (ids == detection.category_id), overlap, 0)
-            hit = bool(len(overlap)) and overlap.max() >= _RIGHT_IOU
-            if hit:
-                free[overlap.argmax()] = False
+    scores, correct = [], []
+    for in_image, item_boxes, item_categories in zip(detections, boxes, categories, strict=True):
+        unmatched = np.ones(len(item_boxes), bool)
+        for detection in in_image:
+            overlap = box_iou(detection.box[None], item_boxes)[0]
+            candidates = unmatched & (item_categories == detection.category_id)
+            overlap = np.where(candidates, overlap, 0)
+            matches = bool(len(overlap)) and overlap.max() >= _CORRECT_IOU
+            if matches:
+                unmatched[overlap.argmax()] = False
             scores.append(detection.score)
-            right.append(hit)
-    return ScoredDetections(np.array(scores), np.array(right, bool), sum(map(len, boxes)))
+            correct.append(matches)
+    return ScoredDetections(np.array(scores), np.array(correct, bool), sum(map(len, boxes)))
 
 
-def calibrate_threshold(judged: ScoredDetections) -> ThresholdCalibration:
-    """The threshold with the best F1; 1.0 when nothing was right."""
-    if not judged.right.any():
+def calibrate_threshold(detections: ScoredDetections) -> ThresholdCalibration:
+    """Returns the threshold with the best F1, or 1.0 if no detection is correct."""
+    if not detections.correct.any():
         return ThresholdCalibration(1.0, 0.0, 0.0)
-    order = np.argsort(-judged.scores, kind="stable")
-    hits = np.cumsum(judged.right[order])
-    taken = np.arange(1, len(order) + 1)
-    f1 = 2 * hits / (taken + judged.items)
-    # Between two equal scores no threshold can cut.
-    scores = judged.scores[order]
+    order = np.argsort(-detections.scores, kind="stable")
+    true_positives = np.cumsum(detections.correct[order])
+    counted = np.arange(1, len(order) + 1)
+    f1 = 2 * true_positives / (counted + detections.num_items)
+    # No threshold separates two equal scores.
+    scores = detections.scores[order]
     f1[:-1][scores[:-1] == scores[1:]] = -1
-    return at_threshold(judged, float(scores[f1.argmax()]))
+    return at_threshold(detections, float(scores[f1.argmax()]))
 
 
-def at_threshold(judged: ScoredDetections, threshold: float) -> ThresholdCalibration:
-    """Precision and recall of the detections from a threshold on."""
-    counted = judged.right[judged.scores >= threshold]
+def at_threshold(detections: ScoredDetections, threshold: float) -> ThresholdCalibration:
+    """Precision and recall of the detections whose score reaches a threshold."""
+    counted = detections.correct[detections.scores >= threshold]
     return ThresholdCalibration(
         threshold,
         float(counted.mean()) if len(counted) else 0.0,
-        float(counted.sum() / max(1, judged.items)),
+        float(counted.sum() / max(1, detections.num_items)),
     )
 
 
 def write_threshold(workdir: pathlib.Path, calibration: ThresholdCalibration) -> None:
-    """Leaves `detection.json` beside a model."""
-    (workdir / FILE).write_text(json.dumps(calibration._asdict(), indent=2) + "\n")
+    """Writes `detection.json` into a model's folder."""
+    (workdir / _FILE).write_text(json.dumps(calibration._asdict(), indent=2) + "\n")
 
 
-def read_threshold(workdir: pathlib.Path, otherwise: float) -> float:
-    """What `write_threshold` left, or another value where it left nothing."""
-    path = workdir / FILE
-    return json.loads(path.read_text())["threshold"] if path.is_file() else otherwise
+def read_threshold(workdir: pathlib.Path, default: float) -> float:
+    """Returns the threshold in a model's `detection.json`, or `default` without that file."""
+    path = workdir / _FILE
+    return json.loads(path.read_text())["threshold"] if path.is_file() else default

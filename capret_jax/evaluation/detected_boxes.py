@@ -1,4 +1,4 @@
-"""The protocol with detected boxes in place of the ground truth's, on both sides."""
+"""The retrieval protocol with detected boxes instead of ground-truth boxes, on both sides."""
 
 import dataclasses
 import json
@@ -11,23 +11,23 @@ from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
-from capret_jax.evaluation.official_scorer import GALLERY_IOU, Entry, assign, score
+from capret_jax.evaluation.official_scorer import GALLERY_IOU, Entry, assign_detections, score
 from capret_jax.evaluation.protocol import RESULTS_PER_QUERY, Protocol, result_entries
 from capret_jax.retrieval.engines import ExactEngine
 from capret_jax.retrieval.metrics import average_precision
 
-# Queries ranked at once over the whole gallery.
+# Queries ranked over the whole gallery in one call.
 _CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class Detections:
-    """Boxes that a detector found in the photographs of a split.
+class DetectionTable:
+    """A detector's boxes in the photographs of a split.
 
     Attributes:
         items: one row per detection; of the attributes only image_id and category_id.
-        scores: (n,) float64, confidences.
-        skipped: detections in photographs that the split does not have.
+        scores: (n,) float64 confidences.
+        skipped: number of detections in photographs that the split lacks.
     """
 
     items: ItemTable
@@ -37,12 +37,12 @@ class Detections:
 
 @dataclasses.dataclass(frozen=True)
 class DetectedRanking:
-    """What came of them, by query of the protocol.
+    """Retrieval results with detected boxes, for the Q queries of the protocol.
 
     Attributes:
-        results: in the official result format, one per detection in consumers' photographs.
-        precision: (Q,) float64, average precision.
-        first: (Q,) int64, rank of the first right answer by the official scorer, from 0.
+        results: entries in the official result format, one per detection in consumers' photographs.
+        precision: (Q,) float64 average precision.
+        first: (Q,) int64 rank from 0 of the first relevant result, by the official scorer.
     """
 
     results: list[Entry]
@@ -50,17 +50,18 @@ class DetectedRanking:
     first: np.ndarray
 
 
-def read_detections(path: str | os.PathLike, truth: ItemTable) -> Detections:
+def read_detections(path: str | os.PathLike, items: ItemTable) -> DetectionTable:
     """Reads COCO's result format: a list of {"image_id", "category_id", "bbox", "score"}.
 
     Args:
-        path: JSON; `bbox` is x, y, width, height in pixels, `category_id` 1..13.
-        truth: the split's items, which tell the photographs and their sources.
+        path: JSON file; `bbox` is x, y, width, height in pixels, `category_id` 1..13.
+        items: the ground-truth items of the split, which define its photographs and their sources.
 
     Raises:
-        InputError: the file is something else, or has no detection on either side.
+        InputError: the file has another content, or lacks detections in shop pictures or in
+            consumers' photographs.
     """
-    detections = make_detections(_read(path), truth)
+    detections = make_detections(_read(path), items)
     for side, name in (
         (detections.items.is_shop, "shop"),
         (~detections.items.is_shop, "consumers'"),
@@ -70,17 +71,17 @@ def read_detections(path: str | os.PathLike, truth: ItemTable) -> Detections:
     return detections
 
 
-def make_detections(entries: list[Entry], truth: ItemTable) -> Detections:
-    """Detections from COCO's result format, see `read_detections`."""
-    images, first = np.unique(truth["image_id"], return_index=True)
+def make_detections(entries: list[Entry], items: ItemTable) -> DetectionTable:
+    """Converts entries in COCO's result format, see `read_detections`."""
+    images, first = np.unique(items["image_id"], return_index=True)
     image = np.array([int(entry["image_id"]) for entry in entries], np.int64)
     row = first[np.searchsorted(images, image).clip(max=len(images) - 1)]
-    known = np.flatnonzero(truth["image_id"][row] == image)
-    known = known[np.argsort(truth.record[row[known]], kind="stable")]
+    known = np.flatnonzero(items["image_id"][row] == image)
+    known = known[np.argsort(items.record[row[known]], kind="stable")]
     boxes = np.array([entry["bbox"] for entry in entries], np.float32).reshape(-1, 4)[known]
     table = ItemTable(
-        record=truth.record[row[known]],
-        is_shop=truth.is_shop[row[known]],
+        record=items.record[row[known]],
+        is_shop=items.is_shop[row[known]],
         box=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
         attributes={
             "image_id": image[known],
@@ -88,7 +89,7 @@ def make_detections(entries: list[Entry], truth: ItemTable) -> Detections:
         },
     )
     scores = np.array([float(entry["score"]) for entry in entries], np.float64)[known]
-    return Detections(table, scores, len(entries) - len(known))
+    return DetectionTable(table, scores, len(entries) - len(known))
 
 
 def _read(path: str | os.PathLike) -> list[Entry]:
@@ -102,11 +103,11 @@ def _read(path: str | os.PathLike) -> list[Entry]:
     for i, entry in enumerate(entries):
         try:
             _, _, width, height = (float(x) for x in entry["bbox"])
-            fits = width > 0 and height > 0 and 1 <= entry["category_id"] <= len(CATEGORIES)
+            valid = width > 0 and height > 0 and 1 <= entry["category_id"] <= len(CATEGORIES)
             int(entry["image_id"]), float(entry["score"])
         except (KeyError, TypeError, ValueError):
-            fits = False
-        if not fits:
+            valid = False
+        if not valid:
             raise InputError(
                 f'{path}: entry {i} is no detection; expected {{"image_id": 1, "category_id": 1..'
                 f'{len(CATEGORIES)}, "bbox": [x, y, width, height], "score": 0.9}}.'
@@ -114,69 +115,85 @@ def _read(path: str | os.PathLike) -> list[Entry]:
     return entries
 
 
-def answer(detections: Detections, embeddings: np.ndarray, protocol: Protocol) -> DetectedRanking:
-    """Searches every detection of consumers' photographs among those of shop pictures.
+def rank_detections(
+    detections: DetectionTable, embeddings: np.ndarray, protocol: Protocol
+) -> DetectedRanking:
+    """Ranks the detections in shop pictures for every detection in consumers' photographs.
 
-    Average precision is over the ranking of all shop detections by the one that speaks for the
-    query (official assignment, `scoring.assign`). A shop detection is relevant when it is the most
-    confident of those that overlap the same item by 0.5 or more, each with its best item, and that
-    item has the query's identity; items that nothing detected count as never found.
+    The average precision of a query is that of the ranking of all shop detections by the detection
+    assigned to the query (`official_scorer.assign_detections`); 0 without one. Each shop detection
+    belongs to the gallery item that it overlaps most, by an IoU of 0.5 or more; per item only the
+    most confident counts. It is relevant when that item has the query's identity. Gallery items
+    without a detection count as relevant items that are never retrieved.
 
     Args:
-        detections: of the split.
-        embeddings: (n, E) float32, one per detection.
-        protocol: of the split.
+        detections: the detections in the split's photographs.
+        embeddings: (n, E) float32 embeddings of the detections.
+        protocol: the split's queries and gallery.
     """
-    table, truth = detections.items, protocol.truth
+    table, ground_truth = detections.items, protocol.ground_truth
     queries, gallery = np.flatnonzero(~table.is_shop), np.flatnonzero(table.is_shop)
     index = ExactEngine(embeddings[gallery])
     neighbours, _ = index.search(embeddings[queries], RESULTS_PER_QUERY)
     scores = detections.scores[queries]
     results = result_entries(table, queries, gallery, neighbours, scores)
-    speakers = assign(results, truth.queries)[protocol.place]
-    known = _identity_of_entries(protocol)
-    identities = _identities(detections, gallery, protocol, known)
-    answers = (known == protocol.query_identity[:, None]).sum(axis=1)
-    precision = np.zeros(len(speakers))
-    spoken = np.flatnonzero(speakers >= 0)
-    for chunk in (spoken[i : i + _CHUNK] for i in range(0, len(spoken), _CHUNK)):
-        order, _ = index.search(embeddings[queries[speakers[chunk]]], len(gallery))
+    assigned = assign_detections(results, ground_truth.queries)[protocol.query_positions]
+    entry_identities = _gallery_entry_identities(protocol)
+    identities = _shop_identities(detections, gallery, protocol, entry_identities)
+    relevant = (entry_identities == protocol.query_identity[:, None]).sum(axis=1)
+    precision = np.zeros(len(assigned))
+    detected = np.flatnonzero(assigned >= 0)
+    for chunk in (detected[i : i + _CHUNK] for i in range(0, len(detected), _CHUNK)):
+        order, _ = index.search(embeddings[queries[assigned[chunk]]], len(gallery))
         precision[chunk] = average_precision(
-            identities[order], protocol.query_identity[chunk], answers[chunk]
+            identities[order], protocol.query_identity[chunk], relevant[chunk]
         )
-    first = score(results, truth.queries, truth.gallery).first[protocol.place]
-    return DetectedRanking(results, precision, first)
+    official = score(results, ground_truth.queries, ground_truth.gallery)
+    return DetectedRanking(results, precision, official.first[protocol.query_positions])
 
 
-def _identities(
-    detections: Detections, gallery: np.ndarray, protocol: Protocol, known: np.ndarray
+def _shop_identities(
+    detections: DetectionTable,
+    gallery: np.ndarray,
+    protocol: Protocol,
+    entry_identities: np.ndarray,
 ) -> np.ndarray:
-    """(G,) int64, the identity that each shop detection stands for."""
-    table = detections.items
-    of_image: dict[int, list[int]] = {}
-    for position, entry in enumerate(protocol.truth.gallery):
-        of_image.setdefault(entry["gallery_image_id"], []).append(position)
+    """Identity of the gallery item that each shop detection belongs to.
+
+    Args:
+        detections: the detections in the split's photographs.
+        gallery: (G,) int64 rows of the shop detections.
+        protocol: the split's queries and gallery.
+        entry_identities: identities of the ground truth's gallery entries.
+
+    Returns:
+        (G,) int64; `NO_IDENTITY` where it belongs to none, or is not the item's most confident.
+    """
+    table, entries = detections.items, protocol.ground_truth.gallery
+    entries_of_image: dict[int, list[int]] = {}
+    for position, entry in enumerate(entries):
+        entries_of_image.setdefault(entry["gallery_image_id"], []).append(position)
     identities = np.full(len(gallery), NO_IDENTITY)
-    taken = set()
+    matched = set()
     for position in np.argsort(-detections.scores[gallery], kind="stable"):
         row = gallery[position]
-        items = of_image.get(int(table["image_id"][row]), [])
-        if not items:
+        in_image = entries_of_image.get(int(table["image_id"][row]), [])
+        if not in_image:
             continue
-        boxes = np.array([protocol.truth.gallery[i]["bbox"] for i in items], np.float64)
+        boxes = np.array([entries[i]["bbox"] for i in in_image], np.float64)
         overlap = box_iou(table.box[[row]].astype(np.float64), boxes)[0]
-        best = items[overlap.argmax()]
-        if overlap.max() >= GALLERY_IOU and best not in taken:
-            taken.add(best)
-            identities[position] = known[best]
+        best = in_image[overlap.argmax()]
+        if overlap.max() >= GALLERY_IOU and best not in matched:
+            matched.add(best)
+            identities[position] = entry_identities[best]
     return identities
 
 
-def _identity_of_entries(protocol: Protocol) -> np.ndarray:
-    """Of each entry of the true gallery, numbered as the protocol's queries are."""
-    numbers = {
+def _gallery_entry_identities(protocol: Protocol) -> np.ndarray:
+    """Identities of the ground truth's gallery entries, numbered as the protocol's queries are."""
+    identities = {
         (entry["pair_id"], entry["style"]): identity
-        for entry, identity in zip(protocol.asked(), protocol.query_identity, strict=True)
+        for entry, identity in zip(protocol.query_entries(), protocol.query_identity, strict=True)
     }
-    gallery = protocol.truth.gallery
-    return np.array([numbers.get((e["pair_id"], e["style"]), NO_IDENTITY) for e in gallery])
+    entries = protocol.ground_truth.gallery
+    return np.array([identities.get((e["pair_id"], e["style"]), NO_IDENTITY) for e in entries])

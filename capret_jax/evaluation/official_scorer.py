@@ -1,8 +1,8 @@
 """Scores DeepFashion2's official result files by its official rules (consumer-to-shop retrieval).
 
-The rules are those of the dataset's own script, which assigns each detection to the query item that
-it overlaps most, however little; `query_iou_floor` asks for more. File formats: lists of objects,
-boxes x1, y1, x2, y2 in pixels; `QUERY_KEYS`, `GALLERY_KEYS` and `RESULT_KEYS` name what each holds.
+The rules are those of the dataset's own script: a detection is assigned to the query item that it
+overlaps most, however little. `query_iou_floor` requires an overlap. File formats: lists of objects
+with boxes x1, y1, x2, y2 in pixels; `QUERY_KEYS`, `GALLERY_KEYS` and `RESULT_KEYS` list their keys.
 """
 
 import json
@@ -26,26 +26,26 @@ RESULT_KEYS = (
     "gallery_image_id",
     "gallery_bbox",
 )
-# A retrieved box is the right item's from this overlap on.
+# IoU from which a retrieved box counts as the gallery item's.
 GALLERY_IOU = 0.5
-# Overlap that a query's box must have with the item it is taken for, in the stricter numbers.
+# Least IoU of a query's box with the item that it is assigned to, in the stricter numbers.
 QUERY_IOU_FLOOR = 0.5
 FLOOR_KEY = f"query_iou_floor_{QUERY_IOU_FLOOR}"
-# Why no detection speaks for a query item.
+# Reasons why a query item has no assigned detection.
 MISSED, WITHOUT_RESULTS = -1, -2
 
 Entry = dict[str, Any]
 
 
 class Score(NamedTuple):
-    """How a result file did.
+    """The score of a result file.
 
     Attributes:
-        first: (Q,) int64, rank from 0 of the first right answer to each query item with style > 0,
-            in the file's order; 20 where there is none among 20.
-        missed: query items in images with results, to which no detection of the right class was
-            assigned.
-        without_results: query items in images without any result.
+        first: (Q,) int64 rank from 0 of the first relevant result of each query item with
+            style > 0, in the file's order; 20 where none of the first 20 is relevant.
+        missed: number of query items in images with results, to which no detection of the right
+            class was assigned.
+        without_results: number of query items in images without any result.
     """
 
     first: np.ndarray
@@ -53,7 +53,10 @@ class Score(NamedTuple):
     without_results: int
 
     def as_dict(self) -> dict[str, float]:
-        """ "top_1" ... "top_20" as fractions of the queries, "missed" and "queries"."""
+        """Fractions "top_1" ... "top_20" of the queries, and the numbers of query items.
+
+        The latter are "missed", "without_results" and "queries", which counts all of them.
+        """
         accuracy = {f"top_{k}": float((self.first < k).mean()) for k in TOP_K}
         return accuracy | {
             "missed": self.missed,
@@ -63,10 +66,10 @@ class Score(NamedTuple):
 
 
 def read_entries(path: str | os.PathLike, keys: tuple[str, ...]) -> list[Entry]:
-    """A JSON list of objects that have these keys.
+    """Reads a JSON list of objects and checks that each has the given keys.
 
     Raises:
-        InputError: it is something else; the message names the first entry that is wrong.
+        InputError: the file has another content; the message names the first wrong entry.
     """
     try:
         with open(path) as file:
@@ -88,33 +91,33 @@ def score(
     gallery: list[Entry],
     query_iou_floor: float = 0.0,
 ) -> Score:
-    """Judges detections and what they retrieved.
+    """Scores detections and the gallery items retrieved with them.
 
     Args:
-        results: entries with `RESULT_KEYS`; one per detected item.
-        queries: entries with `QUERY_KEYS`, all items of the query images, style 0 included: a
-            detection of such an item is not taken for one of another.
+        results: entries with `RESULT_KEYS`, one per detected item.
+        queries: entries with `QUERY_KEYS`, all items of the query images. Items of style 0 are
+            included: detections assigned to them are not available to other items.
         gallery: entries with `GALLERY_KEYS`.
-        query_iou_floor: least overlap of a detection with the item that it is assigned to; the
-            official rules have none.
+        query_iou_floor: least IoU of a detection with the item that it is assigned to; 0 in the
+            official rules.
 
     Raises:
         InputError: there is no query item with style > 0.
     """
-    speakers = assign(results, queries, query_iou_floor)
-    answers: dict[tuple, list[Entry]] = defaultdict(list)
+    assigned = assign_detections(results, queries, query_iou_floor)
+    relevant: dict[tuple, list[Entry]] = defaultdict(list)
     for item in gallery:
-        answers[item["pair_id"], item["style"], item["gallery_image_id"]].append(item)
+        relevant[item["pair_id"], item["style"], item["gallery_image_id"]].append(item)
     first = [
-        _first_right(results[speaker], item, answers) if speaker >= 0 else max(TOP_K)
-        for speaker, item in zip(speakers, asked(queries), strict=True)
+        _first_relevant_rank(results[position], item, relevant) if position >= 0 else max(TOP_K)
+        for position, item in zip(assigned, evaluated_queries(queries), strict=True)
     ]
-    missed, without = ((speakers == reason).sum() for reason in (MISSED, WITHOUT_RESULTS))
+    missed, without = ((assigned == reason).sum() for reason in (MISSED, WITHOUT_RESULTS))
     return Score(np.array(first), int(missed), int(without))
 
 
-def asked(queries: list[Entry]) -> list[Entry]:
-    """The query items that have an identity, style > 0.
+def evaluated_queries(queries: list[Entry]) -> list[Entry]:
+    """Returns the query items that are evaluated: those with an identity, style > 0.
 
     Raises:
         InputError: there is none.
@@ -125,60 +128,73 @@ def asked(queries: list[Entry]) -> list[Entry]:
     return items
 
 
-def assign(results: list[Entry], queries: list[Entry], query_iou_floor: float = 0.0) -> np.ndarray:
-    """Which detection speaks for each query item with style > 0.
+def assign_detections(
+    results: list[Entry], queries: list[Entry], query_iou_floor: float = 0.0
+) -> np.ndarray:
+    """Assigns one detection to each query item with style > 0.
 
     Returns:
         (Q,) int64 positions in `results`; `MISSED` where no detection of the right class was
-        assigned to the item, `WITHOUT_RESULTS` where its image has none at all.
+        assigned to the item, `WITHOUT_RESULTS` where its image has no detection.
     """
-    detected, owned = _by(results, "query_image_id"), _by(queries, "query_image_id")
-    speakers = np.full(len(queries), WITHOUT_RESULTS)
-    for image in detected.keys() & owned.keys():
-        items = [queries[i] for i in owned[image]]
-        speakers[owned[image]] = _speakers(results, detected[image], items, query_iou_floor)
-    return speakers[[item["style"] > 0 for item in queries]]
+    results_of = _positions_by_image(results)
+    queries_of = _positions_by_image(queries)
+    assigned = np.full(len(queries), WITHOUT_RESULTS)
+    for image in results_of.keys() & queries_of.keys():
+        detections = [results[i] for i in results_of[image]]
+        items = [queries[i] for i in queries_of[image]]
+        chosen = _assign_in_image(detections, items, query_iou_floor)
+        assigned[queries_of[image]] = [
+            MISSED if i is None else results_of[image][i] for i in chosen
+        ]
+    return assigned[[item["style"] > 0 for item in queries]]
 
 
-def _by(entries: list[Entry], key: str) -> dict[Any, list[int]]:
-    """Positions of the entries, by the value of a key."""
+def _positions_by_image(entries: list[Entry]) -> dict[Any, list[int]]:
+    """Groups the positions of entries by their query image."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for i, entry in enumerate(entries):
-        groups[entry[key]].append(i)
+        groups[entry["query_image_id"]].append(i)
     return groups
 
 
-def _speakers(
-    results: list[Entry], detected: list[int], items: list[Entry], floor: float
-) -> list[int]:
-    """For each item of an image, the best-scored detection assigned to it with the right class."""
-    boxes = entry_boxes([results[i] for i in detected], "query_bbox")
-    overlap = box_iou(boxes, entry_boxes(items, "bbox"))
-    owners = np.where(overlap.max(axis=1) >= floor, overlap.argmax(axis=1), -1)  # the first of ties
-    speakers = []
-    for place, item in enumerate(items):
+def _assign_in_image(detections: list[Entry], items: list[Entry], floor: float) -> list[int | None]:
+    """Position of each item's best-scored detection of its class; None where it has none."""
+    overlap = box_iou(_entry_boxes(detections, "query_bbox"), _entry_boxes(items, "bbox"))
+    # argmax resolves ties to the first item.
+    owners = np.where(overlap.max(axis=1) >= floor, overlap.argmax(axis=1), -1)
+    assigned = []
+    for position, item in enumerate(items):
         candidates = [
             i
-            for i, owner in zip(detected, owners, strict=True)
-            if owner == place and results[i]["query_cls"] == item["cls"]
+            for i in np.flatnonzero(owners == position).tolist()
+            if detections[i]["query_cls"] == item["cls"]
         ]
-        speakers.append(max(candidates, key=lambda i: results[i]["query_score"], default=MISSED))
-    return speakers
+        best = max(candidates, key=lambda i: detections[i]["query_score"], default=None)
+        assigned.append(best)
+    return assigned
 
 
-def _first_right(detection: Entry, item: Entry, answers: dict[tuple, list[Entry]]) -> int:
+def _first_relevant_rank(detection: Entry, item: Entry, relevant: dict[tuple, list[Entry]]) -> int:
+    """Rank from 0 of the first retrieved box that shows the query item; 20 without one.
+
+    Args:
+        detection: entry with `RESULT_KEYS`.
+        item: the query item that it is assigned to.
+        relevant: (pair_id, style, gallery_image_id) -> gallery items.
+    """
     retrieved = zip(detection["gallery_image_id"], detection["gallery_bbox"], strict=True)
     for rank, (image, box) in enumerate(retrieved):
         if rank == max(TOP_K):
             break
-        right = answers.get((item["pair_id"], item["style"], image), [])
-        if right:
-            overlap = box_iou(np.array([box], np.float64), entry_boxes(right, "bbox"))
+        in_image = relevant.get((item["pair_id"], item["style"], image), [])
+        if in_image:
+            overlap = box_iou(np.array([box], np.float64), _entry_boxes(in_image, "bbox"))
             if overlap.max() >= GALLERY_IOU:
                 return rank
     return max(TOP_K)
 
 
-def entry_boxes(entries: list[Entry], key: str) -> np.ndarray:
-    """(n, 4) float64, the entries' boxes."""
+def _entry_boxes(entries: list[Entry], key: str) -> np.ndarray:
+    """(n, 4) float64 boxes of the entries."""
     return np.array([entry[key] for entry in entries], np.float64).reshape(-1, 4)

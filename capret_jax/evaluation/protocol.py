@@ -1,4 +1,4 @@
-"""The consumer-to-shop protocol of DeepFashion2 (arXiv 1901.07973): who asks, and what is right."""
+"""The consumer-to-shop protocol of DeepFashion2 (arXiv 1901.07973): queries, gallery, relevance."""
 
 import dataclasses
 import pathlib
@@ -15,23 +15,23 @@ from capret_jax.evaluation.official_scorer import (
     GALLERY_KEYS,
     QUERY_KEYS,
     Entry,
-    asked,
+    evaluated_queries,
     read_entries,
 )
 
 # Neighbours per query in the official result file.
 RESULTS_PER_QUERY = 20
-# Numbers on "ground truth boxes" were published for queries with more right answers than this.
-_PUBLISHED_ANSWERS = 5
+# Published numbers on "ground truth boxes" are of queries with more relevant items than this.
+_PUBLISHED_MIN_RELEVANT = 5
 
 
-class Truth(NamedTuple):
-    """The ground truth, as the official files hold it.
+class GroundTruth(NamedTuple):
+    """The ground truth in the format of the official files.
 
     Attributes:
         queries: entries with `QUERY_KEYS`, all items of consumers' photographs.
         gallery: entries with `GALLERY_KEYS`, all shop items; those of style 0 are distractors.
-        source: where it is from.
+        source: the origin of the entries, for reports and error messages.
     """
 
     queries: list[Entry]
@@ -41,58 +41,61 @@ class Truth(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Rows of the item table that ask, and rows that may answer.
+    """Query and gallery rows of an item table, and which gallery items are relevant.
 
     Attributes:
-        truth: what the rows stand for.
-        place: (Q,) int64, of each query among the items of `truth.queries` that have an identity.
-            The dataset may lack some, when their photographs are broken.
-        queries: (Q,) int64, consumers' items that have an identity (style > 0).
-        gallery: (G,) int64, every shop item.
-        query_identity, gallery_identity: (Q,) and (G,) int64, equal for a right answer.
+        ground_truth: the official entries that the rows belong to.
+        query_positions: (Q,) int64 position of each query in
+            `evaluated_queries(ground_truth.queries)`. The dataset lacks some of these items when
+            their photographs are broken.
+        queries: (Q,) int64 rows of consumers' items that have an identity (style > 0).
+        gallery: (G,) int64 rows of the shop items.
+        query_identity: (Q,) int64 identities of the queries.
+        gallery_identity: (G,) int64 identities of the gallery items; those that equal the query's
+            are relevant.
     """
 
-    truth: Truth
-    place: np.ndarray
+    ground_truth: GroundTruth
+    query_positions: np.ndarray
     queries: np.ndarray
     gallery: np.ndarray
     query_identity: np.ndarray
     gallery_identity: np.ndarray
 
-    def asked(self) -> list[Entry]:
-        """The entries of `truth.queries` that the queries stand for."""
-        items = asked(self.truth.queries)
-        return [items[place] for place in self.place]
+    def query_entries(self) -> list[Entry]:
+        """The Q official entries of the queries."""
+        entries = evaluated_queries(self.ground_truth.queries)
+        return [entries[position] for position in self.query_positions]
 
-    def answers(self) -> np.ndarray:
-        """(Q,) int64, right answers to each query in the gallery."""
+    def relevant_counts(self) -> np.ndarray:
+        """(Q,) int64 numbers of relevant gallery items."""
         identities, counts = np.unique(self.gallery_identity, return_counts=True)
         place = np.searchsorted(identities, self.query_identity).clip(max=len(identities) - 1)
         return np.where(identities[place] == self.query_identity, counts[place], 0)
 
     def published_subset(self) -> np.ndarray:
-        """(Q,) bool, the queries of the published numbers: more than 5 right answers."""
-        return self.answers() > _PUBLISHED_ANSWERS
+        """(Q,) bool, True for queries of the published subset: more than 5 relevant items."""
+        return self.relevant_counts() > _PUBLISHED_MIN_RELEVANT
 
 
-def read_truth(folder: pathlib.Path) -> Truth | None:
-    """The official files beside a prepared dataset; None where there are none.
+def read_ground_truth(folder: pathlib.Path) -> GroundTruth | None:
+    """Reads the official files in the folder of a prepared dataset; None without them.
 
     Raises:
-        InputError: a file holds something else.
+        InputError: a file has another content.
     """
     query, gallery = folder / QUERY_FILE, folder / GALLERY_FILE
     if not (query.is_file() and gallery.is_file()):
         return None
-    return Truth(
+    return GroundTruth(
         read_entries(query, QUERY_KEYS),
         read_entries(gallery, GALLERY_KEYS),
         f"{QUERY_FILE} and {GALLERY_FILE}",
     )
 
 
-def derive_truth(items: ItemTable) -> Truth:
-    """The ground truth by the official rule, from the annotations."""
+def derive_ground_truth(items: ItemTable) -> GroundTruth:
+    """Derives the ground truth from the annotations, by the official rule."""
     queries, gallery = [], []
     for row in range(len(items)):
         entry = {
@@ -106,31 +109,36 @@ def derive_truth(items: ItemTable) -> Truth:
             gallery.append({"gallery_image_id": image, **entry})
         else:
             queries.append({"query_image_id": image, **entry})
-    return Truth(queries, gallery, "the annotations")
+    return GroundTruth(queries, gallery, "the annotations")
 
 
-def make_protocol(items: ItemTable, truth: Truth | None = None) -> Protocol:
-    """Queries and gallery of a validation split.
+def make_protocol(items: ItemTable, ground_truth: GroundTruth | None = None) -> Protocol:
+    """Selects the queries and the gallery of a validation split.
 
     Args:
-        items: of the split.
-        truth: the official one; derived when None.
+        items: the items of the split.
+        ground_truth: the official one; derived from the annotations when None.
 
     Raises:
         InputError: the split has no queries, or no gallery.
     """
-    truth = truth or derive_truth(items)
+    ground_truth = ground_truth or derive_ground_truth(items)
     has_identity = items["style"] > 0
     _check_any(~items.is_shop & has_identity, "consumer item with style > 0")
     _check_any(items.is_shop, "shop item")
-    queries = _rows(asked(truth.queries), "query_image_id", items, ~items.is_shop)
-    gallery = _rows(truth.gallery, "gallery_image_id", items, items.is_shop)
-    place = np.flatnonzero(queries >= 0)
-    queries, gallery = queries[place], np.unique(gallery[gallery >= 0])
+    entries = evaluated_queries(ground_truth.queries)
+    queries = _rows(entries, "query_image_id", items, ~items.is_shop)
+    gallery = _rows(ground_truth.gallery, "gallery_image_id", items, items.is_shop)
+    positions = np.flatnonzero(queries >= 0)
+    queries, gallery = queries[positions], np.unique(gallery[gallery >= 0])
     if not len(queries) or not len(gallery):
-        raise InputError(f"{truth.source} name no item of the validation split: other dataset?")
+        raise InputError(
+            f"{ground_truth.source} name no item of the validation split: other dataset?"
+        )
     identities = items.identities()
-    return Protocol(truth, place, queries, gallery, identities[queries], identities[gallery])
+    return Protocol(
+        ground_truth, positions, queries, gallery, identities[queries], identities[gallery]
+    )
 
 
 def _check_any(rows: np.ndarray, name: str) -> None:
@@ -141,16 +149,26 @@ def _check_any(rows: np.ndarray, name: str) -> None:
         )
 
 
-def _rows(entries: list[Entry], key: str, items: ItemTable, among: np.ndarray) -> np.ndarray:
-    """The row of each entry: same image, pair and style, and the same box but for rounding."""
-    of_image: dict[int, list[int]] = {}
-    for row in np.flatnonzero(among).tolist():
-        of_image.setdefault(int(items["image_id"][row]), []).append(row)
+def _rows(entries: list[Entry], key: str, items: ItemTable, mask: np.ndarray) -> np.ndarray:
+    """Finds the row of each entry: same image, pair and style, and the same box but for rounding.
+
+    Args:
+        entries: official entries.
+        key: the key of their image id.
+        items: the item table.
+        mask: (n,) bool, True for rows that are searched.
+
+    Returns:
+        (len(entries),) int64 rows; -1 where the table lacks the item.
+    """
+    rows_of_image: dict[int, list[int]] = {}
+    for row in np.flatnonzero(mask).tolist():
+        rows_of_image.setdefault(int(items["image_id"][row]), []).append(row)
     rows = np.full(len(entries), -1)
     for i, entry in enumerate(entries):
         same = [
             row
-            for row in of_image.get(entry[key], [])
+            for row in rows_of_image.get(entry[key], [])
             if items["style"][row] == entry["style"] and items["pair_id"][row] == entry["pair_id"]
         ]
         if same:
@@ -167,18 +185,18 @@ def result_entries(
     neighbours: np.ndarray,
     scores: np.ndarray,
 ) -> list[Entry]:
-    """Answers in the official result format, one entry per query.
+    """Retrieval results in the official format, one entry per query.
 
     Args:
         items: a table of items, annotated or detected.
-        queries: (Q,) int64 rows.
-        gallery: (G,) int64 rows.
+        queries: (Q,) int64 rows of the queries.
+        gallery: (G,) int64 rows of the gallery.
         neighbours: (Q, >= 20) int64 positions in `gallery`, best first.
-        scores: (Q,) confidence of each query's box.
+        scores: (Q,) confidences of the queries' boxes.
     """
     entries = []
-    for query, found, confidence in zip(queries, neighbours, scores, strict=True):
-        rows = gallery[found[:RESULTS_PER_QUERY]]
+    for query, positions, confidence in zip(queries, neighbours, scores, strict=True):
+        rows = gallery[positions[:RESULTS_PER_QUERY]]
         entries.append(
             {
                 "query_image_id": int(items["image_id"][query]),

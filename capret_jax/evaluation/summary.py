@@ -1,4 +1,4 @@
-"""An evaluation as the table that a run ends with."""
+"""The text table that summarises an evaluation on the console."""
 
 import pathlib
 
@@ -8,10 +8,11 @@ _SHOWN = ("mAP", *(f"top_{k}" for k in TOP_K))
 
 
 def summary(metrics: dict, folder: pathlib.Path) -> str:
-    """
+    """Formats the main metrics of an evaluation, one system a line.
+
     Args:
-        metrics: as `evaluate` returns them.
-        folder: of the evaluation.
+        metrics: the content of `metrics.json`.
+        folder: the evaluation's folder, which holds `report.html`.
     """
     rows = {"this model": metrics}
     if "reranked" in metrics:
@@ -37,6 +38,7 @@ def summary(metrics: dict, folder: pathlib.Path) -> str:
 
 
 def _detection_summary(detection: dict | None) -> list[str]:
+    """The line of the phrase detector's metrics; none without them."""
     if not detection:
         return []
     return [

@@ -1,4 +1,4 @@
-"""Templates that become pages."""
+"""Rendering of report templates."""
 
 import pathlib
 
@@ -6,7 +6,17 @@ import jinja2
 
 
 def render(template: pathlib.Path, **values) -> str:
-    """A Jinja template's text; in .html files values are escaped, and names must exist."""
+    """Renders a Jinja template.
+
+    In .html.jinja files values are escaped. The filters `points` and `percent` format fractions.
+
+    Args:
+        template: the template's file.
+        values: the template's variables.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a variable that is not among the values.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=template.name.endswith(".html.jinja"),
@@ -14,6 +24,6 @@ def render(template: pathlib.Path, **values) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["points"] = lambda share: f"{100 * share:+.1f}"
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["points"] = lambda fraction: f"{100 * fraction:+.1f}"
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f}"
     return environment.get_template(template.name).render(**values)

@@ -1,18 +1,18 @@
-"""The training objective: which terms, with which weights. Nothing else knows a weight."""
+"""The training objective: a weighted sum of terms. No other module applies a weight."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from capret_jax.config import LossConfig
 from capret_jax.data.batch import IGNORED_LABEL, Batch, Outputs
-from capret_jax.losses import Loss, Metrics
-from capret_jax.losses.arcface import arcface_loss
+from capret_jax.losses import Loss, Metrics, StepContext
+from capret_jax.losses.arcface import ClassHead, arcface_loss
 from capret_jax.losses.box import box_losses
-from capret_jax.losses.contrastive import contrastive_loss
+from capret_jax.losses.contrastive import ContrastiveFeatures, contrastive_loss
 from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
+from capret_jax.losses.pairs import PairLabels
 
 # Row order of `Outputs.match_logits`: the pair, then its two hard negatives.
 MATCH_LABELS = (1, 0, 0)
@@ -22,24 +22,23 @@ def total_loss(
     outputs: Outputs,
     batch: Batch,
     config: LossConfig,
-    mesh: Mesh,
-    key: jax.Array,
+    context: StepContext,
     class_sizes: np.ndarray,
 ) -> tuple[jax.Array, Metrics]:
-    """The weighted sum of the terms, and metrics "loss", "loss/<term>" and "<term>/<metric>".
+    """Sums the weighted terms.
 
     Args:
         outputs: of the model for `batch`.
         batch: the global batch.
-        config: the weights.
-        mesh: the batch's mesh.
-        key: the step's key.
+        config: the weights and settings of the terms.
+        context: mesh and key of the step.
         class_sizes: (C,) int, training examples per class.
 
     Returns:
-        () float32 and the metrics as (sum, count) pairs.
+        () float32, and the metrics "loss", "loss/<term>" and "<term>/<metric>" as (sum, count)
+        pairs.
     """
-    terms = _terms(outputs, batch, config, mesh, key, class_sizes)
+    terms = _terms(outputs, batch, config, context, class_sizes)
     total = sum(getattr(config, name) * loss.value for name, loss in terms.items())
     one = jnp.float32(1.0)
     metrics: Metrics = {"loss": (total, one)}
@@ -49,42 +48,38 @@ def total_loss(
     return total, metrics
 
 
-def _terms(outputs, batch, config, mesh, key, class_sizes) -> dict[str, Loss]:
+def _terms(
+    outputs: Outputs,
+    batch: Batch,
+    config: LossConfig,
+    context: StepContext,
+    class_sizes: np.ndarray,
+) -> dict[str, Loss]:
+    """The terms that have a weight, by name."""
     terms = {}
     if config.itc:
-        terms["itc"] = contrastive_loss(
-            mesh,
-            outputs.image_features,
-            outputs.text_features,
-            outputs.temperature,
-            batch.identity,
-            batch.caption_id,
-            batch.valid,
-            config.itc_kind,
+        features = ContrastiveFeatures(
+            outputs.image_features, outputs.text_features, outputs.temperature
         )
+        labels = PairLabels.of(batch)
+        terms["itc"] = contrastive_loss(features, labels, context.mesh, kind=config.itc_kind)
     if config.itm:
-        labels = jnp.broadcast_to(jnp.array(MATCH_LABELS), outputs.match_valid.shape)
-        terms["itm"] = matching_loss(outputs.match_logits, labels, outputs.match_valid)
+        matches = jnp.broadcast_to(jnp.array(MATCH_LABELS), outputs.match_valid.shape)
+        terms["itm"] = matching_loss(outputs.match_logits, matches, outputs.match_valid)
     if config.mlm:
         terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels)
     if config.vqa:
-        spoken = (batch.answer_mask > 0) & batch.valid[:, None]
-        labels = jnp.where(spoken, batch.answer_ids, IGNORED_LABEL)[:, 1:]
-        terms["vqa"] = masked_lm_loss(outputs.answer_logits, labels)
+        terms["vqa"] = masked_lm_loss(outputs.answer_logits, _next_answer_tokens(batch))
     if config.box:
         terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, batch.valid)
     if config.arcface:
-        terms["arcface"] = arcface_loss(
-            outputs.image_features if outputs.embedding is None else outputs.embedding,
-            outputs.class_weights,
-            batch.identity,
-            class_sizes,
-            mesh,
-            key,
-            margin=config.arcface_margin,
-            scale=config.arcface_scale,
-            gradient=config.arcface_gradient,
-            size_margin=config.arcface_size_margin,
-            sampled=config.arcface_sampled,
-        )
+        embedding = outputs.image_features if outputs.embedding is None else outputs.embedding
+        head = ClassHead(outputs.class_weights, class_sizes)
+        terms["arcface"] = arcface_loss(embedding, head, batch.identity, context, config)
     return terms
+
+
+def _next_answer_tokens(batch: Batch) -> jax.Array:
+    """(B, A-1) int32 labels of the answer decoder; padding and invalid items are ignored."""
+    real = (batch.answer_mask > 0) & batch.valid[:, None]
+    return jnp.where(real, batch.answer_ids, IGNORED_LABEL)[:, 1:]

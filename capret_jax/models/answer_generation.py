@@ -1,5 +1,7 @@
-"""Visual question answering: ranking a list of answers, as X2-VLM does (ALBEF, 2107.07651), or
-writing one."""
+"""Visual question answering: ranks a list of answers as X2-VLM does (ALBEF, arXiv 2107.07651), or
+generates one by beam search."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +12,60 @@ from capret_jax.models.beam_search import BeamConfig, beam_search
 from capret_jax.models.x2vlm import X2VLM
 
 
-def answer_losses(
-    model: X2VLM,
-    answer_ids: jax.Array,
-    answer_mask: jax.Array,
-    question: jax.Array,
-    question_mask: jax.Array,
-) -> jax.Array:
+class Answers(NamedTuple):
+    """Tokens of answers, each `[CLS] answer [SEP]` and padding.
+
+    Attributes:
+        ids: (N, A) int.
+        mask: (N, A) 0/1.
+    """
+
+    ids: jax.Array
+    mask: jax.Array
+
+
+class Question(NamedTuple):
+    """Questions fused with their images, from `encode_text` and `fuse`.
+
+    Attributes:
+        states: (Q, T, D) float.
+        mask: (Q, T) 0/1 of the tokens.
+    """
+
+    states: jax.Array
+    mask: jax.Array
+
+
+def answer_losses(model: X2VLM, answers: Answers, question: Question) -> jax.Array:
     """Cross entropy of each answer, summed over its tokens after [CLS].
 
     Args:
-        model: with an answer decoder.
-        answer_ids, answer_mask: (Q*K, A), `[CLS] answer [SEP]`; K consecutive answers belong to
-            one question.
-        question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
+        model: a model with an answer decoder.
+        answers: Q*K answers; K consecutive ones belong to one question.
+        question: Q questions.
 
     Returns:
         (Q*K,) float32, in nats.
     """
-    logits = model.answer_logits(answer_ids[:, :-1], answer_mask[:, :-1], question, question_mask)
-    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, answer_ids[:, 1:])
-    return jnp.sum(entropies * answer_mask[:, 1:], axis=1)
+    ids, mask = answers
+    logits = model.answer_logits(ids[:, :-1], mask[:, :-1], *question)
+    entropies = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
+    return jnp.sum(entropies * mask[:, 1:], axis=1)
 
 
 def rank_answers(
-    model: X2VLM,
-    answer_ids: jax.Array,
-    answer_mask: jax.Array,
-    question: jax.Array,
-    question_mask: jax.Array,
-    k: int,
+    model: X2VLM, answers: Answers, question: Question, k: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The best `k` of a list of answers for each question.
+    """Ranks the best `k` answers of a list for each question.
 
-    The k answers whose first token is likeliest are scored whole; an answer's score is
+    The k answers with the likeliest first token are scored as a whole. The score of an answer is
     log p(first token) - `answer_losses`, in which the first token counts a second time.
 
     Args:
-        model: with an answer decoder.
-        answer_ids, answer_mask: (N, A) the list, each `[CLS] answer [SEP]` and padding.
-        question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
-        k: at most N.
+        model: a model with an answer decoder.
+        answers: the list of N answers, common to all questions.
+        question: Q questions.
+        k: number of answers, at most N.
 
     Returns:
         (Q, k) int32 rows of the list, best first, and (Q, k) float32 probabilities among these k.
@@ -58,48 +73,43 @@ def rank_answers(
     Raises:
         InputError: k is not in 1..N.
     """
-    if not 1 <= k <= len(answer_ids):
-        raise InputError(f"k={k} must be between 1 and the {len(answer_ids)} answers of the list.")
-    answer_ids, answer_mask = jnp.asarray(answer_ids), jnp.asarray(answer_mask)
-    questions = len(question)
-    start = jnp.broadcast_to(answer_ids[0, :1], (questions, 1))
-    logits = model.answer_logits(start, jnp.ones_like(start), question, question_mask)[:, 0]
-    first_log_probs = jax.nn.log_softmax(logits)[:, answer_ids[:, 1]]
+    if not 1 <= k <= len(answers.ids):
+        raise InputError(f"k={k} must be between 1 and the {len(answers.ids)} answers of the list.")
+    ids, mask = jnp.asarray(answers.ids), jnp.asarray(answers.mask)
+    questions = len(question.states)
+    start = jnp.broadcast_to(ids[0, :1], (questions, 1))
+    logits = model.answer_logits(start, jnp.ones_like(start), *question)[:, 0]
+    first_log_probs = jax.nn.log_softmax(logits)[:, ids[:, 1]]
     first, rows = jax.lax.top_k(first_log_probs, k)
-    candidates, mask = (x[rows].reshape(questions * k, -1) for x in (answer_ids, answer_mask))
-    losses = answer_losses(model, candidates, mask, question, question_mask)
+    candidates = Answers(*(x[rows].reshape(questions * k, -1) for x in (ids, mask)))
+    losses = answer_losses(model, candidates, question)
     scores, order = jax.lax.top_k(first - losses.reshape(questions, k), k)
     return jnp.take_along_axis(rows, order, axis=1), jax.nn.softmax(scores)
 
 
 def write_answers(
-    model: X2VLM,
-    question: jax.Array,
-    question_mask: jax.Array,
-    first: int,
-    end: int,
-    config: BeamConfig,
+    model: X2VLM, question: Question, start: int, end: int, config: BeamConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """One answer for each question, whatever it may be.
+    """Generates one answer for each question, without a list of answers.
 
     Args:
-        model: with an answer decoder.
-        question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
-        first, end: ids of [CLS] and [SEP].
-        config: of the search.
+        model: a model with an answer decoder.
+        question: Q questions.
+        start, end: ids of [CLS] and [SEP].
+        config: settings of the beam search.
 
     Returns:
-        (Q, max_tokens) int32, 0 after the end; (Q,) summed log-probabilities.
+        (Q, max_tokens) int32 token ids, 0 after the end; (Q,) summed log-probabilities.
     """
-    rows, length = len(question), config.max_tokens
+    rows, length = len(question.states), config.max_tokens
 
     def next_token(last, written, tokens):
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, last[:, None], written, axis=1)
         mask = jnp.broadcast_to(jnp.arange(length) <= written, tokens.shape).astype(jnp.int32)
-        # Answers are short: all of one is computed anew for each token.
-        logits = model.answer_logits(tokens, mask, question, question_mask)
+        # Answers are short, so the whole answer is computed again for each token.
+        logits = model.answer_logits(tokens, mask, *question)
         logits = jax.lax.dynamic_index_in_dim(logits, written, axis=1, keepdims=False)
         return jax.nn.log_softmax(logits), tokens
 
     empty = jnp.zeros((rows * config.beams, length), jnp.int32)
-    return beam_search(next_token, empty, jnp.full(rows, first, jnp.int32), end, config)
+    return beam_search(next_token, empty, jnp.full(rows, start, jnp.int32), end, config)

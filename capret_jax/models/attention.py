@@ -1,4 +1,4 @@
-"""Attention: one function for every encoder."""
+"""Scaled dot-product attention of all encoders, on XLA or by a fused kernel."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from capret_jax.models.kernels import tpu_attention
 
 # The reference adds this to the logits of padded keys; its exponential is 0 in float32.
 MASKED_LOGIT = -10000.0
-# By which rematerialisation knows the output: a kernel is no matrix product to XLA.
+# Name of the output in rematerialisation policies: XLA does not see a kernel as a matrix product.
 OUTPUT_NAME = "attention"
 
 
@@ -17,6 +17,7 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
+    *,
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     implementation: str = "xla",
@@ -27,9 +28,8 @@ def attention(
         query: (B, T, H, D/H).
         key, value: (B, S, H, D/H).
         bias: (H, T, S), added to the scaled logits.
-        mask: (B, S), or (B, T, S) where queries differ, with 1 for the keys that may be attended
-            to and 0 for the others.
-        implementation: "xla", or "tpu" for a fused kernel where there is one for these arguments.
+        mask: (B, S), or (B, T, S) where queries differ: 1 for keys that are visible, 0 for others.
+        implementation: "xla", or "tpu" for the fused kernel where it supports these arguments.
 
     Returns:
         (B, T, H, D/H), in the dtype of `value`. Logits and softmax are float32.
@@ -61,10 +61,10 @@ def _xla(query, key, value, bias, mask):
     if mask is not None:
         per_query = mask if mask.ndim == 3 else mask[:, None, :]
         logits = logits + jnp.where(per_query[:, None] > 0, 0.0, MASKED_LOGIT)
-    # Softmax, but its sums divide the outputs instead of the S / (D/H) times larger weights, and
-    # heads stay in front until the end: XLA's CPU then fuses nothing into the products' inputs.
+    # A softmax whose sums divide the outputs instead of the S / (D/H) times larger weights. Heads
+    # stay in front until the end, so that XLA on CPU fuses nothing into the inputs of the products.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     output = jnp.einsum("bhts,bshd->bhtd", weights.astype(value.dtype), value)
-    # Named before the division, whose gradient wants it like this.
+    # Named before the division, because the gradient of the division needs this value.
     output = checkpoint_name(output, OUTPUT_NAME) / weights.sum(axis=-1, keepdims=True)
     return output.astype(value.dtype).swapaxes(1, 2)

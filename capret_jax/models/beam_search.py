@@ -9,23 +9,23 @@ import jax.numpy as jnp
 
 from capret_jax.errors import InputError
 
-# Added to a log-probability; finite, so that a beam with nothing else to say still goes on.
+# Added to a log-probability. It is finite, so that a beam with no allowed token still continues.
 _FORBIDDEN = -10000.0
 
 Cache = Any  # a pytree of (B*K, ...) arrays
-# last tokens (B*K,), how many tokens are written, cache -> log-probabilities (B*K, vocab), cache
+# last tokens (B*K,), number of tokens written, cache -> log-probabilities (B*K, vocab), cache
 NextToken = Callable[[jax.Array, jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamConfig:
-    """How a text is searched for.
+    """Settings of a beam search.
 
     Attributes:
-        beams: K, texts kept at each step.
-        min_tokens: the end may not come before so many tokens are written.
-        max_tokens: L, the end counted.
-        blocked_ngram: no n tokens may follow each other twice; 0 turns that off.
+        beams: K, number of texts kept at each step.
+        min_tokens: number of tokens before the end token is allowed.
+        max_tokens: L, length limit, end token included.
+        blocked_ngram: n of the n-grams that may not occur twice; 0 allows all.
     """
 
     beams: int = 3
@@ -43,12 +43,12 @@ class BeamConfig:
 
 
 class _State(NamedTuple):
-    """The loop's variables. `best*` is the best text that has ended, or reached L tokens."""
+    """Loop state. `best*` is the best text that has ended, or reached L tokens."""
 
     written: jax.Array  # () int32
     last: jax.Array  # (B, K) int32
     scores: jax.Array  # (B, K), summed log-probabilities
-    tokens: jax.Array  # (B, K, L) int32, 0 where not written yet
+    tokens: jax.Array  # (B, K, L) int32, 0 after the written tokens
     best_score: jax.Array  # (B,)
     best: jax.Array  # (B, L)
     cache: Cache
@@ -57,26 +57,28 @@ class _State(NamedTuple):
 def beam_search(
     next_token: NextToken, cache: Cache, first: jax.Array, end: int, config: BeamConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """The best-scored text of each example, without length penalty.
+    """Finds the text of the highest score for each example, without length penalty.
 
     Args:
-        next_token: log-probabilities after each beam's last token; called inside a loop.
-        cache: what `next_token` keeps; rows of an example's beams lie beside each other.
-        first: (B,) int32, the token that the texts continue.
-        end: the token that ends a text.
-        config: see `BeamConfig`.
+        next_token: function of the log-probabilities after each beam's last token; it is called
+            inside of a compiled loop.
+        cache: initial cache of `next_token`; the K rows of an example are consecutive.
+        first: (B,) int32, the token before each text.
+        end: id of the token that ends a text.
+        config: settings of the search.
 
     Returns:
-        (B, L) int32 tokens, `end` included where it was written, 0 after it; and (B,) scores.
+        (B, L) int32 tokens, `end` included where it was written, 0 after it; and (B,) float32
+        scores, the summed log-probabilities.
     """
     batch, beams, length = len(first), config.beams, config.max_tokens
     last = jnp.broadcast_to(first[:, None], (batch, beams)).astype(jnp.int32)
-    # All beams are equal at first: one of them speaks for all.
-    alone = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
+    # All beams are equal at first, so only one of them may be extended.
+    initial_scores = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
     state = _State(
         written=jnp.int32(0),
         last=last,
-        scores=jnp.broadcast_to(alone, (batch, beams)),
+        scores=jnp.broadcast_to(initial_scores, (batch, beams)),
         tokens=jnp.zeros((batch, beams, length), jnp.int32),
         best_score=jnp.full((batch,), -jnp.inf),
         best=jnp.zeros((batch, length), jnp.int32),
@@ -84,9 +86,9 @@ def beam_search(
     )
 
     def may_improve(state: _State) -> jax.Array:
-        # Scores only fall, so a finished text that leads has won.
-        hope = jnp.max(_continued(state, end), axis=1)
-        return (state.written < length) & jnp.any(hope > state.best_score)
+        # Scores only fall, so a complete text with the highest score stays the best.
+        bound = jnp.max(_open_scores(state, end), axis=1)
+        return (state.written < length) & jnp.any(bound > state.best_score)
 
     final = jax.lax.while_loop(
         may_improve, lambda state: _advance(state, next_token, end, config), state
@@ -94,14 +96,14 @@ def beam_search(
     return final.best, final.best_score
 
 
-def _continued(state: _State, end: int) -> jax.Array:
-    """(B, K) scores, with the beams that have just ended out of the race."""
+def _open_scores(state: _State, end: int) -> jax.Array:
+    """(B, K) scores, lowered for beams whose last token ended the text."""
     ended = (state.last == end) & (state.written > 0)
     return state.scores + jnp.where(ended, _FORBIDDEN, 0.0)
 
 
 def _advance(state: _State, next_token: NextToken, end: int, config: BeamConfig) -> _State:
-    """One more token for each beam."""
+    """Extends each beam by one token."""
     batch, beams = state.last.shape
     log_probs, cache = next_token(state.last.reshape(-1), state.written, state.cache)
     vocab = log_probs.shape[-1]
@@ -109,10 +111,10 @@ def _advance(state: _State, next_token: NextToken, end: int, config: BeamConfig)
     too_early = (jnp.arange(vocab) == end) & (state.written < config.min_tokens)
     log_probs = jnp.where(too_early, _FORBIDDEN, log_probs)
     if config.blocked_ngram:
-        log_probs = log_probs + _repetitions(
+        log_probs = log_probs + _repetition_penalty(
             state.tokens, state.written, vocab, config.blocked_ngram
         )
-    totals = _continued(state, end)[:, :, None] + log_probs
+    totals = _open_scores(state, end)[:, :, None] + log_probs
     scores, choice = jax.lax.top_k(totals.reshape(batch, -1), beams)
     parent, last = choice // vocab, choice % vocab
 
@@ -138,17 +140,17 @@ def _advance(state: _State, next_token: NextToken, end: int, config: BeamConfig)
     )
 
 
-def _repetitions(tokens: jax.Array, written: jax.Array, vocab: int, n: int) -> jax.Array:
-    """(B, K, vocab): `_FORBIDDEN` or less for tokens that would complete an n-gram again."""
+def _repetition_penalty(tokens: jax.Array, written: jax.Array, vocab: int, n: int) -> jax.Array:
+    """(B, K, vocab): `_FORBIDDEN` or less for tokens that would repeat an n-gram, 0 for others."""
     batch, beams, length = tokens.shape
     if length < n:
         return jnp.zeros((batch, beams, vocab))
     starts = length - n + 1
-    # The n-gram that begins at each place agrees so far with the last n-1 tokens.
+    # True where the n-gram at a position begins with the last n-1 tokens.
     recent = jax.lax.dynamic_slice_in_dim(tokens, jnp.maximum(written - n + 1, 0), n - 1, axis=2)
-    agrees = jnp.arange(starts) + n <= written
+    matches = jnp.arange(starts) + n <= written
     for i in range(n - 1):
-        agrees = agrees & (tokens[:, :, i : i + starts] == recent[:, :, i : i + 1])
+        matches = matches & (tokens[:, :, i : i + starts] == recent[:, :, i : i + 1])
     rows, columns = jnp.arange(batch)[:, None, None], jnp.arange(beams)[None, :, None]
-    penalty = jnp.where(agrees, _FORBIDDEN, 0.0)
+    penalty = jnp.where(matches, _FORBIDDEN, 0.0)
     return jnp.zeros((batch, beams, vocab)).at[rows, columns, tokens[:, :, n - 1 :]].add(penalty)

@@ -1,4 +1,4 @@
-"""The BEiT-v2 vision encoder (arXiv 2208.06366) as X2-VLM uses it, and its regions."""
+"""The BEiT-v2 vision encoder (arXiv 2208.06366) of X2-VLM, and region embeddings."""
 
 import math
 
@@ -28,7 +28,7 @@ _CLS_ROWS = 3  # cls -> patch, patch -> cls, cls -> cls
 
 
 def relative_position_index(grid: int) -> np.ndarray:
-    """Row of the bias table for each pair of positions of a `grid` x `grid` image.
+    """Rows of the bias table for each pair of positions of a `grid` x `grid` image.
 
     Returns:
         (1+N, 1+N) int32. Patches i, j use (yi-yj+g-1)*(2g-1) + (xi-xj+g-1); the table's last three
@@ -48,7 +48,7 @@ def relative_position_index(grid: int) -> np.ndarray:
 
 
 def relative_position_rows(grid: int) -> int:
-    """Rows of a block's bias table: all patch offsets and the three of the CLS position."""
+    """Number of rows of a bias table: all patch offsets and the three of the CLS position."""
     return (2 * grid - 1) ** 2 + _CLS_ROWS
 
 
@@ -109,7 +109,7 @@ class VisionBlock(nnx.Module):
 
 
 class VisionEncoder(nnx.Module):
-    """Pixels to one embedding per patch, and their mean at position 0."""
+    """Encodes pixels to one embedding per patch, and their mean at position 0."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig):
         width = config.vision_width
@@ -136,18 +136,18 @@ class VisionEncoder(nnx.Module):
         """(B, H, W, 3) normalised float -> (B, 1+N, D); `key` turns stochastic depth on."""
         x = self.embed_patches(pixels)
         keys = split_key(key, len(self.blocks))
-        each = [
+        layer_arguments = [
             {"key": key, "drop_path_rate": rate}
             for key, rate in zip(keys, self.drop_path_rates, strict=True)
         ]
-        x = run_layers(self.blocks, x, (), each, self.compute)
-        # The CLS output itself is thrown away: BEiT-v2 classifies from the mean of the patches.
+        x = run_layers(self.blocks, x, (), layer_arguments, self.compute)
+        # The CLS output is not used: BEiT-v2 classifies from the mean of the patches.
         patches = self.norm(x[:, 1:])
         return jnp.concatenate([patches.mean(axis=1, keepdims=True), patches], axis=1)
 
 
 def _patchify(pixels: jax.Array) -> jax.Array:
-    """(B, H, W, 3) -> (B, N, 16*16*3): what a 16x16 convolution of stride 16 sees."""
+    """(B, H, W, 3) -> (B, N, 16*16*3): the inputs of a 16x16 convolution of stride 16."""
     batch, height, width, channels = pixels.shape
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
     x = pixels.reshape(batch, rows, PATCH_SIZE, columns, PATCH_SIZE, channels)
@@ -155,56 +155,56 @@ def _patchify(pixels: jax.Array) -> jax.Array:
 
 
 def region_mask(boxes: jax.Array, grid: int) -> jax.Array:
-    """Positions that belong to each box.
+    """Mask of the positions that belong to each box.
 
     Args:
         boxes: (R, 4) float x1, y1, x2, y2 in pixels of the model's input.
         grid: patches along one side.
 
     Returns:
-        (R, 1+N) float32 0/1: position 0, and every patch that the box touches (at least one).
+        (R, 1+N) float32 0/1: position 0, and every patch that the box overlaps (at least one).
     """
 
-    def touched(low, high):
+    def overlaps(low, high):
         first = jnp.clip(jnp.floor(low / PATCH_SIZE), 0, grid - 1)
         last = jnp.clip(jnp.ceil(high / PATCH_SIZE), first + 1, grid)
         cells = jnp.arange(grid)
         return (cells >= first[:, None]) & (cells < last[:, None])
 
-    rows, columns = touched(boxes[:, 1], boxes[:, 3]), touched(boxes[:, 0], boxes[:, 2])
+    rows, columns = overlaps(boxes[:, 1], boxes[:, 3]), overlaps(boxes[:, 0], boxes[:, 2])
     patches = (rows[:, :, None] & columns[:, None, :]).reshape(len(boxes), -1)
     return jnp.pad(patches, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
 
 
 def box_regions(image: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """M regions of each image, by their boxes.
+    """Embeds R regions of each image, given by their boxes.
 
     Args:
-        image: (I, 1+N, D), the vision output.
-        boxes: (I*M, 4) cx, cy, w, h as fractions of the image, M in a row for each.
+        image: (B, 1+N, D), the output of the vision encoder.
+        boxes: (B*R, 4) cx, cy, w, h as fractions of the image; R consecutive ones per image.
 
     Returns:
-        (I*M, 1+N, D) as `pool_regions` makes them, and their (I*M, 1+N) float32 masks.
+        (B*R, 1+N, D) region embeddings of `pool_regions`, and their (B*R, 1+N) float32 masks.
     """
     images, positions, width = image.shape
-    each = len(boxes) // images
+    regions = len(boxes) // images
     grid = math.isqrt(positions - 1)
     corners = jnp.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
     mask = region_mask(corners * grid * PATCH_SIZE, grid)
-    # Broadcast and folded, not repeated: under a sharded first axis nothing moves.
-    copies = jnp.broadcast_to(image[:, None], (images, each, positions, width))
+    # Broadcast and reshaped, not repeated: nothing moves between devices if axis 0 is sharded.
+    copies = jnp.broadcast_to(image[:, None], (images, regions, positions, width))
     return pool_regions(copies.reshape(-1, positions, width), mask), mask
 
 
 def pool_regions(image: jax.Array, mask: jax.Array) -> jax.Array:
-    """Region embeddings: position 0 becomes the mean over the region's patches.
+    """Embeds regions: position 0 becomes the mean over the patches of the region.
 
     Args:
-        image: (R, 1+N, D), the vision output of each region's image.
+        image: (R, 1+N, D), the output of the vision encoder for the image of each region.
         mask: (R, 1+N) 0/1 from `region_mask`.
 
     Returns:
-        (R, 1+N, D), all patches kept.
+        (R, 1+N, D), with all patches.
     """
     patch_mask = mask[:, 1:, None].astype(image.dtype)
     pooled = (image[:, 1:] * patch_mask).sum(axis=1) / jnp.maximum(patch_mask.sum(axis=1), 1)

@@ -1,4 +1,4 @@
-"""The BERT text encoder (arXiv 1810.04805), and the layer it shares with the fusion encoder."""
+"""The BERT text encoder (arXiv 1810.04805), and its layer, which the fusion encoder uses too."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ _TOKEN_TYPES = 2
 
 
 class TextEmbeddings(nnx.Module):
-    """Token + position + token type (always 0), normalised."""
+    """Sum of token, position and token type (always 0) embeddings, normalised."""
 
     def __init__(self, config: ModelConfig):
         width = config.text_width
@@ -39,24 +39,24 @@ class TextEmbeddings(nnx.Module):
     def __call__(
         self, token_ids: jax.Array, key: jax.Array | None = None, start: jax.Array | int = 0
     ) -> jax.Array:
-        """(B, T) ids at the positions from `start` on -> (B, T, D); `key` turns dropout on."""
+        """(B, T) ids, the first at position `start` -> (B, T, D); `key` turns dropout on."""
         positions, limit = token_ids.shape[1], self.position.num_embeddings
         if positions > limit:
             raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
         position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
-        # `self.word(...)` would look up in float32, whatever the table's type.
+        # `self.word(...)` would promote the result to float32, whatever the dtype of the table.
         x = jnp.take(self.word.embedding[...], token_ids, axis=0) + position
         x = x + self.token_type.embedding[0]
         return dropout(self.norm(x), self.dropout_rate, key)
 
 
 class BertAttention(nnx.Module):
-    """Multi-head attention, residual and post-norm. Keys and values may come from elsewhere.
+    """Multi-head self- or cross-attention with residual and post-norm.
 
-    There may be K times as many rows of queries as of keys: K consecutive rows then look at the
-    same keys, so that one image serves several texts without being copied.
+    There may be K times as many rows of queries as of keys. K consecutive rows then share the same
+    keys, so that several texts can attend to one image without copies of it.
 
-    The attention weights themselves are not dropped: fused attention kernels cannot.
+    Dropout is not applied to the attention weights, because fused kernels do not support it.
     """
 
     def __init__(self, config: ModelConfig, context_width: int):
@@ -137,16 +137,16 @@ class BertLayer(nnx.Module):
         cache: KeysValues,
         context: KeysValues | None = None,
     ) -> tuple[jax.Array, KeysValues]:
-        """Some positions of a text that is written left to right, given those before.
+        """Computes the next positions of a text that is generated from left to right.
 
         Args:
-            x: (B*K, T, D), the states at `position` and after.
-            position: of the first of them.
-            cache: this layer's keys and values (B*K, L, H, D/H), valid before `position`.
-            context: of the cross-attention, (B, S, H, D/H).
+            x: (B*K, T, D) states from `position` on.
+            position: index of the first of them.
+            cache: keys and values (B*K, L, H, D/H) of this layer, valid before `position`.
+            context: keys and values (B, S, H, D/H) of the cross-attention.
 
         Returns:
-            (B*K, T, D), and the cache with these positions filled in.
+            (B*K, T, D) states, and the cache with these positions filled in.
         """
         keys, values = (
             jax.lax.dynamic_update_slice_in_dim(old, new, position, axis=1)
@@ -162,13 +162,13 @@ class BertLayer(nnx.Module):
 
 
 def causal_mask(token_mask: jax.Array) -> jax.Array:
-    """(B, T) 0/1 -> (B, T, T): each token sees the real tokens up to itself."""
+    """(B, T) 0/1 -> (B, T, T) bool: each token attends to the unmasked tokens up to itself."""
     positions = token_mask.shape[1]
     return jnp.tril(jnp.ones((positions, positions), bool)) & (token_mask[:, None, :] > 0)
 
 
 class TextEncoder(nnx.Module):
-    """Token ids to contextual embeddings; the text's feature is position 0, [CLS]."""
+    """Encodes token ids to contextual embeddings; position 0, [CLS], stands for the text."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig):
         self.compute = compute
@@ -181,5 +181,5 @@ class TextEncoder(nnx.Module):
         """(B, T) int ids, (B, [T,] T) 0/1 mask -> (B, T, D); `key` turns dropout on."""
         first, *rest = split_key(key, 1 + len(self.layers))
         x = self.embeddings(token_ids, first)
-        each = [{"key": layer_key} for layer_key in rest]
-        return run_layers(self.layers, x, (token_mask,), each, self.compute)
+        layer_arguments = [{"key": layer_key} for layer_key in rest]
+        return run_layers(self.layers, x, (token_mask,), layer_arguments, self.compute)

@@ -1,8 +1,8 @@
-"""Captions from the masked language model, written left to right (X2-VLM's own captioner).
+"""Generates captions with the masked language model from left to right, as X2-VLM's captioner does.
 
-[MASK] stands after what is written so far and is predicted; its place is then taken by the token.
-Tokens see only those before them, so their keys and values are kept, and each step runs two
-positions: the last token, and [MASK].
+Each step appends [MASK] to the text, predicts it, and puts the predicted token in its place. Tokens
+attend only to those before them, so their keys and values are cached, and each step runs two
+positions: the last token and [MASK].
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from capret_jax.models.x2vlm import X2VLM
 
 
 class SpecialTokens(NamedTuple):
-    """Token ids of the vocabulary: [MASK], and [SEP], which ends a caption."""
+    """Ids of [MASK], and of [SEP], which ends a caption."""
 
     mask: int
     end: int
@@ -28,50 +28,53 @@ def write_captions(
     prompt_ids: jax.Array,
     special: SpecialTokens,
     config: BeamConfig,
+    *,
     keys: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One caption per image: the best that a beam search finds, or one drawn.
+    """Generates one caption per image, by beam search or by sampling.
 
     Args:
-        model: with an MLM head.
+        model: a model with an MLM head.
         image: (B, 1+N, D) from `encode_image`.
-        prompt_ids: (P,) int, `[CLS]` and perhaps words that each caption begins with.
-        special: ids of the vocabulary.
-        config: of the search; `max_tokens` do not count the prompt. Drawing takes one beam.
-        keys: (B,) draw every token of their captions from the model's distribution; None searches.
+        prompt_ids: (P,) int, `[CLS]` and the words that each caption begins with, if any.
+        special: ids of the special tokens.
+        config: settings of the search; `max_tokens` excludes the prompt. Sampling takes one beam.
+        keys: (B,) random keys, to sample every token from the model's distribution; None for
+            beam search.
 
     Returns:
-        (B, max_tokens) int32 without the prompt, 0 after the end; (B,) summed log-probabilities,
-        of drawn captions with the noise that drew them.
+        (B, max_tokens) int32 token ids without the prompt, 0 after the end; (B,) float32 summed
+        log-probabilities, which for sampled captions include the sampling noise.
 
     Raises:
-        InputError: prompt and caption do not fit the model's positions, or several beams draw.
+        InputError: prompt and caption do not fit the model's positions, or sampling is combined
+            with several beams.
     """
     if keys is not None and config.beams != 1:
-        raise InputError(f"captions are drawn with one beam, not {config.beams}.")
+        raise InputError(f"captions are sampled with one beam, not {config.beams}.")
     prompt, length = len(prompt_ids), len(prompt_ids) + config.max_tokens
     limit = model.text.embeddings.position.num_embeddings
     if length > limit:
         raise InputError(f"{length} tokens, prompt included, do not fit {limit} positions.")
     layers = [*model.text.layers, *model.fusion.layers]
-    # Once per image: its beams share them.
+    # Computed once per image, because its beams share them.
     contexts = [None] * len(model.text.layers) + [
         layer.cross_attention.keys_values(image) for layer in model.fusion.layers
     ]
 
     def run(token_ids, position, cache):
-        x, filled = model.text.embeddings(token_ids, start=position), []
-        for layer, kept, context in zip(layers, cache, contexts, strict=True):
-            x, kept = layer.step(x, position, kept, context)
-            filled.append(kept)
-        return x, filled
+        x, new_cache = model.text.embeddings(token_ids, start=position), []
+        for layer, layer_cache, context in zip(layers, cache, contexts, strict=True):
+            x, layer_cache = layer.step(x, position, layer_cache, context)
+            new_cache.append(layer_cache)
+        return x, new_cache
 
     def next_token(last, written, cache):
         pair = jnp.stack([last, jnp.full_like(last, special.mask)], axis=1)
         x, cache = run(pair, prompt - 1 + written, cache)
         log_probs = jax.nn.log_softmax(model.masked_lm_logits(x[:, 1]))
         if keys is not None:
-            # The largest of log-probabilities with Gumbel noise is a draw from them.
+            # Gumbel-max trick: the argmax of log-probabilities with Gumbel noise is a sample.
             log_probs += jax.vmap(
                 lambda key: jax.random.gumbel(jax.random.fold_in(key, written), log_probs.shape[1:])
             )(keys)

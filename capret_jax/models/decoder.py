@@ -1,4 +1,4 @@
-"""X2-VLM's VQA answer decoder: a causal BERT that looks at the question."""
+"""X2-VLM's VQA answer decoder: a causal BERT with cross-attention to the question."""
 
 import jax
 from flax import nnx
@@ -11,7 +11,7 @@ from capret_jax.models.heads import MaskedLmHead
 class AnswerDecoder(nnx.Module):
     """Predicts each next token of an answer from those before it and the question's states.
 
-    It has embeddings of its own, and no dropout.
+    Its embeddings are separate from the text encoder's, and it has no dropout.
     """
 
     def __init__(self, config: ModelConfig):
@@ -31,12 +31,12 @@ class AnswerDecoder(nnx.Module):
         question: jax.Array,
         question_mask: jax.Array,
     ) -> jax.Array:
-        """Next-token logits.
+        """Computes next-token logits.
 
         Args:
             answer_ids, answer_mask: (Q*K, A), `[CLS] answer [SEP]`; K consecutive answers belong
                 to one question.
-            question: (Q, T, D), the question's states fused with its image.
+            question: (Q, T, D) states of the question, fused with its image.
             question_mask: (Q, T) 0/1.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The fusion encoder: BERT layers that look at the image."""
+"""The fusion encoder: BERT layers with cross-attention to the image."""
 
 import jax
 from flax import nnx
@@ -9,7 +9,7 @@ from capret_jax.models.layers import run_layers, split_key
 
 
 class FusionEncoder(nnx.Module):
-    """Text states attend to vision states; position 0 then speaks for the pair."""
+    """Fuses text states with the vision states they attend to; position 0 represents the pair."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig):
         self.compute = compute
@@ -30,5 +30,5 @@ class FusionEncoder(nnx.Module):
     ) -> jax.Array:
         """text (B, T, D), image (B, 1+N, D'), masks 0/1 -> (B, T, D); `key` turns dropout on."""
         context = (token_mask, image, image_mask)
-        each = [{"key": layer_key} for layer_key in split_key(key, len(self.layers))]
-        return run_layers(self.layers, text, context, each, self.compute)
+        layer_arguments = [{"key": layer_key} for layer_key in split_key(key, len(self.layers))]
+        return run_layers(self.layers, text, context, layer_arguments, self.compute)

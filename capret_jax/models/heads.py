@@ -1,4 +1,4 @@
-"""What is read off the encoders: matching, boxes and masked tokens."""
+"""Output heads: matching, boxes and masked tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ _HEAD_EPSILON = 1e-5
 
 
 class MlpHead(nnx.Module):
-    """Linear(D, 2D), LayerNorm, GELU, Linear(2D, outputs): the ITM and the box head."""
+    """Linear(D, 2D), LayerNorm, GELU, Linear(2D, outputs): the structure of ITM and box head."""
 
     def __init__(self, width: int, outputs: int):
         self.up = dense(width, 2 * width)
@@ -24,7 +24,7 @@ class MlpHead(nnx.Module):
 
 
 class MaskedLmHead(nnx.Module):
-    """BERT's token predictor; the output matrix is the token embedding table."""
+    """BERT's masked language model head; its output matrix is the token embedding table."""
 
     def __init__(self, config: ModelConfig):
         self.dense = dense(config.text_width, config.text_width)
@@ -38,5 +38,5 @@ class MaskedLmHead(nnx.Module):
 
 def normalize(x: jax.Array) -> jax.Array:
     """Scales the last axis to unit L2 norm (norms under 1e-12 count as 1e-12)."""
-    # rsqrt of a floor, since the gradient of a norm at 0 is NaN.
+    # rsqrt of a maximum, because the gradient of a norm at 0 is NaN.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

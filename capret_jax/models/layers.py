@@ -1,4 +1,4 @@
-"""Small pieces that the vision, text and fusion encoders share."""
+"""Layers and helpers that the vision, text and fusion encoders share."""
 
 import types
 from typing import Any
@@ -10,10 +10,10 @@ from flax import nnx
 from capret_jax.config import ComputeConfig
 from capret_jax.models.attention import OUTPUT_NAME
 
-# Matrices start at zero here and get their values in `x2vlm.init_params`, all in one draw: XLA
-# compiles every draw on its own, which for 40 matrices took 10 s on a CPU.
+# Matrices start at zero here and get their values in `x2vlm.init_params`, from a single draw: XLA
+# compiles every draw separately, which for 40 matrices took 10 s on a CPU.
 _DRAWN_LATER = nnx.initializers.zeros
-# So nothing here needs a key. Tracing NNX's own key counter takes 5 s at base size.
+# Nothing here needs a key, and tracing the key counter of NNX takes 5 s at base size.
 _NO_RNGS: Any = types.SimpleNamespace(params=lambda: None)
 
 
@@ -33,7 +33,7 @@ def layer_norm(width: int, epsilon: float) -> nnx.LayerNorm:
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU, which the checkpoints were trained with."""
+    """The exact (erf) GELU, with which the checkpoints were trained."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -62,17 +62,21 @@ def run_layers(
     layers: nnx.List,
     x: jax.Array,
     context: tuple,
-    each: list[dict[str, Any]],
+    layer_arguments: list[dict[str, Any]],
     compute: ComputeConfig,
 ) -> jax.Array:
-    """x through one layer after the other, as `compute` says.
+    """Applies one layer after the other, with rematerialisation and scan as configured.
 
     Args:
-        layers: modules of the same structure, called as `layer(x, *context, **each[i])`.
-        x: what they change.
-        context: arrays, or None, that all of them see.
-        each: keyword arguments of each layer: arrays, numbers or None.
-        compute: remat and scan.
+        layers: modules of the same structure, called as
+            `layer(x, *context, **layer_arguments[i])`.
+        x: input of the first layer.
+        context: arrays, or None, common to all layers.
+        layer_arguments: keyword arguments of each layer: arrays, numbers or None.
+        compute: settings of remat and scan.
+
+    Returns:
+        The output of the last layer.
     """
     graphdef, _ = nnx.split(layers[0])
 
@@ -83,10 +87,11 @@ def run_layers(
         call = jax.checkpoint(call, policy=_REMAT_POLICIES[compute.remat])
     states = [nnx.state(layer) for layer in layers]
     if not compute.scan:
-        for state, kwargs in zip(states, each, strict=True):
+        for state, kwargs in zip(states, layer_arguments, strict=True):
             x = call(x, state, kwargs, context)
         return x
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(states, each, strict=True))
+    layered = zip(states, layer_arguments, strict=True)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layered)
 
     def body(x, layer):
         state, kwargs = layer
@@ -105,12 +110,12 @@ _REMAT_POLICIES = {
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """`count` independent keys, or `count` times None, which means evaluation."""
+    """Splits a key into `count` independent keys; None, for evaluation, into `count` times None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of the elements and scales up the rest; identity without a key."""
+    """Zeroes a fraction `rate` of the elements and scales up the rest; identity without a key."""
     return _drop(x, rate, key, x.shape)
 
 
@@ -120,7 +125,7 @@ def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> j
 
 
 def _drop(x, rate, key, mask_shape):
-    # A rate is an array where layers are scanned.
+    # The rate is an array if layers are scanned.
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
     kept = jax.random.bernoulli(key, 1.0 - rate, mask_shape)

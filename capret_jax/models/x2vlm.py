@@ -1,10 +1,10 @@
-"""X2-VLM (arXiv 2211.12402): encoders and heads in one module, parameters outside of it.
+"""X2-VLM (arXiv 2211.12402): encoders and heads in one module, with parameters outside of it.
 
     graphdef, abstract = abstract_model(config)
     params = init_params(config, jax.random.key(0))
     image = bind(graphdef, params).encode_image(pixels)
 
-`params` is a plain nested dict. `bind` costs nothing at run time when called inside `jax.jit`.
+`params` is a nested dict. `bind` costs nothing at run time when called inside of `jax.jit`.
 """
 
 import dataclasses
@@ -28,26 +28,27 @@ from capret_jax.models.layers import dense
 
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02
-# PIL's RGB scaled to [0, 1]; the statistics that X2-VLM was trained with.
+# Statistics of RGB in [0, 1] with which X2-VLM was trained.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalize_pixels(image: jax.Array) -> jax.Array:
-    """(B, H, W, 3) uint8 -> float32 with the mean and deviation that the model expects."""
+    """(B, H, W, 3) uint8 RGB -> float32, normalised as the model expects."""
     return (image / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 
 
 class X2VLM(nnx.Module):
-    """All encoders and heads. Methods are pure; a `key` turns dropout and stochastic depth on."""
+    """Encoders and heads. Methods are pure; a `key` turns dropout and stochastic depth on."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig = PLAIN):
-        long = short = compute
+        vision_compute = text_compute = compute
         if compute.remat == "vision":
-            long, short = (dataclasses.replace(compute, remat=name) for name in ("full", "dots"))
-        self.vision = VisionEncoder(config, long)
-        self.text = TextEncoder(config, short)
-        self.fusion = FusionEncoder(config, short)
+            vision_compute = dataclasses.replace(compute, remat="full")
+            text_compute = dataclasses.replace(compute, remat="dots")
+        self.vision = VisionEncoder(config, vision_compute)
+        self.text = TextEncoder(config, text_compute)
+        self.fusion = FusionEncoder(config, text_compute)
         self.vision_proj = dense(config.vision_width, config.embed_dim)
         self.text_proj = dense(config.text_width, config.embed_dim)
         self.temperature = nnx.Param(jnp.array(INITIAL_TEMPERATURE, jnp.float32))
@@ -65,7 +66,7 @@ class X2VLM(nnx.Module):
         return self.vision(pixels, key)
 
     def pool_regions(self, image: jax.Array, mask: jax.Array) -> jax.Array:
-        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D) with the region's mean at position 0."""
+        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D), the region's mean at position 0."""
         return pool_regions(image, mask)
 
     def encode_text(
@@ -101,21 +102,22 @@ class X2VLM(nnx.Module):
         token_mask: jax.Array | None,
         fused: jax.Array | None = None,
     ) -> jax.Array:
-        """What items are compared by, as `ModelConfig.embedding` says.
+        """Retrieval embeddings of items, of the kind `ModelConfig.embedding`.
 
-        "image": the image features alone; "text": the text features alone; "joined": both, of equal
-        weight, beside each other; "fusion": the fusion encoder's [CLS], projected.
+        "image": the image features; "text": the text features; "joined": both concatenated, with
+        equal weight; "fusion": a projection of the fusion encoder's [CLS].
 
         Args:
-            image, image_mask: (B, 1+N, D'), and (B, 1+N) 0/1 of regions or None.
-            text, token_mask: (B, T, D) and (B, T) of the items' captions; not read by "image".
-            fused: (B, T, D), when the two have been fused already.
+            image: (B, 1+N, D') from `encode_image` or `pool_regions`.
+            image_mask: (B, 1+N) 0/1 of regions, or None.
+            text, token_mask: (B, T, D) and (B, T) of the items' captions; not used by "image".
+            fused: (B, T, D) from `fuse`, if computed already.
 
         Returns:
-            (B, E) float32, or (B, 2E) of "joined"; L2-normalised.
+            (B, E) float32, or (B, 2E) for "joined"; L2-normalised.
 
         Raises:
-            InputError: it reads captions, and there are none.
+            InputError: this kind of embedding needs captions, and there are none.
         """
         if self.embedding == "image":
             return self.image_features(image)
@@ -131,7 +133,7 @@ class X2VLM(nnx.Module):
         return normalize(_float32(self.fusion_proj(fused[:, 0])))
 
     def match_logits(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, 2) float32; class 1 means that text and image match."""
+        """(B, T, D) -> (B, 2) float32 logits; class 1 means that text and image match."""
         return _float32(self.itm_head(fused[:, 0]))
 
     def predict_boxes(self, fused: jax.Array) -> jax.Array:
@@ -139,7 +141,7 @@ class X2VLM(nnx.Module):
         return jax.nn.sigmoid(_float32(self.bbox_head(fused[:, 0])))
 
     def masked_lm_logits(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, T, vocab) float32."""
+        """(B, T, D) -> (B, T, vocab) float32 logits."""
         return _float32(self.mlm_head(fused, self.text.embeddings.word.embedding[...]))
 
     def answer_logits(
@@ -149,7 +151,7 @@ class X2VLM(nnx.Module):
         question: jax.Array,
         question_mask: jax.Array,
     ) -> jax.Array:
-        """Answers (Q*K, A) to questions fused with their image (Q, T, D) -> (Q*K, A, vocab)."""
+        """Next-token logits (Q*K, A, vocab); see `AnswerDecoder`."""
         return self.decoder(answer_ids, answer_mask, question, question_mask)
 
 
@@ -160,23 +162,26 @@ def _float32(x: jax.Array) -> jax.Array:
 def abstract_model(
     config: ModelConfig, compute: ComputeConfig = PLAIN
 ) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure, and its parameters as a dict of `jax.ShapeDtypeStruct`."""
+    """Returns the structure, and the parameters as a nested dict of `jax.ShapeDtypeStruct`."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config, compute)))
     return graphdef, _string_keys(nnx.to_pure_dict(state))
 
 
 def init_params(config: ModelConfig, key: jax.Array, only: Collection[str] | None = None) -> dict:
-    """Fresh parameters, float32: truncated normal, embeddings with deviation 0.02 as in BERT.
+    """Initialises float32 parameters: truncated normal, embeddings with deviation 0.02 as in BERT.
 
-    Linear layers have the deviation fan_in^-0.5, which at base width is close to BERT's 0.02 too;
-    but a narrow model that starts at 0.02 has branches that hardly say anything, and learns late.
+    Linear layers have the deviation fan_in^-0.5, which is close to BERT's 0.02 at base width. In a
+    narrow model, 0.02 would make the residual branches so small that training starts slowly.
 
-    Traceable: jit it with `out_shardings` for a big model.
+    The function is traceable: jit it with `out_shardings` for a large model.
 
     Args:
-        config: the shapes.
-        key: of all draws.
-        only: paths ("itm_head/up/kernel") of the parameters to make; all when None.
+        config: shapes of the model.
+        key: random key.
+        only: paths ("itm_head/up/kernel") of the parameters to initialise; None for all.
+
+    Returns:
+        A nested dict of arrays.
     """
     params = _string_keys(nnx.to_pure_dict(nnx.state(X2VLM(config))))
     if only is not None:
@@ -195,19 +200,19 @@ def init_params(config: ModelConfig, key: jax.Array, only: Collection[str] | Non
 
 
 def _initial_std(name: str, leaf: jax.Array) -> float | None:
-    """None for what the modules have initialised themselves."""
+    """Deviation of a parameter; None if its module has already initialised it."""
     if name == "kernel":
         return leaf.shape[0] ** -0.5
     return EMBEDDING_STD if name == "embedding" else None
 
 
 def bind(graphdef: nnx.GraphDef, params: dict, dtype: str = "float32") -> X2VLM:
-    """The module with these parameters in it.
+    """Returns the module with these parameters.
 
     Args:
-        graphdef: from `abstract_model`.
-        params: float32; of the whole model, or of the part that `graphdef` is of.
-        dtype: to compute in, `ComputeConfig.dtype`; the temperature stays float32.
+        graphdef: structure from `abstract_model`, or of a submodule.
+        params: float32 parameters of that structure, a nested dict.
+        dtype: dtype to compute in, `ComputeConfig.dtype`; the temperature stays float32.
     """
     cast = jax.tree.map(lambda x: x.astype(dtype), params)
     if "temperature" in params:
@@ -216,13 +221,14 @@ def bind(graphdef: nnx.GraphDef, params: dict, dtype: str = "float32") -> X2VLM:
 
 
 def _string_keys(tree):
-    """NNX numbers the layers of a list with ints; paths, Orbax and JSON want strings."""
+    """Turns keys into strings: NNX numbers layers with ints, Orbax and JSON need strings."""
     if not isinstance(tree, dict):
         return tree
     return {str(name): _string_keys(value) for name, value in tree.items()}
 
 
 def _integer_keys(tree):
+    """Undoes `_string_keys`."""
     if not isinstance(tree, dict):
         return tree
     return {

@@ -1,11 +1,11 @@
 """Search engines over gallery embeddings: exact, and ScaNN (arXiv 1908.10396).
 
-All compare by inner product and share one signature: `search(queries, k) -> Neighbours`.
+All rank by inner product and share one signature: `search(queries, k) -> Neighbours`.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,10 +19,10 @@ EXACT_BELOW = 20_000
 TREE_FROM = 100_000
 _DIMENSIONS_PER_BLOCK = 2
 _ANISOTROPIC_THRESHOLD = 0.2
-# Inner products held at once by exact search: a few times 256 MB with what sorting takes.
-_SCORES_AT_ONCE = 2**26
-# From this many queries on, threads pay.
-_PARALLEL_FROM = 16
+# Inner products that exact search holds in memory: 256 MB, and a few times that while sorting.
+_MAX_SCORES_IN_MEMORY = 2**26
+# ScaNN searches batches of at least this many queries faster with several threads.
+_MIN_PARALLEL_QUERIES = 16
 
 
 class Neighbours(NamedTuple):
@@ -36,62 +36,86 @@ class Neighbours(NamedTuple):
     rows: np.ndarray
     scores: np.ndarray
 
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Neighbours]") -> "Neighbours":
+        """Neighbours of consecutive chunks of queries as one."""
+        return cls(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+        )
+
 
 class Engine(Protocol):
-    """What can be searched; `kind` says in words what it is."""
+    """Nearest-neighbour search in a fixed gallery."""
 
     @property
-    def kind(self) -> str: ...
+    def description(self) -> str:
+        """The search method in words, such as "exact"."""
 
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
-        """(Q, E) float32 -> the k best rows, or all there are if fewer."""
+        """Returns the k nearest rows of each query, or all G rows where k > G.
+
+        Args:
+            queries: (Q, E) float32.
+            k: neighbours per query.
+        """
 
 
 class ExactEngine:
-    """All inner products; of equal ones the lower row comes first."""
+    """Computes all inner products; the lower row comes first among equal ones."""
 
-    kind = "exact"
+    description = "exact"
 
     def __init__(self, gallery: np.ndarray):
-        """`gallery`: (G, E) float32, which may be memory-mapped."""
+        """
+        Args:
+            gallery: (G, E) float32, which may be memory-mapped.
+        """
         self._gallery = gallery
 
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
-        """(Q, E) float32 -> the k best rows, or all there are if fewer."""
+        """See `Engine.search`."""
         k = min(k, len(self._gallery))
         if not len(queries) or not k:
             return Neighbours(
                 np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
             )
-        chunk = max(1, _SCORES_AT_ONCE // len(self._gallery))
-        parts = [
-            best(queries[i : i + chunk] @ self._gallery.T, k) for i in range(0, len(queries), chunk)
-        ]
-        return Neighbours(*map(np.concatenate, zip(*parts, strict=True)))
+        chunk = max(1, _MAX_SCORES_IN_MEMORY // len(self._gallery))
+        return Neighbours.concatenate(
+            [
+                top_k(queries[i : i + chunk] @ self._gallery.T, k)
+                for i in range(0, len(queries), chunk)
+            ]
+        )
 
 
-def best(scores: np.ndarray, k: int) -> Neighbours:
-    """(Q, G) scores -> positions and scores of the k highest, in order; ties to the lower one."""
+def top_k(scores: np.ndarray, k: int) -> Neighbours:
+    """Returns the k highest scores of each row in descending order; ties go to the lower column.
+
+    Args:
+        scores: (Q, G) float32.
+        k: columns to return; all G where k > G.
+    """
     if k >= scores.shape[1]:
         rows = np.argsort(-scores, axis=1, kind="stable")
     else:
         # Positions in ascending order first, so that the stable sort settles ties by them.
-        candidates = np.sort(_highest(scores, k), axis=1)
+        candidates = np.sort(_unsorted_top_k(scores, k), axis=1)
         order = np.argsort(-np.take_along_axis(scores, candidates, axis=1), axis=1, kind="stable")
         rows = np.take_along_axis(candidates, order, axis=1)
     return Neighbours(rows, np.take_along_axis(scores, rows, axis=1))
 
 
-def _highest(scores: np.ndarray, k: int) -> np.ndarray:
-    """(Q, k) positions of the k highest, in any order; of equal ones the lower."""
-    found = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-    last = np.take_along_axis(scores, found, axis=1).min(axis=1)
-    # Where more are equal to the last one than there is room for, partitioning takes any of them.
+def _unsorted_top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """Returns (Q, k) columns of the k highest scores, in any order; ties go to the lower column."""
+    columns = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    last = np.take_along_axis(scores, columns, axis=1).min(axis=1)
+    # Partitioning picks any of the scores that tie for the last place: replace them by the lowest.
     for query in np.flatnonzero((scores >= last[:, None]).sum(axis=1) > k):
         above = np.flatnonzero(scores[query] > last[query])
         equal = np.flatnonzero(scores[query] == last[query])
-        found[query] = np.concatenate([above, equal[: k - len(above)]])
-    return found
+        columns[query] = np.concatenate([above, equal[: k - len(above)]])
+    return columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +123,10 @@ class ScannSettings:
     """One configuration of ScaNN.
 
     Attributes:
-        hashing: asymmetric hashing with reordering; False compares with every vector.
-        leaves: partitions of the tree; 0 for none.
-        leaves_searched: of them, for each query.
-        reorder: candidates per wanted neighbour whose exact inner product is computed.
+        hashing: use asymmetric hashing with reordering; brute force when False.
+        leaves: partitions of the tree; 0 for no tree.
+        leaves_searched: partitions that are searched per query.
+        reorder: candidates, per neighbour requested, whose exact inner product is computed.
     """
 
     hashing: bool = False
@@ -111,22 +135,22 @@ class ScannSettings:
     reorder: int = 10
 
     @property
-    def kind(self) -> str:
-        """In words."""
+    def description(self) -> str:
+        """The settings in words."""
         if not self.hashing:
             return "ScaNN brute force"
         tree = f"tree ({self.leaves_searched} of {self.leaves} leaves), " if self.leaves else ""
         return f"ScaNN {tree}asymmetric hashing, {self.reorder} k reordered"
 
 
-def settings_by_size(size: int) -> ScannSettings:
-    """What ScaNN's guide says for so many vectors."""
+def default_settings(size: int) -> ScannSettings:
+    """Returns the settings that ScaNN's guide recommends for a gallery of `size` vectors."""
     leaves = round(size**0.5) if size >= TREE_FROM else 0
     return ScannSettings(size >= EXACT_BELOW, leaves, max(1, leaves // 10) if leaves else 0)
 
 
 class ScannEngine:
-    """ScaNN. Settings of the search may change after building: `with_settings`."""
+    """ScaNN; settings that only affect the search can change after building (`with_settings`)."""
 
     def __init__(
         self,
@@ -135,20 +159,21 @@ class ScannEngine:
         k: int,
         settings: ScannSettings,
     ):
-        """Use `build` or `load`."""
+        """Use `build` or `load` instead."""
         self._searcher, self._size, self._k, self.settings = searcher, size, k, settings
 
     @classmethod
     def build(
         cls, gallery: np.ndarray, k: int, settings: ScannSettings | None = None
     ) -> "ScannEngine":
-        """
+        """Builds the search structure.
+
         Args:
             gallery: (G, E) float32.
-            k: neighbours that searches will usually ask for.
-            settings: by the size of the gallery when None.
+            k: neighbours that a typical search requests.
+            settings: configuration of ScaNN; `default_settings` of the size when None.
         """
-        settings = settings or settings_by_size(len(gallery))
+        settings = settings or default_settings(len(gallery))
         k = min(k, len(gallery))
         builder = scann.scann_ops_pybind.builder(np.ascontiguousarray(gallery), k, "dot_product")
         if settings.leaves:
@@ -165,43 +190,49 @@ class ScannEngine:
     def load(
         cls, folder: pathlib.Path, size: int, k: int, settings: ScannSettings
     ) -> "ScannEngine":
-        """What `save` wrote of an index of so many vectors, built for k neighbours.
+        """Reads the structure that `save` wrote.
+
+        Args:
+            folder: folder of ScaNN's files.
+            size: vectors of the gallery.
+            k: neighbours that it was built for.
+            settings: settings that it was built with.
 
         Raises:
-            InputError: ScaNN cannot read it.
+            InputError: ScaNN cannot read the folder.
         """
         try:
             searcher = scann.scann_ops_pybind.load_searcher(str(folder))
         except Exception as error:  # ScaNN raises RuntimeErrors and ValueErrors of many kinds
             raise InputError(
-                f"{folder} is no ScaNN index that this version reads: {error}"
+                f"{folder} is not a ScaNN index that this version can read: {error}"
             ) from error
         return cls(searcher, size, min(k, size), settings)
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes into an empty folder, with relative paths, so that it can be moved."""
+        """Writes into an empty folder, with relative paths, so that the folder can be moved."""
         self._searcher.serialize(str(folder), relative_path=True)
 
     def with_settings(self, settings: ScannSettings) -> "ScannEngine":
-        """The same structure, searched otherwise."""
+        """Returns the same structure with other settings of the search."""
         return ScannEngine(self._searcher, self._size, self._k, settings)
 
     @property
-    def kind(self) -> str:
-        """In words."""
-        return self.settings.kind
+    def description(self) -> str:
+        """The settings in words."""
+        return self.settings.description
 
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
-        """(Q, E) float32 -> the k best rows, or all there are if fewer."""
+        """See `Engine.search`."""
         k, settings = min(k, self._size), self.settings
         search: Callable = self._searcher.search_batched
-        if len(queries) >= _PARALLEL_FROM:
+        if len(queries) >= _MIN_PARALLEL_QUERIES:
             search = self._searcher.search_batched_parallel
         limits = {"final_num_neighbors": k}
         if settings.hashing:
             limits["pre_reorder_num_neighbors"] = min(settings.reorder * k, self._size)
         if settings.leaves:
-            # Tuned for `k` neighbours: more of them lie in more leaves.
+            # The leaves were tuned for `self._k` neighbours: more neighbours lie in more leaves.
             searched = -(-settings.leaves_searched * max(k, self._k) // self._k)
             limits["leaves_to_search"] = min(searched, settings.leaves)
         rows, scores = search(np.ascontiguousarray(queries), **limits)

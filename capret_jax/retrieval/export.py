@@ -1,4 +1,4 @@
-"""An index's embeddings in the formats of others."""
+"""Exports the embeddings of an index to NumPy, Parquet and FAISS files."""
 
 import importlib.util
 import pathlib
@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval.index import Index, Item
+from capret_jax.retrieval.index import Index
+from capret_jax.retrieval.items import Item
 from capret_jax.retrieval.storage import write_items
 
 
@@ -15,28 +16,28 @@ def export(index: Index, folder: pathlib.Path, name: str) -> pathlib.Path:
     """Writes the items that are not deleted, in the order of their rows.
 
     Args:
-        index: to export.
-        folder: to write into.
-        name: of `FORMATS`.
+        index: the index.
+        folder: folder to write to.
+        name: name of a format, a key of `FORMATS`.
 
     Returns:
-        The file.
+        The file with the embeddings.
 
     Raises:
-        InputError: there is no such format, or its library is not installed.
+        InputError: the format is unknown, or its library is not installed.
     """
     if name not in FORMATS:
-        raise InputError(f"{name!r} is no format to export; there are {', '.join(FORMATS)}.")
+        raise InputError(f"{name!r} is not an export format; there are {', '.join(FORMATS)}.")
     check_installed([name])
-    rows = np.flatnonzero(index.alive)
+    rows = np.flatnonzero(index.active)
     return FORMATS[name](folder, index.vectors[rows], [index.items[row] for row in rows])
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Whether the libraries of these formats are there.
+    """Checks that the libraries of some formats are installed.
 
     Raises:
-        InputError: one is not.
+        InputError: a library is missing.
     """
     for library in (_LIBRARIES[name] for name in names if name in _LIBRARIES):
         if importlib.util.find_spec(library) is None:
@@ -50,7 +51,7 @@ def _npy(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pathli
 
 
 def _parquet(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pathlib.Path:
-    """A column for each property, and `embedding`, a fixed-size list of float32."""
+    """Writes a column per property, and `embedding`, a fixed-size list of float32."""
     import pyarrow
     import pyarrow.parquet
 
@@ -65,7 +66,7 @@ def _parquet(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pa
 
 
 def _column(pyarrow, values: list):
-    """Of one type; as text where values are of several."""
+    """Returns the values as an Arrow array; as text where they have several types."""
     try:
         return pyarrow.array(values)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
@@ -73,7 +74,7 @@ def _column(pyarrow, values: list):
 
 
 def _faiss(folder: pathlib.Path, vectors: np.ndarray, items: list[Item]) -> pathlib.Path:
-    """An exact inner-product index; the i-th vector is the i-th line of export.jsonl."""
+    """Writes an exact inner-product index; vector i belongs to line i of export.jsonl."""
     import faiss
 
     index = faiss.IndexFlatIP(vectors.shape[1])

@@ -1,95 +1,78 @@
-"""A shop's embeddings as one thing: searched, filtered, added to, deleted from, kept on disk."""
+"""An index of embeddings and their items: search, filters, additions, deletions."""
 
-import collections
-import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from capret_jax.config import MeshConfig
-from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.retrieval.engines import EXACT_BELOW, Engine, ExactEngine, Neighbours, best
-from capret_jax.retrieval.sharded import ShardedEngine
-from capret_jax.retrieval.tuning import Tuned, tune
+from capret_jax.retrieval.engines import EXACT_BELOW, ExactEngine, Neighbours, top_k
+from capret_jax.retrieval.index_engine import IndexConfig, build_engine
+from capret_jax.retrieval.items import Filter, InvertedIndex, Item, check_items
+from capret_jax.retrieval.tuning import TunedEngine
 
-# What one item is: its "id", and whatever else there is to know, such as "category" and "shop".
-Item = dict[str, Any]
-# Value, or values, that an item must have, by name.
-Filter = Mapping[str, Any]
-
-KINDS = ("auto", "exact", "scann", "mesh")
-# When so many are new or deleted, the engine is built again.
-_STALE_SHARE = 0.2
-_STALE_ROWS = 1000
-# More candidates than a filter should need, in case it falls unevenly.
-_SLACK = 1.5
+# The engine is rebuilt when both this share of its rows and this number of rows have changed.
+_REBUILD_SHARE = 0.2
+_REBUILD_ROWS = 1000
+# The engine is asked for more candidates than a filter needs on average, since the items that pass
+# may be spread unevenly.
+_OVERSAMPLING = 1.5
 
 
-@dataclasses.dataclass(frozen=True)
-class IndexConfig:
-    """How to search.
+class IndexRows(NamedTuple):
+    """Rows of an index, deleted ones included.
 
     Attributes:
-        kind: "exact"; "scann"; "auto", the first under 20,000 items and the second from there on;
-            or "mesh", exact over all devices of this process (`sharded.ShardedEngine`).
-        mesh_recall: with "mesh", less than 1 for `lax.approx_max_k`, which is fast on TPUs.
-        k: neighbours that searches usually ask for, at which recall is measured.
-        target_recall: of exact search's neighbours, for which ScaNN is tuned.
-        held_out: queries to tune and to report with, where none are given.
-        seed: of their choice.
+        vectors: (n, E) float32 embeddings.
+        items: n items.
+        active: (n,) bool, False for deleted rows.
     """
 
-    kind: str = "auto"
-    k: int = 20
-    target_recall: float = 0.99
-    mesh_recall: float = 1.0
-    held_out: int = 512
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise InputError(f"index kind {self.kind!r} is none of {', '.join(KINDS)}.")
-        for name in ("target_recall", "mesh_recall"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)} is not in (0, 1].")
-        if self.k < 1 or self.held_out < 2:
-            raise InputError("an index needs a k of at least 1, and to hold out at least 2.")
+    vectors: np.ndarray
+    items: list[Item]
+    active: np.ndarray
 
 
 class Index:
-    """Embeddings with their items; rows keep their numbers until the engine is built again.
+    """Embeddings with their items; row numbers stay valid until the engine is rebuilt.
 
-    New rows wait behind the engine's, where they are searched exactly, and deleted ones are passed
-    over, until a fifth of all is new or gone. A filter never costs results: where the engine does
-    not come up with k of them, exact search among those that pass does.
+    The engine covers the rows that were there when it was built. Rows added since are searched
+    exactly, and deleted rows are left out of its results. When a fifth of the rows has changed the
+    engine is rebuilt. A filter never costs results: where the engine returns fewer than k items
+    that pass, the items that pass are searched exactly.
 
     Attributes:
-        items: one per row, deleted ones included.
-        config: how it was built.
-        model: digest of the model that embedded the items; "" when unknown.
-        recall, recall_queries: of exact search's `config.k` neighbours, measured on so many queries
-            when the engine was built.
+        vectors: (n, E) float32 embeddings, deleted rows included.
+        items: n items, deleted rows included.
+        active: (n,) bool, False for deleted rows.
+        config: settings.
+        model: digest of the model that computed the embeddings; "" when unknown.
+        engine: search engine over the first `engine_rows` rows.
+        engine_rows: number of rows that the engine covers.
+        recall: share of exact search's `config.k` neighbours that the engine found when it was
+            built.
+        recall_queries: number of queries that `recall` was measured on.
     """
 
     def __init__(
         self,
-        vectors: np.ndarray,
-        items: list[Item],
+        rows: IndexRows,
+        tuned: TunedEngine,
+        engine_rows: int,
+        *,
         config: IndexConfig,
         model: str,
-        tuned: Tuned,
-        built: int,
-        alive: np.ndarray,
     ):
-        """Use `build` or `storage.load_index`."""
-        self.items, self.config, self.model = items, config, model
+        """Use `build` or `storage.load_index` instead."""
+        self.config, self.model = config, model
+        self._set_state(rows, tuned, engine_rows)
+
+    def _set_state(self, rows: IndexRows, tuned: TunedEngine, engine_rows: int) -> None:
+        self.vectors, self.items, self.active = rows
         self.engine, self.recall, self.recall_queries = tuned.engine, tuned.recall, tuned.queries
-        self.vectors, self.built, self.alive = vectors, built, alive
-        self._row_of = {item["id"]: row for row, item in enumerate(items) if alive[row]}
-        self._rows_with: dict[str, dict[str, list[int]]] = {}
+        self.engine_rows = engine_rows
+        self._row_of = {item["id"]: row for row, item in enumerate(self.items) if self.active[row]}
+        self._inverted = InvertedIndex(self.items)
 
     @classmethod
     def build(
@@ -100,29 +83,31 @@ class Index:
         model: str = "",
         queries: np.ndarray | None = None,
     ) -> "Index":
-        """
+        """Builds the engine that the config selects.
+
         Args:
-            vectors: (n, E), compared by inner product.
-            items: one per vector, each with an "id" of its own.
-            config: how to search.
-            model: digest of the model that made the vectors.
-            queries: (Q, E) like those to come, to tune and report with; some of the vectors
-                themselves when None.
+            vectors: (n, E) embeddings, compared by inner product.
+            items: n items, each with a unique "id".
+            config: settings.
+            model: digest of the model that computed the embeddings.
+            queries: (Q, E) representative queries, for tuning and for measuring recall; a sample of
+                the vectors when None.
 
         Raises:
-            InputError: vectors and items do not fit together, or are impossible.
+            InputError: vectors and items do not fit together, a vector is not finite, or an id is
+                missing or occurs twice.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         _check(vectors, items)
-        tuned = _engine(vectors, config, queries)
-        alive = np.ones(len(vectors), bool)
-        return cls(vectors, list(items), config, model, tuned, len(vectors), alive)
+        tuned = build_engine(vectors, config, queries)
+        rows = IndexRows(vectors, list(items), np.ones(len(vectors), bool))
+        return cls(rows, tuned, len(vectors), config=config, model=model)
 
     def __len__(self) -> int:
         return len(self._row_of)
 
     def row(self, item_id: str) -> int:
-        """The row of an item.
+        """Returns the row of an item.
 
         Raises:
             KeyError: there is no such item.
@@ -130,46 +115,48 @@ class Index:
         return self._row_of[item_id]
 
     def search(self, queries: np.ndarray, k: int, where: Filter | None = None) -> Neighbours:
-        """The best rows among the items that pass a filter.
+        """Returns the k nearest rows among the items that pass a filter.
 
         Args:
-            queries: (Q, E).
-            k: how many; fewer come back only where fewer pass.
-            where: {"category": "trousers"} or {"category": ["trousers", "shorts"], "shop": "a"}. Of
-                an item's property that is a list, any value will do.
+            queries: (Q, E) embeddings.
+            k: neighbours per query; fewer are returned only where fewer items pass.
+            where: {"category": "trousers"} or {"category": ["trousers", "shorts"], "shop": "a"}. An
+                item whose property is a list passes where any of its values does.
 
         Raises:
-            InputError: queries of another width, no item has such a property, or k is less than 1.
+            InputError: the queries have another width, no item has the property, or k < 1.
         """
         if k < 1:
-            raise InputError(f"k={k} results cannot be searched for.")
+            raise InputError(f"k={k} results cannot be searched for: k must be at least 1.")
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
             raise InputError(
                 f"queries are {queries.shape} and the index holds vectors of "
                 f"{self.vectors.shape[1]}: another model?"
             )
-        allowed = self.alive & self._passing(where or {})
+        allowed = self.active & self._inverted.matching_rows(where or {})
         k = min(k, int(allowed.sum()))
-        old = self._search_built(queries, k, allowed[: self.built])
-        new = _among(self.vectors, np.flatnonzero(allowed[self.built :]) + self.built, queries, k)
-        rows, scores = (np.concatenate(parts, axis=1) for parts in zip(old, new, strict=True))
-        # What is missing has a score of -inf, behind everything that is there.
-        order = best(scores, k)
-        return Neighbours(np.take_along_axis(rows, order.rows, axis=1), order.scores)
+        added_rows = np.flatnonzero(allowed[self.engine_rows :]) + self.engine_rows
+        parts = (
+            self._search_engine(queries, k, allowed[: self.engine_rows]),
+            _search_rows(self.vectors, added_rows, queries, k),
+        )
+        rows = np.concatenate([part.rows for part in parts], axis=1)
+        # Padding has a score of -inf and sorts behind every row.
+        return _rank(rows, np.concatenate([part.scores for part in parts], axis=1), k)
 
     def add(
         self, vectors: np.ndarray, items: Sequence[Item], queries: np.ndarray | None = None
     ) -> None:
-        """Adds items; one with an id that is there replaces it.
+        """Adds items; an item whose id is in the index already replaces the old one.
 
         Args:
-            vectors: (m, E).
-            items: one per vector.
-            queries: as `build` takes them, should the engine be built again.
+            vectors: (m, E) embeddings.
+            items: m items.
+            queries: see `build`; used if the engine is rebuilt.
 
         Raises:
-            InputError: they do not fit; nothing was added.
+            InputError: as `build`, or the vectors have another width; the index is unchanged.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         _check(vectors, items)
@@ -180,19 +167,23 @@ class Index:
             )
         for item in items:
             if item["id"] in self._row_of:
-                self.alive[self._row_of[item["id"]]] = False
+                self.active[self._row_of[item["id"]]] = False
             self._row_of[item["id"]] = len(self.items)
             self.items.append(dict(item))
         self.vectors = np.concatenate([self.vectors, vectors])
-        self.alive = np.concatenate([self.alive, np.ones(len(vectors), bool)])
-        self._rows_with.clear()
-        self._rebuild_if_stale(queries)
+        self.active = np.concatenate([self.active, np.ones(len(vectors), bool)])
+        self._inverted.clear()
+        self._rebuild_if_due(queries)
 
     def delete(self, ids: Collection[str], queries: np.ndarray | None = None) -> None:
         """Removes items.
 
+        Args:
+            ids: ids of items in the index.
+            queries: see `build`; used if the engine is rebuilt.
+
         Raises:
-            InputError: one is not there, or none would be left; nothing was removed.
+            InputError: an id is not in the index, or no item would remain; the index is unchanged.
         """
         missing = [item_id for item_id in ids if item_id not in self._row_of]
         if missing:
@@ -200,122 +191,75 @@ class Index:
         if len(set(ids)) == len(self):
             raise InputError("an index cannot be left without items: remove its folder instead.")
         for item_id in set(ids):
-            self.alive[self._row_of.pop(item_id)] = False
-        self._rebuild_if_stale(queries)
+            self.active[self._row_of.pop(item_id)] = False
+        self._rebuild_if_due(queries)
 
     def values(self, name: str) -> list[str]:
-        """The values that items have of a property, sorted; for choosing a filter."""
-        rows = self._postings(name).items()
-        return sorted(value for value, found in rows if self.alive[found].any())
+        """Returns the sorted values that items have of a property, as text.
 
-    def _search_built(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Neighbours:
-        """k columns; those that are missing have row 0 and a score of -inf."""
-        passing = int(allowed.sum())
-        if passing < min(EXACT_BELOW, len(allowed)) or not len(queries):
-            return _among(self.vectors, np.flatnonzero(allowed), queries, k)
-        wanted = min(k, passing)
-        asked = (
-            wanted
-            if passing == len(allowed)
-            else round(_SLACK * wanted * len(allowed) / passing) + 1
-        )
-        found = self.engine.search(queries, min(asked, len(allowed)))
-        good = allowed[found.rows] & np.isfinite(found.scores)
-        rows, scores = found.rows, np.where(good, found.scores, -np.inf)
-        order = best(scores, wanted)
-        rows, scores = np.take_along_axis(rows, order.rows, axis=1), order.scores
-        short = np.flatnonzero(np.isneginf(scores).any(axis=1))
-        if len(short):
-            exact = _among(self.vectors, np.flatnonzero(allowed), queries[short], wanted)
-            rows[short], scores[short] = exact
+        Raises:
+            InputError: no item has the property.
+        """
+        postings = self._inverted.postings(name)
+        return sorted(value for value, rows in postings.items() if self.active[rows].any())
+
+    def _search_engine(self, queries: np.ndarray, k: int, allowed: np.ndarray) -> Neighbours:
+        """Searches the engine's rows.
+
+        Args:
+            queries: (Q, E) float32.
+            k: neighbours per query.
+            allowed: (engine_rows,) bool, rows that may be returned.
+
+        Returns:
+            The min(k, number of allowed rows) nearest rows.
+        """
+        count = int(allowed.sum())
+        if count < min(EXACT_BELOW, len(allowed)) or not len(queries):
+            return _search_rows(self.vectors, np.flatnonzero(allowed), queries, k)
+        k = candidates = min(k, count)
+        if count < len(allowed):
+            candidates = round(_OVERSAMPLING * k * len(allowed) / count) + 1
+        neighbours = self.engine.search(queries, min(candidates, len(allowed)))
+        valid = allowed[neighbours.rows] & np.isfinite(neighbours.scores)
+        rows, scores = _rank(neighbours.rows, np.where(valid, neighbours.scores, -np.inf), k)
+        incomplete = np.flatnonzero(np.isneginf(scores).any(axis=1))
+        if len(incomplete):
+            exact = _search_rows(self.vectors, np.flatnonzero(allowed), queries[incomplete], k)
+            rows[incomplete], scores[incomplete] = exact
         return Neighbours(rows, scores)
 
-    def _passing(self, where: Filter) -> np.ndarray:
-        passing = np.ones(len(self.items), bool)
-        for name, value in where.items():
-            rows_with, matching = self._postings(name), np.zeros(len(self.items), bool)
-            for each in _several(value):
-                matching[rows_with.get(str(each), [])] = True
-            passing &= matching
-        return passing
-
-    def _postings(self, name: str) -> dict[str, list[int]]:
-        """Rows by the value of a property."""
-        if name not in self._rows_with:
-            if not any(name in item for item in self.items):
-                known = sorted({key for item in self.items for key in item})
-                raise InputError(
-                    f"no item has a {name!a} to filter by; there are {', '.join(known)}."
-                )
-            rows: dict[str, list[int]] = {}
-            for row, item in enumerate(self.items):
-                for value in _several(item.get(name, [])):
-                    rows.setdefault(str(value), []).append(row)
-            self._rows_with[name] = rows
-        return self._rows_with[name]
-
-    def _rebuild_if_stale(self, queries: np.ndarray | None) -> None:
-        stale = len(self.items) - int(self.alive[: self.built].sum())
-        if stale < max(_STALE_ROWS, _STALE_SHARE * self.built):
+    def _rebuild_if_due(self, queries: np.ndarray | None) -> None:
+        changed = len(self.items) - int(self.active[: self.engine_rows].sum())
+        if changed < max(_REBUILD_ROWS, _REBUILD_SHARE * self.engine_rows):
             return
-        rows = np.flatnonzero(self.alive)
-        items = [self.items[row] for row in rows]
-        vectors = np.ascontiguousarray(self.vectors[rows])
-        tuned = _engine(vectors, self.config, queries)
-        alive = np.ones(len(rows), bool)
-        self.__init__(vectors, items, self.config, self.model, tuned, len(rows), alive)  # type: ignore[misc]
+        kept = np.flatnonzero(self.active)
+        vectors = np.ascontiguousarray(self.vectors[kept])
+        items = [self.items[row] for row in kept]
+        tuned = build_engine(vectors, self.config, queries)
+        self._set_state(IndexRows(vectors, items, np.ones(len(kept), bool)), tuned, len(kept))
 
 
-def _engine(vectors: np.ndarray, config: IndexConfig, queries: np.ndarray | None) -> Tuned:
-    few = len(vectors) < EXACT_BELOW
-    if config.kind in ("exact", "mesh") or (config.kind == "auto" and few):
-        return Tuned(exact_engine(vectors, config), 1.0, 0, 0.0)
-    if queries is None:
-        rng = np.random.default_rng(config.seed)
-        count = min(config.held_out, len(vectors))
-        queries = vectors[rng.choice(len(vectors), count, replace=False)]
-    return tune(vectors, np.asarray(queries, np.float32), config.k, config.target_recall)
+def _rank(rows: np.ndarray, scores: np.ndarray, k: int) -> Neighbours:
+    """Sorts (Q, n) rows by their (Q, n) scores and keeps the k best."""
+    best = top_k(scores, k)
+    return Neighbours(np.take_along_axis(rows, best.rows, axis=1), best.scores)
 
 
-def exact_engine(vectors: np.ndarray, config: IndexConfig) -> Engine:
-    """What compares with every vector, as the config says."""
-    if config.kind != "mesh":
-        return ExactEngine(vectors)
-    target = None if config.mesh_recall == 1 else config.mesh_recall
-    return ShardedEngine(vectors, make_mesh(MeshConfig(), jax.local_devices()), target)
-
-
-def _several(value: Any) -> Collection:
-    return value if isinstance(value, list | tuple | set) else [value]
-
-
-def _among(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
-    """Exact search among some rows."""
+def _search_rows(vectors: np.ndarray, rows: np.ndarray, queries: np.ndarray, k: int) -> Neighbours:
+    """Searches some rows of (n, E) vectors exactly."""
     gallery = vectors if len(rows) == len(vectors) else vectors[rows]
-    found = ExactEngine(gallery).search(queries, k)
-    return Neighbours(rows[found.rows] if len(rows) else found.rows, found.scores)
+    neighbours = ExactEngine(gallery).search(queries, k)
+    return Neighbours(rows[neighbours.rows] if len(rows) else neighbours.rows, neighbours.scores)
 
 
 def _check(vectors: np.ndarray, items: Sequence[Item]) -> None:
     if vectors.ndim != 2 or not len(vectors) or len(vectors) != len(items):
         raise InputError(
-            f"{vectors.shape} vectors do not fit {len(items)} items: an index wants (n, E) for n."
+            f"{vectors.shape} vectors do not fit {len(items)} items: an index needs (n, E) vectors "
+            "for n items."
         )
     if not np.isfinite(vectors).all():
         row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
         raise InputError(f"the vector of item {items[row].get('id')!r} is not finite.")
-    ids = [item.get("id") for item in items]
-    if not all(isinstance(item_id, str) and item_id for item_id in ids):
-        raise InputError('every item of an index needs an "id", a string.')
-    check_ids([str(item_id) for item_id in ids])
-
-
-def check_ids(ids: Sequence[str]) -> None:
-    """Whether each is there once.
-
-    Raises:
-        InputError: one is there twice.
-    """
-    (most, count), *_ = collections.Counter(ids).most_common(1)
-    if count > 1:
-        raise InputError(f"the id {most!r} is there twice.")
+    check_items(items)

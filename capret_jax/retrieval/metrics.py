@@ -1,4 +1,4 @@
-"""Retrieval metrics of ranked ids: they know nothing of embeddings, indexes or photographs."""
+"""Retrieval metrics of ranked identities, independent of the model and the index."""
 
 import numpy as np
 
@@ -8,19 +8,19 @@ TOP_K = (1, 5, 10, 15, 20)
 def average_precision(
     ranked: np.ndarray, queries: np.ndarray, relevant_items: np.ndarray | None = None
 ) -> np.ndarray:
-    """Average precision of each query over its whole ranking.
+    """Returns the average precision of each query over its whole ranking.
 
-    AP is the mean, over the relevant gallery items, of the precision at the rank where each is
-    found (Manning et al., "Introduction to Information Retrieval", sec. 8.4).
+    AP is the mean, over the relevant gallery items, of the precision at each one's rank
+    (Manning et al., "Introduction to Information Retrieval", sec. 8.4).
 
     Args:
-        ranked: (Q, G) int, identities of all gallery items, best first.
-        queries: (Q,) int, identities of the queries.
-        relevant_items: (Q,) int, how many there are, when a ranking may lack some; those count as
-            never found. All are in the ranking when None.
+        ranked: (Q, G) int identities of the gallery items, best first.
+        queries: (Q,) int identities of the queries.
+        relevant_items: (Q,) int number of relevant items, for rankings that may lack some; a
+            missing item has precision 0. All are in the ranking when None.
 
     Returns:
-        (Q,) float64; NaN for a query without any relevant gallery item.
+        (Q,) float64; NaN for a query without any relevant item.
     """
     relevant = ranked == queries[:, None]
     precision = np.cumsum(relevant, axis=1) / np.arange(1, ranked.shape[1] + 1)
@@ -30,21 +30,26 @@ def average_precision(
 
 
 def first_hit(ranked: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """(Q, G) ranked identities and (Q,) queries -> (Q,) rank of the first match from 0, or G."""
+    """Returns the (Q,) rank, from 0, of each query's first relevant item; G where it has none.
+
+    Args:
+        ranked: (Q, G) int identities of the gallery items, best first.
+        queries: (Q,) int identities of the queries.
+    """
     relevant = ranked == queries[:, None]
     return np.where(relevant.any(axis=1), relevant.argmax(axis=1), ranked.shape[1])
 
 
 def summarize(precision: np.ndarray, first: np.ndarray) -> dict[str, float]:
-    """mAP and top-k accuracy of a set of queries.
+    """Returns mAP and top-k accuracy of a set of queries.
 
     Args:
-        precision: (Q,) from `average_precision`; NaNs count as 0, as queries nobody can answer do
-            in DeepFashion2's protocol.
+        precision: (Q,) from `average_precision`; NaN counts as 0, since DeepFashion2's protocol
+            counts queries without a relevant item as wrong.
         first: (Q,) from `first_hit`.
 
     Returns:
-        "mAP", "top_1" ... "top_20" as fractions, and "queries", their number.
+        "mAP", "top_1" ... "top_20" as fractions, and "queries", the number of queries.
     """
     count = len(first)
     metrics = {"mAP": float(np.nan_to_num(precision).mean()) if count else 0.0}
@@ -53,7 +58,7 @@ def summarize(precision: np.ndarray, first: np.ndarray) -> dict[str, float]:
     return metrics | {"queries": count}
 
 
-def recall(found: np.ndarray, exact: np.ndarray) -> float:
-    """Share of the exact neighbours that an index found, both (Q, k) row numbers."""
-    hits = [len(np.intersect1d(a, b)) for a, b in zip(found, exact, strict=True)]
+def recall(retrieved: np.ndarray, exact: np.ndarray) -> float:
+    """Returns the share of the exact neighbours that were retrieved; both are (Q, k) rows."""
+    hits = [len(np.intersect1d(a, b)) for a, b in zip(retrieved, exact, strict=True)]
     return float(np.sum(hits) / exact.size)

@@ -8,68 +8,68 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from capret_jax.distributed.mesh import AXES
 from capret_jax.retrieval.engines import Neighbours
 
-# Queries searched at once.
+# Queries per call of the compiled search.
 _CHUNK = 256
 
 
 class ShardedEngine:
-    """Every device compares the queries with its part of the gallery; their best are merged.
+    """Searches each device's shard of the gallery and merges the devices' top k.
 
-    Nothing but queries and k candidates a device travels, so a gallery may be as large as all
-    devices' memory together.
+    Only queries and k candidates per device are transferred, so a gallery may be as large as the
+    memory of all devices together.
     """
 
     def __init__(self, gallery: np.ndarray, mesh: Mesh, recall_target: float | None = None):
         """
         Args:
             gallery: (G, E) float32.
-            mesh: of one process.
-            recall_target: use `lax.approx_max_k` with this recall on each device, which is fast on
-                TPUs; exact when None.
+            mesh: mesh of devices of this process.
+            recall_target: recall of `lax.approx_max_k` on each device, which is fast on TPUs; exact
+                search when None.
         """
-        how = "exact" if recall_target is None else f"approximate, recall {recall_target}"
-        self.kind = f"{how}, over {mesh.size} devices"
+        method = "exact" if recall_target is None else f"approximate, recall {recall_target}"
+        self.description = f"{method}, over {mesh.size} devices"
         self._size, self._mesh = len(gallery), mesh
-        parts = mesh.size
-        rows = np.full((len(gallery) + -len(gallery) % parts, gallery.shape[1]), 0, np.float32)
+        padding = -len(gallery) % mesh.size
+        rows = np.zeros((len(gallery) + padding, gallery.shape[1]), np.float32)
         rows[: len(gallery)] = gallery
-        self._split = NamedSharding(mesh, PartitionSpec(AXES))
-        self._gallery = jax.device_put(rows, self._split)
-        self._search = jax.jit(self._merged, static_argnums=2)
+        self._gallery = jax.device_put(rows, NamedSharding(mesh, PartitionSpec(AXES)))
+        self._search = jax.jit(self._search_shards, static_argnums=2)
         self._recall_target = recall_target
 
     def search(self, queries: np.ndarray, k: int) -> Neighbours:
-        """(Q, E) float32 -> the k best rows, or all there are if fewer."""
+        """See `engines.Engine.search`."""
         k = min(k, self._size)
-        chunks = [(np.empty((0, k), np.int32), np.empty((0, k), np.float32))]
+        parts = [Neighbours(np.empty((0, k), np.int64), np.empty((0, k), np.float32))]
         for start in range(0, len(queries), _CHUNK):
             chunk = queries[start : start + _CHUNK]
-            filled = np.zeros((_CHUNK, queries.shape[1]), np.float32)  # one shape is compiled
-            filled[: len(chunk)] = chunk
-            rows, scores = jax.device_get(self._search(self._gallery, filled, k))
-            chunks.append((rows[: len(chunk)], scores[: len(chunk)]))
-        rows, scores = map(np.concatenate, zip(*chunks, strict=True))
-        return Neighbours(rows.astype(np.int64), scores)
+            padded = np.zeros((_CHUNK, queries.shape[1]), np.float32)  # one shape is compiled
+            padded[: len(chunk)] = chunk
+            rows, scores = jax.device_get(self._search(self._gallery, padded, k))
+            parts.append(Neighbours(rows[: len(chunk)].astype(np.int64), scores[: len(chunk)]))
+        return Neighbours.concatenate(parts)
 
-    def _merged(self, gallery: jax.Array, queries: jax.Array, k: int):
-        def on_device(part, queries):
-            first = jax.lax.axis_index(AXES) * len(part)
+    def _search_shards(self, gallery: jax.Array, queries: jax.Array, k: int):
+        def search_shard(shard, queries):
+            offset = jax.lax.axis_index(AXES) * len(shard)
             # TPUs would multiply in bfloat16.
-            scores = jnp.matmul(queries, part.T, precision=jax.lax.Precision.HIGHEST)
-            scores = jnp.where(first + jnp.arange(len(part)) < self._size, scores, -jnp.inf)
-            few = min(k, len(part))
+            scores = jnp.matmul(queries, shard.T, precision=jax.lax.Precision.HIGHEST)
+            scores = jnp.where(offset + jnp.arange(len(shard)) < self._size, scores, -jnp.inf)
+            shard_k = min(k, len(shard))
             if self._recall_target is None:
-                scores, rows = jax.lax.top_k(scores, few)
+                scores, rows = jax.lax.top_k(scores, shard_k)
             else:
-                scores, rows = jax.lax.approx_max_k(scores, few, recall_target=self._recall_target)
-            return scores, rows + first
+                scores, rows = jax.lax.approx_max_k(
+                    scores, shard_k, recall_target=self._recall_target
+                )
+            return scores, rows + offset
 
-        spec, columns = PartitionSpec(AXES), PartitionSpec(None, AXES)
+        rows_spec, columns_spec = PartitionSpec(AXES), PartitionSpec(None, AXES)
         scores, rows = jax.shard_map(
-            on_device,
+            search_shard,
             mesh=self._mesh,
-            in_specs=(spec, PartitionSpec()),
-            out_specs=(columns, columns),
+            in_specs=(rows_spec, PartitionSpec()),
+            out_specs=(columns_spec, columns_spec),
         )(gallery, queries)
         scores, order = jax.lax.top_k(scores, k)
         return jnp.take_along_axis(rows, order, axis=1), scores

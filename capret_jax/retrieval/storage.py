@@ -1,10 +1,10 @@
-"""An index on disk: a folder with a manifest that vouches for every file in it.
+"""Saves and loads an index: a folder whose manifest has a checksum of every file.
 
-manifest.json   what it is: items, embedding width, model digest, engine, recall, checksums
+manifest.json   number of items, embedding width, model digest, engine, recall, checksums
 vectors.npy     (n, E) float32
 alive.npy       (n,) bool, False for deleted rows
-items.jsonl     one item a line, in the order of the rows
-scann/          ScaNN's own files, where it is the engine
+items.jsonl     one item per line, in the order of the rows
+scann/          ScaNN's own files, where ScaNN is the engine
 """
 
 import dataclasses
@@ -19,64 +19,69 @@ import numpy as np
 
 from capret_jax.errors import InputError
 from capret_jax.retrieval.engines import Engine, ScannEngine, ScannSettings
-from capret_jax.retrieval.index import Index, IndexConfig, Item, exact_engine
-from capret_jax.retrieval.tuning import Tuned
+from capret_jax.retrieval.index import Index, IndexRows
+from capret_jax.retrieval.index_engine import IndexConfig, exact_engine
+from capret_jax.retrieval.items import Item
+from capret_jax.retrieval.tuning import TunedEngine
 
 MANIFEST, VECTORS, ITEMS = "manifest.json", "vectors.npy", "items.jsonl"
-_ALIVE, _SCANN = "alive.npy", "scann"
+_ACTIVE, _SCANN = "alive.npy", "scann"
 _FORMAT = 1
 
 
 def save_index(index: Index, folder: pathlib.Path) -> None:
-    """Writes an index, complete or not at all; an index that is there already is replaced.
+    """Writes an index atomically; an index in the folder is replaced.
+
+    Args:
+        index: the index.
+        folder: its folder; files that are not part of an index, such as thumbnails, are kept.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds something other than an index.
     """
     folder = folder.resolve()
     check_free(folder)
-    partial, before = (folder.with_name(folder.name + end) for end in (".partial", ".before"))
-    if before.exists() and not folder.exists():
-        before.rename(folder)  # a save was killed between its last two steps
+    partial, backup = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".before"))
+    if backup.exists() and not folder.exists():
+        backup.rename(folder)  # an earlier save was interrupted between its last two steps
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     np.save(partial / VECTORS, index.vectors)
-    np.save(partial / _ALIVE, index.alive)
+    np.save(partial / _ACTIVE, index.active)
     write_items(partial / ITEMS, index.items)
     if isinstance(index.engine, ScannEngine):
         (partial / _SCANN).mkdir()
         index.engine.save(partial / _SCANN)
     (partial / MANIFEST).write_text(json.dumps(_manifest(index, partial), indent=2) + "\n")
     if folder.exists():
-        folder.rename(before)
+        folder.rename(backup)
     partial.rename(folder)
-    # What else was beside it, such as pictures of the items, stays.
-    for path in before.iterdir() if before.exists() else ():
-        if path.name not in (MANIFEST, VECTORS, ITEMS, _ALIVE, _SCANN):
+    for path in backup.iterdir() if backup.exists() else ():
+        if path.name not in (MANIFEST, VECTORS, ITEMS, _ACTIVE, _SCANN):
             path.rename(folder / path.name)
-    shutil.rmtree(before, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 def check_free(folder: pathlib.Path) -> None:
-    """Whether an index can be written here.
+    """Checks that an index can be written to a folder.
 
     Raises:
-        InputError: there is something else.
+        InputError: the folder holds something other than an index.
     """
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not (empty or (folder / MANIFEST).is_file()):
-        raise InputError(f"{folder} holds something that is no index: choose another folder.")
+        raise InputError(f"{folder} holds something that is not an index: choose another folder.")
 
 
 def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
-    """Reads an index, every file of it checked.
+    """Reads an index after verifying the checksum of every file.
 
     Args:
-        folder: what `save_index` wrote.
-        model: digest of the model that will embed the queries; None when that is not known.
+        folder: folder that `save_index` wrote.
+        model: digest of the model that will embed the queries; None when unknown.
 
     Raises:
-        InputError: a file is missing, truncated or changed, or another model made the vectors.
+        InputError: a file is missing, truncated or changed, or another model computed the vectors.
     """
     manifest = read_manifest(folder)
     if model is not None and manifest["model"] != model:
@@ -87,57 +92,55 @@ def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file() or checksum(path) != expected:
-            raise InputError(f"{path} is missing or not what was written: build the index again.")
-    vectors, alive = np.load(folder / VECTORS), np.load(folder / _ALIVE)
-    config = IndexConfig(**manifest["config"])
-    built = manifest["built"]
-    measured = manifest["recall"]
-    engine = _load_engine(folder, manifest["engine"], vectors[:built], config)
-    tuned = Tuned(engine, measured["value"], measured["queries"], 0.0)
-    return Index(
-        vectors, read_items(folder / ITEMS), config, manifest["model"], tuned, built, alive
+            raise InputError(f"{path} is missing or was changed: build the index again.")
+    rows = IndexRows(
+        np.load(folder / VECTORS), read_items(folder / ITEMS), np.load(folder / _ACTIVE)
     )
+    config, engine_rows = IndexConfig(**manifest["config"]), manifest["built"]
+    engine = _load_engine(folder, manifest["engine"], rows.vectors[:engine_rows], config)
+    tuned = TunedEngine(engine, manifest["recall"]["value"], manifest["recall"]["queries"], 0.0)
+    return Index(rows, tuned, engine_rows, config=config, model=manifest["model"])
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """The manifest alone, without any file checked.
+    """Reads the manifest of an index without verifying any other file.
 
     Raises:
-        InputError: there is none that this version reads.
+        InputError: the manifest is missing, damaged, or of another format.
     """
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder} is no index ({error}): build one with tools/build_index.py."
+            f"{folder} is not an index ({error}): build one with tools/build_index.py."
         ) from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != _FORMAT:
-        raise InputError(f"{path} has format {found}, and this reads {_FORMAT}.")
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    if version != _FORMAT:
+        raise InputError(f"{path} has format {version}; only format {_FORMAT} can be read.")
     return manifest
 
 
 def write_items(path: pathlib.Path, items: list[Item]) -> None:
-    """One item a line, as JSON."""
+    """Writes items as JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 
 def read_items(path: pathlib.Path) -> list[Item]:
-    """What `write_items` wrote."""
+    """Reads what `write_items` wrote."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def checksum(path: pathlib.Path) -> str:
-    """SHA-256 of a file."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _manifest(index: Index, folder: pathlib.Path) -> dict[str, Any]:
-    engine: dict[str, Any] = {"kind": index.engine.kind}
+    engine: dict[str, Any] = {"kind": index.engine.description}
     if isinstance(index.engine, ScannEngine):
         engine |= {
             "scann": importlib.metadata.version("scann"),
@@ -148,7 +151,7 @@ def _manifest(index: Index, folder: pathlib.Path) -> dict[str, Any]:
         "format": _FORMAT,
         "items": len(index),
         "rows": len(index.items),
-        "built": index.built,
+        "built": index.engine_rows,
         "embedding_dim": index.vectors.shape[1],
         "model": index.model,
         "config": dataclasses.asdict(index.config),
@@ -165,6 +168,6 @@ def _load_engine(
         return exact_engine(vectors, config)
     settings = ScannSettings(**engine["settings"])
     if engine["scann"] != importlib.metadata.version("scann"):
-        # Its files are its own version's; the vectors are everybody's.
+        # ScaNN's files can only be read by the version that wrote them: build the engine again.
         return ScannEngine.build(vectors, config.k, settings)
     return ScannEngine.load(folder / _SCANN, len(vectors), config.k, settings)

@@ -1,4 +1,4 @@
-"""Small pictures of an index's items, in one file: a ZIP archive of JPEGs."""
+"""Thumbnails of an index's items: a ZIP archive of JPEG files."""
 
 import hashlib
 import pathlib
@@ -6,41 +6,44 @@ import threading
 import zipfile
 from collections.abc import Iterable
 
-FILE = "pictures.zip"
+_FILE = "pictures.zip"
 
 
 class Thumbnails:
-    """Reads them; may be shared by threads."""
+    """Reads thumbnails; thread-safe."""
 
     def __init__(self, folder: pathlib.Path):
-        """`folder`: of an index; it may have no pictures."""
-        path = folder / FILE
+        """
+        Args:
+            folder: folder of an index, with or without thumbnails.
+        """
+        path = folder / _FILE
         self._archive = zipfile.ZipFile(path) if path.is_file() else None
         self._names = frozenset(self._archive.namelist() if self._archive else ())
         self._lock = threading.Lock()
 
-    def name(self, item_id: str) -> str | None:
-        """What an item's picture is called, None where there is none."""
-        name = _name(item_id)
+    def file_name(self, item_id: str) -> str | None:
+        """Returns the name of an item's thumbnail, None where it has none."""
+        name = _file_name(item_id)
         return name if name in self._names else None
 
-    def __call__(self, name: str) -> bytes | None:
-        """The JPEG file of that name, None where there is none."""
+    def read(self, name: str) -> bytes | None:
+        """Returns the JPEG file of a name, None where there is none."""
         if self._archive is None or name not in self._names:
             return None
         with self._lock:
             return self._archive.read(name)
 
 
-def write_thumbnails(folder: pathlib.Path, pictures: Iterable[tuple[str, bytes]]) -> None:
-    """Writes JPEG files by item id, in place of those that are there."""
-    partial = folder / f"{FILE}.partial"
+def write_thumbnails(folder: pathlib.Path, thumbnails: Iterable[tuple[str, bytes]]) -> None:
+    """Writes (item id, JPEG file) pairs; all earlier thumbnails of the folder are replaced."""
+    partial = folder / f"{_FILE}.partial"
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        for item_id, jpeg in pictures:
-            archive.writestr(_name(item_id), jpeg)
-    partial.replace(folder / FILE)
+        for item_id, jpeg in thumbnails:
+            archive.writestr(_file_name(item_id), jpeg)
+    partial.replace(folder / _FILE)
 
 
-def _name(item_id: str) -> str:
-    # Ids are the shop's, and may be anything.
+def _file_name(item_id: str) -> str:
+    # Ids may contain characters that are not allowed in file names and URLs.
     return hashlib.sha256(item_id.encode()).hexdigest() + ".jpg"

@@ -1,4 +1,4 @@
-"""ScaNN tuned to a wanted recall: as fast as it can be at that, on queries held out for it."""
+"""Tunes ScaNN: the fastest settings that reach a target recall on held-out queries."""
 
 import dataclasses
 import time
@@ -12,25 +12,25 @@ from capret_jax.retrieval.engines import (
     ExactEngine,
     Neighbours,
     ScannEngine,
-    settings_by_size,
+    default_settings,
 )
 from capret_jax.retrieval.metrics import recall
 
 T = TypeVar("T")
-# Tried in this order, the cheaper first: shares of the leaves, and candidates reordered per
-# neighbour wanted.
+# Shares of the leaves to search, and candidates to reorder per neighbour: the cheaper ones are
+# tried first.
 _LEAF_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 _REORDERS = (2, 5, 10, 20, 50, 100, 200)
 
 
-class Tuned(NamedTuple):
-    """An engine, and what is known of it.
+class TunedEngine(NamedTuple):
+    """A search engine and its measured quality.
 
     Attributes:
-        engine: meets the target, or is exact.
-        recall: of exact search's k neighbours on queries that tuning did not see.
-        queries: how many these were.
-        seconds: per such query, in one batch.
+        engine: an engine that reaches the target recall, or exact search.
+        recall: share of exact search's k neighbours that it finds, on queries not used for tuning.
+        queries: number of these queries.
+        seconds: search time per query, in one batch.
     """
 
     engine: Engine
@@ -39,51 +39,62 @@ class Tuned(NamedTuple):
     seconds: float
 
 
-def tune(gallery: np.ndarray, queries: np.ndarray, k: int, target: float) -> Tuned:
-    """The fastest of ScaNN's settings for this size with the wanted recall.
+def tune(gallery: np.ndarray, queries: np.ndarray, k: int, target: float) -> TunedEngine:
+    """Returns the fastest ScaNN engine that reaches a target recall.
 
-    Begins with what ScaNN's guide says for the size. A tree that does not reach the target with
-    less than half of its leaves makes room for hashing alone, and that for exact search.
+    The structure is the one that ScaNN's guide recommends for the size. Where a tree does not reach
+    the target with less than half of its leaves, hashing without a tree is tried, and then exact
+    search is used.
 
     Args:
         gallery: (G, E) float32.
-        queries: (Q, E) float32, like those to come; half of them choose, the others report.
-        k: neighbours wanted.
+        queries: (Q, E) float32, representative queries; one half selects the settings and the other
+            half measures the recall that is reported.
+        k: neighbours per query.
         target: recall@k, in (0, 1].
     """
     k = min(k, len(gallery))
-    chosen, reported = queries[::2], queries[1::2]
+    tuning_queries, test_queries = queries[::2], queries[1::2]
     exact = ExactEngine(gallery)
-    truth = exact.search(chosen, k)
+    expected = exact.search(tuning_queries, k)
     for engine in _structures(gallery, k):
-        fastest = _fastest(engine, chosen, truth, k, target)
+        fastest = _fastest(engine, tuning_queries, expected, target)
         if fastest:
-            return _report(fastest, exact, reported, k)
-    return _report(exact, exact, reported, k)
+            return _measure(fastest, exact, test_queries, k)
+    return _measure(exact, exact, test_queries, k)
 
 
 def _structures(gallery: np.ndarray, k: int) -> Iterator[ScannEngine]:
-    settings = settings_by_size(len(gallery))
+    settings = default_settings(len(gallery))
     if settings.leaves:
         yield ScannEngine.build(gallery, k, settings)
     yield ScannEngine.build(gallery, k, dataclasses.replace(settings, leaves=0, leaves_searched=0))
 
 
 def _fastest(
-    engine: ScannEngine, queries: np.ndarray, truth: Neighbours, k: int, target: float
+    engine: ScannEngine, queries: np.ndarray, expected: Neighbours, target: float
 ) -> ScannEngine | None:
-    met = []
-    for candidates in _ladders(engine):
-        for candidate in candidates:
-            found, seconds = timed(candidate.search, queries, k)
-            if recall(found.rows, truth.rows) >= target:
-                met.append((seconds, candidate))
-                break  # further up the ladder it only gets slower
-    return min(met, key=lambda pair: pair[0])[1] if met else None
+    """Returns the fastest variant that reaches the target, None where none does.
+
+    Args:
+        engine: the structure to search.
+        queries: (Q, E) float32.
+        expected: neighbours by exact search, k per query.
+        target: recall@k.
+    """
+    k = expected.rows.shape[1]
+    candidates = []
+    for variants in _variants_by_leaves(engine):
+        for variant in variants:
+            neighbours, seconds = timed(variant.search, queries, k)
+            if recall(neighbours.rows, expected.rows) >= target:
+                candidates.append((seconds, variant))
+                break  # variants that reorder more are slower
+    return min(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
 
-def _ladders(engine: ScannEngine) -> Iterator[list[ScannEngine]]:
-    """For each number of leaves to search, engines by candidates reordered."""
+def _variants_by_leaves(engine: ScannEngine) -> Iterator[list[ScannEngine]]:
+    """Yields, for each number of leaves to search, variants by ascending candidates reordered."""
     settings = engine.settings
     reorders = _REORDERS if settings.hashing else (settings.reorder,)
     shares = _LEAF_SHARES if settings.leaves else (0.0,)
@@ -97,15 +108,15 @@ def _ladders(engine: ScannEngine) -> Iterator[list[ScannEngine]]:
         ]
 
 
-def _report(engine: Engine, exact: ExactEngine, queries: np.ndarray, k: int) -> Tuned:
-    found, seconds = timed(engine.search, queries, k)
-    truth = exact.search(queries, k)
-    share = recall(found.rows, truth.rows) if len(queries) else 1.0
-    return Tuned(engine, share, len(queries), seconds / max(1, len(queries)))
+def _measure(engine: Engine, exact: ExactEngine, queries: np.ndarray, k: int) -> TunedEngine:
+    neighbours, seconds = timed(engine.search, queries, k)
+    expected = exact.search(queries, k)
+    share = recall(neighbours.rows, expected.rows) if len(queries) else 1.0
+    return TunedEngine(engine, share, len(queries), seconds / max(1, len(queries)))
 
 
 def timed(function: Callable[..., T], *args) -> tuple[T, float]:
-    """What `function(*args)` returns, and the seconds it took."""
+    """Calls `function(*args)`; returns its result and the seconds that the call took."""
     start = time.perf_counter()
     result = function(*args)
     return result, time.perf_counter() - start

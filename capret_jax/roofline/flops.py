@@ -1,18 +1,19 @@
-"""Matrix-product FLOPs: of a traced program, and of the mathematics that it has to do."""
+"""Matrix-product FLOPs of a traced program, and of the mathematics that it has to do."""
 
 import math
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from capret_jax.config import LossConfig, ModelConfig
+from capret_jax.config import ExperimentConfig, ModelConfig
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.data.masking import MAX_MASKED
+from capret_jax.data.vqa import ANSWER_TOKENS
 
 _MLP_RATIO = 4
 
 
 def program_flops(jaxpr: Jaxpr) -> float:
-    """FLOPs of all matrix products and kernels, of all devices together.
+    """Counts the FLOPs of all matrix products and kernels, of all devices together.
 
     Loops count as often as they run, what is recomputed counts again, and kernels what they
     declare; element-wise work does not count.
@@ -54,41 +55,54 @@ def _inner(params: dict) -> list[Jaxpr]:
 
 
 def ideal_embedding_flops(config: ModelConfig, images: int) -> float:
-    """Of embedding images: each product once."""
+    """FLOPs of embedding images, each matrix product computed once."""
     return images * (_vision(config) + 2 * config.vision_width * config.embed_dim)
 
 
-def ideal_step_flops(
-    config: ModelConfig, loss: LossConfig, images: int, items: int, tokens: int, classes: int
-) -> float:
-    """Of a training step: three times the forward pass's, nothing computed twice.
+def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
+    """FLOPs of a training step: three times the forward pass's, nothing computed twice.
 
-    Keys and values of an image are projected once for all texts that look at it.
+    Keys and values of an image are projected once for all texts that attend to it.
 
     Args:
-        config: the model.
-        loss: which terms are weighted.
-        images, items: I pictures and B items of the global batch.
-        tokens: T.
-        classes: C of the ArcFace head.
+        config: model, losses and sizes of the global batch.
+        classes: C, rows of the ArcFace head.
     """
-    forward = images * _vision(config) + items * 2 * config.vision_width * config.embed_dim
+    model, loss, tokens = config.model, config.loss, config.data.max_tokens
+    images, items = config.batch_size, config.batch_size * config.data.view.regions_per_image
+    forward = images * _vision(model) + items * 2 * model.vision_width * model.embed_dim
     if loss.text:
-        forward += items * (_text(config, tokens) + 2 * config.text_width * config.embed_dim)
+        forward += items * (_text(model, tokens) + 2 * model.text_width * model.embed_dim)
     if loss.itc:
-        forward += 2 * items**2 * config.embed_dim
+        forward += 2 * items**2 * model.embed_dim
     if loss.itm:
-        forward += items * 3 * _fusion(config, tokens)
+        forward += items * 3 * _fusion(model, tokens)
     elif loss.box:
-        forward += items * _fusion(config, tokens)
+        forward += items * _fusion(model, tokens)
     if loss.mlm:
-        head = 2 * MAX_MASKED * config.text_width * (config.text_width + config.vocab_size)
-        forward += items * (_text(config, tokens) + _fusion(config, tokens) + head)
-    if loss.itm or loss.box or loss.mlm:
-        forward += images * _keys_values(config)
+        forward += items * (_text(model, tokens) + _fusion(model, tokens))
+        forward += items * _lm_head(model, MAX_MASKED)
+    if loss.vqa:
+        forward += items * (_text(model, tokens) + _fusion(model, tokens))
+        forward += items * _answer_decoder(model, ANSWER_TOKENS - 1, tokens)
+    if loss.itm or loss.box or loss.mlm or loss.vqa:
+        forward += images * _keys_values(model)
     if loss.arcface:
-        forward += 2 * items * classes * config.embed_dim
+        forward += 2 * items * classes * model.embed_dim
     return 3 * forward
+
+
+def _lm_head(config: ModelConfig, positions: int) -> float:
+    return 2 * positions * config.text_width * (config.text_width + config.vocab_size)
+
+
+def _answer_decoder(config: ModelConfig, tokens: int, question: int) -> float:
+    """FLOPs of an answer of some tokens, with cross-attention to a question."""
+    width = config.text_width
+    cross = 2 * tokens * width * 2 * width + 4 * tokens * question * width
+    keys_values = 4 * question * width**2
+    layer = _bert_layer(config, tokens) + cross + keys_values
+    return config.decoder_layers * layer + _lm_head(config, tokens)
 
 
 def _vision(config: ModelConfig) -> float:

@@ -1,4 +1,4 @@
-"""The HTTP interface of a `Searcher`."""
+"""The HTTP API and web page of a `Searcher`."""
 
 import pathlib
 from typing import Annotated
@@ -9,46 +9,54 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from capret_jax.errors import InputError
 from capret_jax.request_batcher import Overloaded
-from capret_jax.serve.messages import Detected, Found, Health, parse_box, parse_where
-from capret_jax.serve.middleware import BodyLimit, Timed
+from capret_jax.serve.messages import (
+    DetectResponse,
+    HealthResponse,
+    SearchResponse,
+    parse_box,
+    parse_filter,
+)
+from capret_jax.serve.middleware import BodyLimit, RequestTimer
 from capret_jax.serve.searcher import Searcher
-from capret_jax.serve.service import Limits, Service
+from capret_jax.serve.service import Service, ServiceLimits
 
 _PAGE = pathlib.Path(__file__).with_name("page.html")
-MOST_RESULTS = 200
+MAX_RESULTS = 200
 
 
-def create_app(searcher: Searcher, folder: pathlib.Path, limits: Limits = Limits()) -> FastAPI:
-    """The server's application.
+def create_app(
+    searcher: Searcher, index_dir: pathlib.Path, limits: ServiceLimits = ServiceLimits()
+) -> FastAPI:
+    """Creates the application.
 
     Args:
-        searcher: warmed up.
-        folder: of the index, for its pictures.
-        limits: what to take on.
+        searcher: searcher whose encoder is warmed up.
+        index_dir: folder of the index, for its thumbnails.
+        limits: limits on the load.
     """
-    service = Service(searcher, folder, limits)
-    app = FastAPI(title="capret_jax", description="Photo -> shop items", lifespan=service.running)
+    service = Service(searcher, index_dir, limits)
+    app = FastAPI(title="capret_jax", description="Photo -> shop items", lifespan=service.lifespan)
     app.add_middleware(BodyLimit, limit=limits.upload_bytes)
-    app.add_exception_handler(InputError, _refused)
-    app.add_exception_handler(Overloaded, _overloaded)
+    app.add_exception_handler(InputError, _respond_invalid)
+    app.add_exception_handler(Overloaded, _respond_overloaded)
     _add_metrics(app, service)
-    _add_answers(app, service)
+    _add_routes(app, service)
     return app
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
         return _PAGE.read_text()
 
     @app.get("/health")
-    async def health() -> Health:
-        """What the server answers with."""
+    async def health() -> HealthResponse:
+        """Describes the server's model and index."""
         return service.health()
 
     @app.post("/api/detect")
-    async def detect(photo: Annotated[UploadFile, File()]) -> Detected:
-        """The garments in a photo."""
+    async def detect(photo: Annotated[UploadFile, File()]) -> DetectResponse:
+        """Detects the garments in a photo."""
         return await service.detect(photo)
 
     @app.post("/api/search")
@@ -56,28 +64,28 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         photo: Annotated[UploadFile | None, File()] = None,
         text: Annotated[str, Form(max_length=500)] = "",
         box: Annotated[str, Form(description="x1,y1,x2,y2 as fractions of the photo")] = "",
-        k: Annotated[int, Form(ge=1, le=MOST_RESULTS)] = 20,
+        k: Annotated[int, Form(ge=1, le=MAX_RESULTS)] = 20,
         where: Annotated[str, Form(description='JSON: {"category": ["skirt"]}')] = "",
-    ) -> Found:
-        """Shop items for a garment in a photo, for words, or for both together.
+    ) -> SearchResponse:
+        """Searches for the shop items most similar to a garment in a photo, to a text, or to both.
 
-        Without a box the most certain garment of the photo counts, or all of it where none is
-        found.
+        Without a box, the detected garment with the highest score is used, or the whole photo where
+        none is detected.
         """
-        wanted = parse_where(where, service.filters)
-        return await service.search(photo, text, parse_box(box), k, wanted)
+        filters = parse_filter(where, service.filters)
+        return await service.search(photo, text, parse_box(box), k, filters)
 
     @app.get("/api/pictures/{name}", response_class=Response)
     async def picture(name: str) -> Response:
-        """The small picture of an item, as a result names it."""
-        data = await service.in_thread(service.pictures, name)
+        """Returns the thumbnail of an item; results have its path."""
+        data = await service.in_thread(service.thumbnails.read, name)
         if data is None:
             raise HTTPException(404, "there is no such picture")
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "max-age=60"})
 
 
 def _add_metrics(app: FastAPI, service: Service) -> None:
-    """Counts and times requests; /metrics tells."""
+    """Measures requests, and adds the route /metrics."""
     registry = prometheus_client.CollectorRegistry()
     seconds = prometheus_client.Histogram(
         "capret_request_seconds", "Time to answer.", ("path", "status"), registry=registry
@@ -85,25 +93,25 @@ def _add_metrics(app: FastAPI, service: Service) -> None:
     waiting = prometheus_client.Gauge(
         "capret_waiting", "Inputs waiting for the model.", ("of",), registry=registry
     )
-    for name, count in service.waiting().items():
+    for name, count in service.queue_lengths().items():
         waiting.labels(name).set_function(count)
 
-    def observe(route: str, status: int, taken: float) -> None:
-        seconds.labels(route, status).observe(taken)
+    def observe(route: str, status: int, duration: float) -> None:
+        seconds.labels(route, status).observe(duration)
 
-    app.add_middleware(Timed, observe=observe)
+    app.add_middleware(RequestTimer, observe=observe)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
-        """In Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format."""
         return prometheus_client.generate_latest(registry).decode()
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _respond_invalid(request: Request, error: Exception) -> JSONResponse:
     del request
     return JSONResponse({"detail": str(error)}, status_code=422)
 
 
-async def _overloaded(request: Request, error: Exception) -> JSONResponse:
+async def _respond_overloaded(request: Request, error: Exception) -> JSONResponse:
     del request, error
     return JSONResponse({"detail": "too many requests at once: try again"}, status_code=503)

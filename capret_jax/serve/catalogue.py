@@ -1,4 +1,4 @@
-"""A shop's product pictures: a folder of them, a CSV file, or the gallery of a run's dataset."""
+"""Reads a shop's catalogue: a folder of pictures, a CSV file, or the gallery of a run's dataset."""
 
 import csv
 import dataclasses
@@ -23,12 +23,12 @@ _BOX = ("x1", "y1", "x2", "y2")
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """One item of a shop, and how to see it.
+    """A product of a shop and its photograph.
 
     Attributes:
-        item: its "id" and what else is known.
-        read: its photograph, decoded when called.
-        box: (4,) x1, y1, x2, y2 in pixels of the garment; None for the whole picture.
+        item: its "id" and other properties.
+        read: function that reads the photograph.
+        box: (4,) x1, y1, x2, y2 of the garment in pixels; None for the whole picture.
     """
 
     item: Item
@@ -37,10 +37,10 @@ class Product:
 
 
 def read_catalogue(source: pathlib.Path) -> list[Product]:
-    """A folder of pictures, or a CSV file that lists them.
+    """Reads a folder of pictures, or a CSV file that lists them.
 
     Raises:
-        InputError: it is neither, or empty.
+        InputError: the source is neither, or lists no pictures.
     """
     if source.is_dir():
         products = read_folder(source)
@@ -54,7 +54,7 @@ def read_catalogue(source: pathlib.Path) -> list[Product]:
 
 
 def read_folder(folder: pathlib.Path) -> list[Product]:
-    """Every picture below a folder; its path is its id, and its own folder its category."""
+    """Lists all pictures below a folder; the path is the id, and the parent folder the category."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     products: list[Product] = []
     for path in paths:
@@ -62,18 +62,19 @@ def read_folder(folder: pathlib.Path) -> list[Product]:
         item: Item = {"id": _text(relative), "image": _text(path)}
         if relative.parent != pathlib.Path("."):
             item["category"] = _text(relative.parent.name)
-        products.append(Product(item, lambda path=path: _read(path)))  # type: ignore[misc]
+        products.append(Product(item, lambda path=path: _read_file(path)))  # type: ignore[misc]
     return products
 
 
 def read_csv(path: pathlib.Path) -> list[Product]:
-    """A table with a column `image`, paths relative to the file.
+    """Reads a CSV file with a column `image`, paths relative to the file.
 
-    Of other columns `id` names the item (its row's number otherwise), x1, y1, x2 and y2 are its box
-    in pixels, and all others, such as `category` and `shop`, become properties to filter by.
+    The column `id` is the item's id (by default the number of its row), x1, y1, x2 and y2 are its
+    box in pixels, and all other columns, such as `category` and `shop`, are properties to filter
+    by.
 
     Raises:
-        InputError: a column or a value is missing or wrong; the message names the line.
+        InputError: a column or a value is missing or invalid; the message has the line.
     """
     products: list[Product] = []
     try:
@@ -89,7 +90,7 @@ def read_csv(path: pathlib.Path) -> list[Product]:
                 item = {"id": row.get("id") or str(len(products)), "image": str(image)}
                 item |= {k: v for k, v in row.items() if v and k and k not in (*item, *_BOX)}
                 box = _box(row, where)
-                read = lambda image=image: _read(image)  # noqa: E731
+                read = lambda image=image: _read_file(image)  # noqa: E731
                 products.append(Product(item, read, box))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
@@ -97,7 +98,7 @@ def read_csv(path: pathlib.Path) -> list[Product]:
 
 
 def dataset_gallery(data: dict) -> list[Product]:
-    """The shop items of the validation split that a run was evaluated on.
+    """Lists the shop items of the validation split that a run was evaluated on.
 
     Args:
         data: the run's `config.data`, as nested plain dicts (`loading.Setup.data`).
@@ -122,21 +123,21 @@ def _dataset_product(split: Split, row: int) -> Product:
 
 
 def _text(path: str | os.PathLike) -> str:
-    """A name as text, even where it is not in UTF-8."""
+    """Returns a file name as text, even where it is not valid UTF-8."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _box(row: dict[str, str], where: str) -> np.ndarray | None:
-    given = [row.get(name) for name in _BOX]
-    if not any(given):
+    edges = [row.get(name) for name in _BOX]
+    if not any(edges):
         return None
     try:
-        return np.array([float(edge or "") for edge in given])
+        return np.array([float(edge or "") for edge in edges])
     except ValueError as error:
-        raise InputError(f"{where}: {', '.join(_BOX)} must be four numbers: {given}.") from error
+        raise InputError(f"{where}: {', '.join(_BOX)} must be four numbers: {edges}.") from error
 
 
-def _read(path: pathlib.Path) -> Photograph:
+def _read_file(path: pathlib.Path) -> Photograph:
     try:
         return read_photo(path.read_bytes())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A model that embeds garments in photos, and words, into what an index compares."""
+"""Embeds garments in photos, and texts, for search in an index; detects garments."""
 
 import os
 import pathlib
@@ -7,52 +7,47 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from capret_jax.checkpoints.loading import (
-    LoadedModel,
-    Setup,
-    digest,
-    load_card,
-    load_model,
-    load_setup,
-)
+from capret_jax.checkpoints.loaded_model import LoadedModel
+from capret_jax.checkpoints.loading import ModelFolder, Setup, digest
 from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
-from capret_jax.detection.phrases import Detection, PhraseDetector, garments
+from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
+from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.detection.threshold import read_threshold
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 
-# Numbers of photos that are compiled for; others are filled up to the next.
-BATCHES = (1, 4, 16)
+# Batch sizes that are compiled; smaller batches are padded to the next size.
+BATCH_SIZES = (1, 4, 16)
 
 
 class Encoder:
-    """Uploads and words -> embeddings, on one device.
+    """Embeds photos and texts, and detects garments, with one model on one device.
 
     Attributes:
-        model: all methods of X2-VLM.
-        setup: how it sees and reads.
-        digest: of its parameters.
-        threshold: match probability from which a detection counts.
+        model: the model, with all methods of X2-VLM.
+        setup: its input settings: view, margin, tokenizer, text length.
+        digest: digest of its parameters.
+        threshold: lowest match probability of a detection.
     """
 
     def __init__(
         self, model: LoadedModel, setup: Setup, threshold: float, detection: DetectionConfig
     ):
-        """Use `from_dir`."""
+        """Use `from_dir` instead."""
         self.model, self.setup, self.threshold = model, setup, threshold
         self._overlap = detection.overlap
         self.digest = digest(jax.device_get(model.params))
         self.tokenize = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
-        self.detector = PhraseDetector(model.config, model.params, self.tokenize, detection)
-        graphdef, abstract = abstract_model(model.config)
+        self.detector: Detector = PhraseDetector(
+            model.config, model.params, self.tokenize, detection
+        )
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        self._embedder = Embedder(graphdef, abstract, setup.view.regions, PLAIN.dtype, mesh)
+        self._embedder = Embedder(model.config, setup.view, PLAIN, mesh)
 
     @classmethod
     def from_dir(
@@ -72,52 +67,60 @@ class Encoder:
         Raises:
             InputError: the folder holds no model, or one whose embeddings read captions.
         """
-        embedding = load_card(folder).config.embedding
+        model_folder = ModelFolder(folder)
+        embedding = model_folder.card.config.embedding
         if embedding != "image":
             raise InputError(
                 f"{folder} was trained with embedding.kind={embedding!r}, which reads a caption "
                 "of every picture: only embedding.kind='image' can be served."
             )
         threshold = read_threshold(pathlib.Path(folder), detection.threshold)
-        model = load_model(folder, image_size)
-        return cls(model, load_setup(folder, tokenizer), threshold, detection)
+        model = model_folder.load_model(image_size)
+        return cls(model, model_folder.setup(tokenizer), threshold, detection)
 
     def view(self, photograph: Photograph, box: Sequence[float] | np.ndarray | None) -> View:
-        """What the model sees of the garment in a box, or of the whole photograph.
+        """Returns the model's input for the garment in a box, or for the whole photograph.
 
         Args:
-            photograph: with the garment.
-            box: (4,) x1, y1, x2, y2 in its pixels; None for all of it.
+            photograph: photograph of the garment.
+            box: (4,) x1, y1, x2, y2 in pixels; the whole photograph when None.
 
         Raises:
-            InputError: the box is empty, or outside.
+            InputError: the box is empty or outside of the photograph.
         """
         size = self.model.config.image_size
         if box is None:
             return whole_view(photograph, frame(photograph)[None], size)
-        box = _checked(photograph, np.asarray(box, np.float64))
+        box = _clip_box(photograph, np.asarray(box, np.float64))
         if self.setup.view.whole:
             return whole_view(photograph, box[None], size)
         return crop_view(photograph, box, size, self.setup.margin)
 
     def embed(self, views: Sequence[View]) -> np.ndarray:
-        """Views of one item each -> (n, E) float32, L2-normalised."""
-        found = []
-        for start in range(0, len(views), BATCHES[-1]):
-            chunk = views[start : start + BATCHES[-1]]
-            size = next(size for size in BATCHES if size >= len(chunk))
-            filled = [*chunk, *[chunk[-1]] * (size - len(chunk))]
+        """Embeds n views, each of one item.
+
+        Returns:
+            (n, E) float32, L2-normalised.
+        """
+        embeddings = []
+        for start in range(0, len(views), BATCH_SIZES[-1]):
+            chunk = views[start : start + BATCH_SIZES[-1]]
+            size = next(size for size in BATCH_SIZES if size >= len(chunk))
+            padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
             pictures = PictureBatch.without_captions(
-                np.stack([view.image for view in filled]), np.stack([view.boxes for view in filled])
+                np.stack([view.image for view in padded]), np.stack([view.boxes for view in padded])
             )
-            found.append(self._embedder.embed(self.model.params, pictures)[: len(chunk), 0])
-        return np.concatenate(found)
+            embeddings.append(self._embedder.embed(self.model.params, pictures)[: len(chunk), 0])
+        return np.concatenate(embeddings)
 
     def embed_text(self, text: str) -> np.ndarray:
-        """(E,) float32, L2-normalised, comparable with pictures.
+        """Embeds a text in the space of the pictures.
+
+        Returns:
+            (E,) float32, L2-normalised.
 
         Raises:
-            InputError: there are no words in it.
+            InputError: the text has no words.
         """
         tokens = self.tokenize(text)
         if tokens.mask.sum() <= 2:  # [CLS] and [SEP]
@@ -126,23 +129,24 @@ class Encoder:
         return np.asarray(self.model.text_features(states))[0]
 
     def detect(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
-        """The garments in each photograph, the most certain first."""
+        """Detects the garments in each photograph, highest score first."""
         return [
-            garments(found, self.threshold, self._overlap) for found in self.detector(photographs)
+            suppress_across_categories(detections, self.threshold, self._overlap)
+            for detections in self.detector(photographs)
         ]
 
     def warm_up(self) -> None:
-        """Compiles everything that requests will need."""
+        """Compiles all programs that requests need."""
         size = self.model.config.image_size
         blank = Photograph.from_pixels(np.full((size, size, 3), 255, np.uint8))
-        for batch in BATCHES:
+        for batch in BATCH_SIZES:
             self.embed([self.view(blank, None)] * batch)
         self.embed_text("a dress")
         self.detect([blank])
 
 
-def _checked(photograph: Photograph, box: np.ndarray) -> np.ndarray:
-    """The box cut at the photograph's edges, and at least a pixel wide."""
+def _clip_box(photograph: Photograph, box: np.ndarray) -> np.ndarray:
+    """Clips a box to the photograph; the result is at least a pixel wide and high."""
     limits = frame(photograph)
     if box.shape == (4,) and np.isfinite(box).all() and (box[:2] < box[2:]).all():
         low = np.clip(box[:2], 0, limits[2:] - 1)

@@ -1,4 +1,4 @@
-"""What the API answers with, and how the fields of its requests are read."""
+"""Responses of the HTTP API, and parsers of its request fields."""
 
 import json
 from typing import Any
@@ -10,15 +10,15 @@ from capret_jax.errors import InputError
 
 
 class Garment(BaseModel):
-    """A garment found in a photo."""
+    """A garment detected in a photo."""
 
     category: str
     box: list[float] = Field(description="x1, y1, x2, y2 as fractions of the photo")
     score: float = Field(description="probability that box and category match")
 
 
-class Detected(BaseModel):
-    """What is in a photo."""
+class DetectResponse(BaseModel):
+    """Garments detected in a photo of width x height pixels."""
 
     width: int
     height: int
@@ -26,25 +26,25 @@ class Detected(BaseModel):
     seconds: float
 
 
-class Hit(BaseModel):
-    """A shop item."""
+class SearchResult(BaseModel):
+    """A shop item and its similarity with the query."""
 
     id: str
     score: float = Field(description="cosine with the query")
-    picture: str | None = Field(description="where its picture is, if there is one")
+    picture: str | None = Field(description="path of its thumbnail, if there is one")
     item: dict[str, Any]
 
 
-class Found(BaseModel):
-    """Shop items, the best first."""
+class SearchResponse(BaseModel):
+    """Shop items, best first."""
 
-    results: list[Hit]
-    box: list[float] | None = Field(description="of the garment that was searched for")
+    results: list[SearchResult]
+    box: list[float] | None = Field(description="box of the garment in the query")
     seconds: float
 
 
-class Health(BaseModel):
-    """The server answers, with this model and index."""
+class HealthResponse(BaseModel):
+    """State of the server: its model and its index."""
 
     status: str
     model: str
@@ -55,43 +55,49 @@ class Health(BaseModel):
 
 
 def parse_box(text: str) -> np.ndarray | None:
-    """ "x1,y1,x2,y2" as fractions of a photo -> (4,) float64 inside it; None for nothing.
+    """Parses "x1,y1,x2,y2", fractions of a photo.
+
+    Returns:
+        (4,) float64, clipped to the photo; None for an empty text.
 
     Raises:
-        InputError: it is something else.
+        InputError: the text is not a box.
     """
     if not text:
         return None
     try:
         edges = np.array([float(edge) for edge in text.split(",")])
-        fits = (
+        valid = (
             edges.shape == (4,) and bool((edges[:2] < edges[2:]).all()) and np.isfinite(edges).all()
         )
     except ValueError:
-        fits = False
-    if not fits:
+        valid = False
+    if not valid:
         raise InputError(f"box={text[:80]!r} is not x1,y1,x2,y2 as fractions of the photo.")
     return edges.clip(0, 1)
 
 
-def parse_where(text: str, filters: dict[str, list[str]]) -> dict[str, list]:
-    """JSON of a filter -> values by name.
+def parse_filter(text: str, filters: dict[str, list[str]]) -> dict[str, list]:
+    """Parses the JSON of a filter.
 
     Args:
-        text: of the request.
-        filters: values of what may be filtered by.
+        text: JSON object of a value, or a list of values, by property.
+        filters: values of the properties that may be filtered by.
+
+    Returns:
+        Lists of values by property.
 
     Raises:
-        InputError: it is something else, or there is no such filter.
+        InputError: the text is not a filter, or names an unknown property.
     """
     try:
         where = json.loads(text) if text else {}
         values = [v if isinstance(v, list) else [v] for v in where.values()]
-        fits = all(isinstance(value, str | int) for several in values for value in several)
+        valid = all(isinstance(value, str | int) for group in values for value in group)
     except (ValueError, AttributeError, RecursionError):
-        fits = False
-    if not fits:
-        raise InputError(f'where={text[:80]!a} is no filter such as {{"category": ["skirt"]}}.')
+        valid = False
+    if not valid:
+        raise InputError(f'where={text[:80]!a} is not a filter such as {{"category": ["skirt"]}}.')
     unknown = where.keys() - filters.keys()
     if unknown:
         raise InputError(f"no filter {min(unknown)!a}; there are {', '.join(filters) or 'none'}.")

@@ -1,6 +1,6 @@
-"""ASGI middleware: requests that are too large are refused, and all of them are timed.
+"""ASGI middleware that limits the size of requests and measures their duration.
 
-Plain ASGI, since Starlette's BaseHTTPMiddleware swallows what is raised while a body is read.
+Plain ASGI, since Starlette's BaseHTTPMiddleware swallows exceptions raised while a body is read.
 """
 
 import time
@@ -11,15 +11,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """A body over the limit is answered with 413, before it is read or while it is."""
+    """Answers requests over a size limit with 413, before or while their body is read."""
 
     def __init__(self, app: ASGIApp, limit: int):
-        """`limit`: bytes."""
+        """
+        Args:
+            app: application to call.
+            limit: bytes that a body may have.
+        """
         self._app, self._limit = app, limit
         self._reason = f"the request is larger than {limit / 2**20:.1f} MB"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Handles a connection, as the ASGI specification defines."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -29,16 +33,16 @@ class BodyLimit:
             return
         received = 0
 
-        async def counted() -> Message:
+        async def limited_receive() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limit:
-                # Of all that a body's parser may meet, FastAPI lets this alone pass as it is.
+                # FastAPI answers with 400 to other exceptions raised while it parses a body.
                 raise HTTPException(413, self._reason)
             return message
 
-        await self._app(scope, counted, send)
+        await self._app(scope, limited_receive, send)
 
     async def _refuse(self, send: Send) -> None:
         body = b'{"detail":"%s"}' % self._reason.encode()
@@ -47,29 +51,33 @@ class BodyLimit:
         await send({"type": "http.response.body", "body": body})
 
 
-class Timed:
-    """Tells how long each request took."""
+class RequestTimer:
+    """Reports the duration of each request."""
 
     def __init__(self, app: ASGIApp, observe: Callable[[str, int, float], None]):
-        """`observe`: (route, status, seconds); "other" for what is no route."""
+        """
+        Args:
+            app: application to call.
+            observe: called with route, status and seconds; the route is "other" for unknown paths.
+        """
         self._app, self._observe = app, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
+        """Handles a connection, as the ASGI specification defines."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 500
 
-        async def watched(message: Message) -> None:
+        async def recording_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, receive, recording_send)
         finally:
-            route = scope.get("route")  # not the path: anybody can make up paths
+            route = scope.get("route")  # not the path: clients may send any number of paths
             name = route.path if route else "other"
             self._observe(name, status, time.perf_counter() - start)

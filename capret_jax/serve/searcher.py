@@ -1,4 +1,4 @@
-"""Photo in, shop items out.
+"""Searches for shop items by photo, text, or both.
 
 searcher = Searcher.from_dir("runs/demo", "runs/demo/index")
 for result in searcher.search("photo.jpg", k=20):
@@ -16,23 +16,24 @@ from PIL import Image
 from capret_jax.config import DetectionConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import View
-from capret_jax.detection.phrases import Detection
+from capret_jax.detection.detector import Detection
 from capret_jax.errors import InputError
-from capret_jax.retrieval.index import Filter, Index, Item
+from capret_jax.retrieval.index import Index
+from capret_jax.retrieval.items import Filter, Item
 from capret_jax.retrieval.storage import load_index
 from capret_jax.serve import uploads
 from capret_jax.serve.encoder import Encoder
 
-# Where an index is kept when it lies in its model's folder.
-INDEX = "index"
+# Folder of the index inside its model's folder, where no other is given.
+_DEFAULT_INDEX = "index"
 
 
-class Result(NamedTuple):
-    """One shop item.
+class RankedItem(NamedTuple):
+    """A shop item and its similarity with the query.
 
     Attributes:
-        score: cosine with the query.
-        item: its "id" and what else the index knows.
+        score: cosine similarity of item and query.
+        item: its "id" and other properties.
     """
 
     score: float
@@ -40,7 +41,7 @@ class Result(NamedTuple):
 
 
 class Searcher:
-    """A model and an index made with it.
+    """A model and an index of embeddings computed with it.
 
     Attributes:
         encoder: the model.
@@ -58,28 +59,29 @@ class Searcher:
         tokenizer: str = "",
         detection: DetectionConfig = DetectionConfig(batch_size=1),
     ) -> "Searcher":
-        """
+        """Loads a model and an index.
+
         Args:
-            model: a training workdir, or what convert_torch_ckpt.py wrote.
-            index: what tools/build_index.py wrote; `index` in the model's folder when None.
-            tokenizer: another than the model's own.
-            detection: how garments are looked for.
+            model: training workdir, or folder of a converted checkpoint.
+            index: folder of an index; the folder `index` inside the model's when None.
+            tokenizer: tokenizer to use in place of the model's own.
+            detection: settings of garment detection.
 
         Raises:
-            InputError: a folder holds something else, or the index was made with another model.
+            InputError: a folder holds something else, or the index belongs to another model.
         """
         encoder = Encoder.from_dir(model, tokenizer, detection=detection)
-        folder = pathlib.Path(index if index is not None else pathlib.Path(model) / INDEX)
+        folder = pathlib.Path(index if index is not None else pathlib.Path(model) / _DEFAULT_INDEX)
         return cls(encoder, load_index(folder, encoder.digest))
 
     def detect(self, photo: Any) -> list[Detection]:
-        """The garments in a photo, the most certain first; boxes in its pixels.
+        """Detects the garments in a photo, highest score first; boxes are in pixels.
 
         Args:
             photo: a path, the bytes of a file, a PIL image, or (H, W, 3) uint8.
 
         Raises:
-            InputError: it is no picture.
+            InputError: the photo cannot be read.
         """
         return self.encoder.detect([as_photograph(photo)])[0]
 
@@ -91,16 +93,16 @@ class Searcher:
         text: str = "",
         box: Sequence[float] | np.ndarray | None = None,
         where: Filter | None = None,
-    ) -> list[Result]:
-        """The shop items nearest to a garment, to words, or to both.
+    ) -> list[RankedItem]:
+        """Returns the shop items most similar to a garment in a photo, to a text, or to both.
 
         Args:
-            photo: as `detect` takes it.
-            k: how many; fewer only where fewer pass the filter.
-            text: what to look for; with a photo, both count alike.
-            box: x1, y1, x2, y2 of the garment in the photo's pixels; None for the most certain one
-                that is found, and for the whole photo where nothing is.
-            where: what items must be, see `Index.search`.
+            photo: see `detect`.
+            k: number of items; fewer are returned only where fewer pass the filter.
+            text: description of the item; photo and text have equal weight.
+            box: x1, y1, x2, y2 of the garment in the photo's pixels; the detected garment with the
+                highest score when None, or the whole photo where none is detected.
+            where: filter on the items' properties, see `Index.search`.
 
         Raises:
             InputError: there is neither photo nor text, or one of them cannot be used.
@@ -115,28 +117,31 @@ class Searcher:
         return self.nearest(self.query(view, text), k, where)
 
     def query(self, view: View | None, text: str) -> np.ndarray:
-        """(E,) float32, L2-normalised: the embedding of a view, of words, or of both together.
+        """Embeds a view, a text, or both.
+
+        Returns:
+            (E,) float32, L2-normalised.
 
         Raises:
-            InputError: there is neither.
+            InputError: there is neither view nor text.
         """
         parts = [] if view is None else [self.encoder.embed([view])[0]]
-        return join(parts + ([self.encoder.embed_text(text)] if text.strip() else []))
+        return combine_embeddings(parts + ([self.encoder.embed_text(text)] if text.strip() else []))
 
-    def nearest(self, query: np.ndarray, k: int, where: Filter | None = None) -> list[Result]:
-        """The k items nearest to one embedding."""
+    def nearest(self, query: np.ndarray, k: int, where: Filter | None = None) -> list[RankedItem]:
+        """Returns the k items nearest to an (E,) embedding."""
         rows, scores = self.index.search(query[None], k, where)
         return [
-            Result(float(score), self.index.items[row])
+            RankedItem(float(score), self.index.items[row])
             for row, score in zip(rows[0], scores[0], strict=True)
         ]
 
 
-def join(embeddings: list[np.ndarray]) -> np.ndarray:
-    """The direction between some, each L2-normalised.
+def combine_embeddings(embeddings: list[np.ndarray]) -> np.ndarray:
+    """Returns the L2-normalised sum of (E,) embeddings.
 
     Raises:
-        InputError: there are none.
+        InputError: the list is empty.
     """
     if not embeddings:
         raise InputError("nothing to search for: give a photo, a text, or both.")
@@ -145,17 +150,17 @@ def join(embeddings: list[np.ndarray]) -> np.ndarray:
 
 
 def as_photograph(photo: Any) -> Photograph:
-    """A path, the bytes of a file, a PIL image, (H, W, 3) uint8, or a `Photograph`, as the last.
+    """Converts a path, the bytes of a file, a PIL image or (H, W, 3) uint8 to a `Photograph`.
 
     Raises:
-        InputError: it is none of them.
+        InputError: the photo is none of these, or cannot be read.
     """
     if isinstance(photo, Photograph):
         return photo
     if isinstance(photo, bytes):
         return uploads.read_photo(photo)
     if isinstance(photo, Image.Image):
-        return uploads.as_photograph(photo)
+        return uploads.photograph_from_pil(photo)
     if isinstance(photo, np.ndarray):
         if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or not photo.size:
             raise InputError(f"a photo must be (H, W, 3) uint8 and is {photo.shape} {photo.dtype}.")

@@ -1,4 +1,4 @@
-"""A searcher that answers many requests at a time."""
+"""Answers concurrent requests with one searcher."""
 
 import asyncio
 import contextlib
@@ -17,27 +17,34 @@ from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import View
 from capret_jax.request_batcher import Batcher, Overloaded
+from capret_jax.retrieval.index import Index
 from capret_jax.retrieval.thumbnails import Thumbnails
-from capret_jax.serve.encoder import BATCHES
-from capret_jax.serve.messages import Detected, Found, Garment, Health, Hit
-from capret_jax.serve.searcher import Result, Searcher, join
+from capret_jax.serve.encoder import BATCH_SIZES
+from capret_jax.serve.messages import (
+    DetectResponse,
+    Garment,
+    HealthResponse,
+    SearchResponse,
+    SearchResult,
+)
+from capret_jax.serve.searcher import RankedItem, Searcher, combine_embeddings
 from capret_jax.serve.uploads import read_photo
 
-# No detector needs more of a photo.
-_LONGEST_SIDE = 1024
-# Properties with more values than this are no filter for a page.
-_FEW_VALUES = 50
+# Larger photos are shrunk: garment detection needs no more pixels.
+_MAX_PHOTO_SIDE = 1024
+# Properties with more values than this are not offered as filters.
+_MAX_FILTER_VALUES = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What one server takes on.
+class ServiceLimits:
+    """Limits on the load of one server.
 
     Attributes:
-        upload_bytes: of one request.
-        waiting: photos that may wait to be decoded, and inputs that may wait for the model; what
-            comes on top is refused with 503.
-        decoding: photos decoded at once, which bounds the memory they take.
+        upload_bytes: size of a request.
+        waiting: photos that may wait to be decoded, and inputs that may wait for the model; further
+            requests are answered with 503.
+        decoding: photos that are decoded at once, which bounds the memory they take.
     """
 
     upload_bytes: int = 20 * 2**20
@@ -46,61 +53,63 @@ class Limits:
 
 
 class Service:
-    """Calls of the model are batched, and nothing that takes time runs in the event loop.
+    """Batches calls of the model, and keeps slow work off the event loop.
 
     Attributes:
-        pictures: of the index's items.
+        thumbnails: thumbnails of the index's items.
         filters: values of the properties that requests may filter by.
     """
 
-    def __init__(self, searcher: Searcher, folder: pathlib.Path, limits: Limits):
+    def __init__(self, searcher: Searcher, index_dir: pathlib.Path, limits: ServiceLimits):
         """
         Args:
-            searcher: warmed up.
-            folder: of the index, for its pictures.
-            limits: what to take on.
+            searcher: searcher whose encoder is warmed up.
+            index_dir: folder of the index, for its thumbnails.
+            limits: limits on the load.
         """
-        self._searcher, self.pictures = searcher, Thumbnails(folder)
-        # One thread: calls of the model share all cores as it is.
+        self._searcher, self.thumbnails = searcher, Thumbnails(index_dir)
+        # One thread: a call of the model uses all cores.
         model = ThreadPoolExecutor(1, "model")
-        self._decoding = ThreadPoolExecutor(limits.decoding, "decoding")
-        # Not behind all photos that wait to be decoded.
-        self._searching = ThreadPoolExecutor(1, "searching")
-        self._photos, self._most = 0, limits.waiting
+        self._decode_pool = ThreadPoolExecutor(limits.decoding, "decoding")
+        # A pool of its own, so that a search does not wait behind photos to be decoded.
+        self._search_pool = ThreadPoolExecutor(1, "searching")
+        self._decoding, self._max_decoding = 0, limits.waiting
         encoder, waiting = searcher.encoder, limits.waiting
-        self._embed = Batcher[View, np.ndarray](encoder.embed, model, BATCHES[-1], waiting)
-        self._detect = Batcher[Photograph, Sequence](encoder.detect, model, BATCHES[1], waiting)
-        self._text = Batcher[str, np.ndarray](self._texts, model, BATCHES[-1], waiting)
-        self._words = functools.lru_cache(1024)(encoder.embed_text)
-        self.filters = _filters(searcher)
+        self._embed = Batcher[View, np.ndarray](encoder.embed, model, BATCH_SIZES[-1], waiting)
+        self._detect = Batcher[Photograph, Sequence](encoder.detect, model, BATCH_SIZES[1], waiting)
+        self._embed_text = Batcher[str, np.ndarray](
+            self._embed_texts, model, BATCH_SIZES[-1], waiting
+        )
+        self._cached_embed_text = functools.lru_cache(1024)(encoder.embed_text)
+        self.filters = _filters(searcher.index)
 
-    def waiting(self) -> dict[str, Callable[[], int]]:
-        """How many inputs wait for the model, by what is done with them."""
+    def queue_lengths(self) -> dict[str, Callable[[], int]]:
+        """Returns, by operation, a function that counts the inputs that wait for the model."""
         batchers: dict[str, Batcher] = {
             "embed": self._embed,
             "detect": self._detect,
-            "text": self._text,
+            "text": self._embed_text,
         }
         return {name: batcher.waiting for name, batcher in batchers.items()}
 
-    def health(self) -> Health:
-        """What answers."""
+    def health(self) -> HealthResponse:
+        """Describes the model and the index."""
         index = self._searcher.index
-        return Health(
+        return HealthResponse(
             status="ok",
             model=self._searcher.encoder.digest[:12],
             items=len(index),
-            index=index.engine.kind,
+            index=index.engine.description,
             recall=index.recall,
             filters=self.filters,
         )
 
-    async def detect(self, photo: UploadFile) -> Detected:
-        """The garments in a photo.
+    async def detect(self, photo: UploadFile) -> DetectResponse:
+        """Detects the garments in a photo.
 
         Raises:
-            InputError: it is none.
-            Overloaded: too many wait already.
+            InputError: the photo cannot be read.
+            Overloaded: too many requests wait already.
         """
         start = time.perf_counter()
         photograph = await self._decode(photo)
@@ -112,9 +121,12 @@ class Service:
             )
             for detection in await self._detect(photograph)
         ]
-        seconds = time.perf_counter() - start
-        size = {"width": photograph.width, "height": photograph.height}
-        return Detected(**size, garments=garments, seconds=seconds)
+        return DetectResponse(
+            width=photograph.width,
+            height=photograph.height,
+            garments=garments,
+            seconds=time.perf_counter() - start,
+        )
 
     async def search(
         self,
@@ -123,86 +135,90 @@ class Service:
         box: np.ndarray | None,
         k: int,
         where: dict[str, list],
-    ) -> Found:
-        """The items nearest to a garment, to words, or to both.
+    ) -> SearchResponse:
+        """Searches for the items nearest to a garment, to a text, or to both.
 
         Args:
-            photo: with the garment.
-            text: the words; none when blank.
-            box: (4,) fractions of the photo; None for its most certain garment.
-            k: how many.
-            where: values by property.
+            photo: photo of the garment.
+            text: description of the item; not used when blank.
+            box: (4,) fractions of the photo; the detected garment with the highest score when None.
+            k: number of items.
+            where: lists of values by property.
 
         Raises:
             InputError: there is neither photo nor text, or one of them cannot be used.
-            Overloaded: too many wait already.
+            Overloaded: too many requests wait already.
         """
-        start, parts = time.perf_counter(), []
+        start, embeddings = time.perf_counter(), []
         if photo is not None:
             photograph = await self._decode(photo)
             if box is None:
                 garments = await self._detect(photograph)
                 box = garments[0].box / _scale(photograph) if garments else None
-            pixels = None if box is None else box * _scale(photograph)
-            look = self._searcher.encoder.view
-            parts.append(await self._embed(await self.in_thread(look, photograph, pixels)))
+            pixel_box = None if box is None else box * _scale(photograph)
+            view = await self.in_thread(self._searcher.encoder.view, photograph, pixel_box)
+            embeddings.append(await self._embed(view))
         if text.strip():
-            parts.append(await self._text(text))
-        results = await self.in_thread(self._searcher.nearest, join(parts), k, where)
-        shown = None if box is None else [float(edge) for edge in box]
-        hits = [self._hit(result) for result in results]
-        return Found(results=hits, box=shown, seconds=time.perf_counter() - start)
+            embeddings.append(await self._embed_text(text))
+        query = combine_embeddings(embeddings)
+        ranked = await self.in_thread(self._searcher.nearest, query, k, where)
+        return SearchResponse(
+            results=[self._search_result(item) for item in ranked],
+            box=None if box is None else [float(edge) for edge in box],
+            seconds=time.perf_counter() - start,
+        )
 
     async def in_thread(self, function: Callable, *arguments: Any) -> Any:
-        """Off the event loop, one at a time."""
+        """Calls a function in the search thread, off the event loop."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._searching, function, *arguments)
+        return await loop.run_in_executor(self._search_pool, function, *arguments)
 
     @contextlib.asynccontextmanager
-    async def running(self, app: FastAPI) -> AsyncIterator[None]:
-        """While the server does."""
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Runs the batchers while the application runs."""
         del app
-        batchers = (self._embed, self._detect, self._text)
+        batchers = (self._embed, self._detect, self._embed_text)
         for batcher in batchers:
             batcher.start()
         yield
         for batcher in batchers:
             await batcher.stop()
 
-    def _texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._words(text) for text in texts]
+    def _embed_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._cached_embed_text(text) for text in texts]
 
     async def _decode(self, upload: UploadFile) -> Photograph:
-        if self._photos >= self._most:
+        if self._decoding >= self._max_decoding:
             raise Overloaded
-        self._photos += 1
+        self._decoding += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._decoding, _read, upload)
+            return await loop.run_in_executor(self._decode_pool, _read_upload, upload)
         finally:
-            self._photos -= 1
+            self._decoding -= 1
 
-    def _hit(self, result: Result) -> Hit:
-        name = self.pictures.name(result.item["id"])
-        return Hit(
-            id=result.item["id"],
-            score=result.score,
+    def _search_result(self, ranked: RankedItem) -> SearchResult:
+        name = self.thumbnails.file_name(ranked.item["id"])
+        return SearchResult(
+            id=ranked.item["id"],
+            score=ranked.score,
             picture=name and f"/api/pictures/{name}",
-            # Where its file is on this machine is nobody's business.
-            item={key: value for key, value in result.item.items() if key != "image"},
+            # Clients must not learn the paths of files on this machine.
+            item={key: value for key, value in ranked.item.items() if key != "image"},
         )
 
 
-def _read(upload: UploadFile) -> Photograph:
-    return read_photo(upload.file.read(), _LONGEST_SIDE)
+def _read_upload(upload: UploadFile) -> Photograph:
+    return read_photo(upload.file.read(), _MAX_PHOTO_SIDE)
 
 
 def _scale(photograph: Photograph) -> np.ndarray:
+    """Returns (4,) width, height, width, height: factors from fractions to pixels."""
     return np.tile([photograph.width, photograph.height], 2)
 
 
-def _filters(searcher: Searcher) -> dict[str, list[str]]:
-    index = searcher.index
+def _filters(index: Index) -> dict[str, list[str]]:
+    """Returns the values of the properties that are worth filtering by."""
     names = sorted({name for item in index.items for name in item} - {"id", "box", "image"})
     values = {name: index.values(name) for name in names}
-    return {name: known for name, known in values.items() if 1 < len(known) <= _FEW_VALUES}
+    return {name: known for name, known in values.items() if 1 < len(known) <= _MAX_FILTER_VALUES}

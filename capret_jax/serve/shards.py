@@ -1,4 +1,4 @@
-"""Embedding a catalogue in shards: by several processes, and again from where it was stopped."""
+"""Embeds a catalogue in shards, by several processes and resumably."""
 
 import hashlib
 import json
@@ -10,78 +10,79 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from capret_jax.data.images import Photograph
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
-from capret_jax.retrieval.index import Item
+from capret_jax.retrieval.items import Item
 from capret_jax.serve.catalogue import Product
-from capret_jax.serve.encoder import BATCHES, Encoder
-from capret_jax.serve.uploads import jpeg
+from capret_jax.serve.encoder import BATCH_SIZES, Encoder
+from capret_jax.serve.uploads import encode_thumbnail
 
-_PICTURE_SIDE = 192
-_MARGIN = 0.1
+_THUMBNAIL_SIDE = 192  # pixels
+_THUMBNAIL_MARGIN = 0.1  # around the box, as a fraction of its sides
 
 
-class Shards:
-    """The embeddings of a catalogue as files of a few thousand items each.
+class CatalogueShards:
+    """Embeddings, items and thumbnails of a catalogue in files of a few thousand items each.
 
-    A shard appears when it is complete, and is not made again; its name says which model and which
-    items it is of, so shards of others are never taken for it.
+    A shard is written atomically and never embedded twice. Its name has a digest of the model and
+    of its items, so a shard of another model or catalogue is never mistaken for it.
     """
 
     def __init__(self, products: Sequence[Product], digest: str, folder: pathlib.Path, size: int):
         """
         Args:
-            products: all of them.
-            digest: of the model.
-            folder: of the shards.
-            size: items of a shard.
+            products: all products of the catalogue.
+            digest: digest of the model.
+            folder: folder of the shards.
+            size: items per shard.
         """
         self._products, self._folder, self._digest = products, folder, digest
         self._slices = [slice(i, i + size) for i in range(0, len(products), size)]
         folder.mkdir(parents=True, exist_ok=True)
 
     def embed(self, encoder: Encoder, part: Part, threads: int) -> list[str]:
-        """Makes what is missing of this process's shards.
+        """Embeds the missing shards of one part.
 
         Args:
             encoder: the model.
-            part: which shards are this process's.
-            threads: that decode pictures.
+            part: the part of the shards to embed.
+            threads: threads that decode pictures.
 
         Returns:
-            What was wrong with pictures that could not be read; they are left out.
+            An error message for each picture that could not be read; their items are left out.
         """
-        mine = range(part.index, len(self._slices), part.count)
+        numbers = range(part.index, len(self._slices), part.count)
         errors: list[str] = []
-        progress = tqdm(mine, "embedding", unit="shard", disable=part.index != 0)
+        progress = tqdm(numbers, "embedding", unit="shard", disable=part.index != 0)
         for number in progress:
             if not self._path(number).exists():
                 errors += self._embed(number, encoder, threads)
         return errors
 
-    def missing(self) -> int:
-        """Shards that nobody has made yet."""
+    def count_missing(self) -> int:
+        """Returns the number of shards, of all parts, that do not exist yet."""
         return sum(not self._path(number).exists() for number in range(len(self._slices)))
 
-    def collect(self) -> tuple[np.ndarray, list[Item]]:
-        """All shards' (n, E) float32 embeddings and items.
+    def load(self) -> tuple[np.ndarray, list[Item]]:
+        """Reads the (n, E) float32 embeddings and the n items of all shards.
 
         Raises:
             InputError: no picture of the catalogue could be read.
         """
         vectors: list[np.ndarray] = []
         items: list[Item] = []
-        for number in tqdm(range(len(self._slices)), "collecting", unit="shard"):
+        for number in tqdm(range(len(self._slices)), "loading", unit="shard"):
             with zipfile.ZipFile(self._path(number)) as shard:
                 with shard.open("vectors.npy") as file:
                     vectors.append(np.lib.format.read_array(file))  # type: ignore[arg-type]
                 items += json.loads(shard.read("items.json"))
         if not items:
             raise InputError("no picture of the catalogue could be read.")
-        return np.concatenate([each for each in vectors if len(each)]), items
+        return np.concatenate([part for part in vectors if len(part)]), items
 
-    def pictures(self) -> Iterator[tuple[str, bytes]]:
-        """All shards' small pictures by item id, one after the other."""
+    def thumbnails(self) -> Iterator[tuple[str, bytes]]:
+        """Yields (item id, JPEG file) for all items of all shards."""
         for number in range(len(self._slices)):
             with zipfile.ZipFile(self._path(number)) as shard:
                 for i, item in enumerate(json.loads(shard.read("items.json"))):
@@ -91,32 +92,35 @@ class Shards:
         products = self._products[self._slices[number]]
         vectors: list[np.ndarray] = []
         items: list[Item] = []
-        pictures: list[bytes] = []
+        thumbnails: list[bytes] = []
         errors: list[str] = []
 
-        def look(product: Product):
+        def prepare(product: Product):
             try:
                 photograph = product.read()
                 view = encoder.view(photograph, product.box)
-                return product.item, view, jpeg(_cut(photograph, product.box), _PICTURE_SIDE)
+                crop = _crop(photograph, product.box)
+                return product.item, view, encode_thumbnail(crop, _THUMBNAIL_SIDE)
             except InputError as error:
                 return f"{product.item['id']}: {error}"
 
         with ThreadPoolExecutor(threads) as pool:
-            # A batch at a time, or the views of all would be in memory.
-            for start in range(0, len(products), BATCHES[-1]):
-                seen = list(pool.map(look, products[start : start + BATCHES[-1]]))
-                errors += [each for each in seen if isinstance(each, str)]
-                good = [each for each in seen if not isinstance(each, str)]
-                if good:
-                    batch, views, small = zip(*good, strict=True)
+            # Prepares one batch at a time: the views of a whole shard need too much memory.
+            for start in range(0, len(products), BATCH_SIZES[-1]):
+                prepared = list(pool.map(prepare, products[start : start + BATCH_SIZES[-1]]))
+                errors += [result for result in prepared if isinstance(result, str)]
+                valid = [result for result in prepared if not isinstance(result, str)]
+                if valid:
+                    batch_items, views, batch_thumbnails = zip(*valid, strict=True)
                     vectors.append(encoder.embed(views))
-                    items += batch
-                    pictures += small
-        self._write(number, vectors, items, pictures)
+                    items += batch_items
+                    thumbnails += batch_thumbnails
+        self._write(number, vectors, items, thumbnails)
         return errors
 
-    def _write(self, number: int, vectors: list, items: list[Item], pictures: list[bytes]) -> None:
+    def _write(
+        self, number: int, vectors: list, items: list[Item], thumbnails: list[bytes]
+    ) -> None:
         path = self._path(number)
         partial = path.with_suffix(".partial")
         with zipfile.ZipFile(partial, "w") as shard:
@@ -124,8 +128,8 @@ class Shards:
                 array = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
                 np.lib.format.write_array(file, array)  # type: ignore[arg-type]
             shard.writestr("items.json", json.dumps(items))
-            for i, picture in enumerate(pictures):
-                shard.writestr(f"{i}.jpg", picture)
+            for i, thumbnail in enumerate(thumbnails):
+                shard.writestr(f"{i}.jpg", thumbnail)
         partial.replace(path)
 
     def _path(self, number: int) -> pathlib.Path:
@@ -136,11 +140,11 @@ class Shards:
         return self._folder / f"{number:05d}-{state.hexdigest()[:16]}.zip"
 
 
-def _cut(photograph, box: np.ndarray | None) -> np.ndarray:
-    """The garment with a little around it."""
+def _crop(photograph: Photograph, box: np.ndarray | None) -> np.ndarray:
+    """Returns the (H, W, 3) uint8 pixels of the garment and a margin around it."""
     pixels = photograph.pixels()
     if box is None:
         return pixels
-    margin = _MARGIN * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
+    margin = _THUMBNAIL_MARGIN * np.tile(box[2:] - box[:2], 2) * (-1, -1, 1, 1)
     x1, y1, x2, y2 = np.maximum(np.round(box + margin), 0).astype(int)
     return pixels[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]

@@ -1,4 +1,4 @@
-"""Uploads that anybody may send: checked before they are decoded, and made small and upright."""
+"""Decodes untrusted image files: checks them first, then shrinks and turns them upright."""
 
 import io
 
@@ -8,27 +8,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from capret_jax.data.images import Photograph
 from capret_jax.errors import InputError
 
-# More pixels than phones and most cameras have; decoded, they take 190 MB.
+# More than phones and most cameras have; decoded, 64 million pixels take 190 MB.
 MAX_PIXELS = 64_000_000
 _WHITE = (255, 255, 255)
-# Pillow knows others, of which some start programs, or hide a picture in a picture.
+# Pillow reads other formats too; some of them start external programs or embed other images.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def read_photo(
     data: bytes, longest_side: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Photograph:
-    """A JPEG, PNG, WebP, GIF, BMP or TIFF file as an upright RGB photograph.
+    """Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF file to an upright RGB photograph.
 
-    Transparent parts become white. Of an animation the first frame is taken.
+    Transparent parts become white. The first frame of an animation is used.
 
     Args:
-        data: the file.
-        longest_side: pixels that the photograph may have along one; larger ones are shrunk.
-        max_pixels: larger pictures are refused by their header, before anything is decoded.
+        data: content of the file.
+        longest_side: larger photographs are shrunk to this length, in pixels; never when None.
+        max_pixels: larger images are rejected by their header, before they are decoded.
 
     Raises:
-        InputError: it is empty, no picture, too large, or does not decode.
+        InputError: the file is empty, not an image, too large, or damaged.
     """
     if not data:
         raise InputError("the photo is empty.")
@@ -44,22 +44,22 @@ def read_photo(
                 # JPEGs are decoded at a fraction of their size where that is enough.
                 image.draft("RGB", (longest_side, longest_side))
                 image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
-            return as_photograph(image)
+            return photograph_from_pil(image)
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError(
-            f"the photo is no picture that can be read: {', '.join(_FORMATS)} are."
+            f"the photo is no picture that can be read: {', '.join(_FORMATS)} are supported."
         ) from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsers do
+    except Exception as error:  # Pillow's plugins raise exceptions of many types
         raise InputError(f"the photo is no picture that can be read ({error}).") from error
 
 
-def as_photograph(image: Image.Image) -> Photograph:
-    """A Pillow image, upright and without transparency."""
+def photograph_from_pil(image: Image.Image) -> Photograph:
+    """Converts a Pillow image to a photograph, upright and without transparency."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # Pillow would cut 16 bits off at 255.
+        # Pillow would clip 16-bit values at 255.
         image = Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -67,8 +67,8 @@ def as_photograph(image: Image.Image) -> Photograph:
     return Photograph.from_pixels(np.asarray(image.convert("RGB")))
 
 
-def jpeg(pixels: np.ndarray, side: int) -> bytes:
-    """(H, W, 3) uint8 -> a JPEG file that fits into a square."""
+def encode_thumbnail(pixels: np.ndarray, side: int) -> bytes:
+    """Encodes (H, W, 3) uint8 pixels as a JPEG file that fits into side x side pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()

@@ -21,7 +21,7 @@ _FIRST_SINGLE = 1_000_001
 
 @dataclass(eq=False)
 class SyntheticFashionConfig(tfds.core.BuilderConfig):
-    """How much to draw. Views are photographs of one identity."""
+    """Sizes of one variant of the dataset; views are photographs of one identity."""
 
     train_identities: int = 320
     validation_identities: int = 80
@@ -31,8 +31,8 @@ class SyntheticFashionConfig(tfds.core.BuilderConfig):
     train_singles: int = 6000  # garments without identity, each in one photograph
     seed: int = 2019
 
-    def entries(self, split: str) -> list[identities.Entry]:
-        """The garments of "train" or "validation"."""
+    def entries(self, split: str) -> list[identities.GarmentEntry]:
+        """Lists the garments of "train" or "validation"."""
         families = -(-self.train_identities // identities.FAMILY_SIZE)
         if split == "train":
             named = identities.list_families(
@@ -63,10 +63,10 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
         SyntheticFashionConfig(name="demo", description="Enough to learn from in minutes."),
         SyntheticFashionConfig(
             name="large",
-            description="The demo with more garments to tell categories apart by.",
+            description="The demo with more garments, for learning the categories.",
             train_singles=20_000,
         ),
-        # Its own seed, so no garment is in both.
+        # The seed differs from the demo's, so no garment is in both.
         SyntheticFashionConfig(
             name="pretrain",
             description="Other garments than the demo's, to learn language and objects from.",
@@ -90,7 +90,7 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
         ),
     ]
     DEFAULT_CONFIG_NAME = "demo"
-    # TFDS would find this out with importlib_resources, which it does not list as a requirement.
+    # Without this, TFDS uses importlib_resources, which it does not list as a requirement.
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -109,9 +109,9 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(
-        self, entries: list[identities.Entry], first_image_id: int
+        self, entries: list[identities.GarmentEntry], first_image_id: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        drawn = pool.photographs(entries)
+        drawn = pool.draw_all(entries)
         progress = tqdm(drawn, "drawing garments", len(entries), unit="garment", leave=False)
         records = itertools.chain.from_iterable(progress)
         for image_id, record in enumerate(records, first_image_id):
@@ -121,13 +121,17 @@ class SyntheticFashion(tfds.core.GeneratorBasedBuilder):
 def prepare(prepared_dir: str | os.PathLike, config_name: str = "demo") -> SyntheticFashion:
     """Opens the dataset under `prepared_dir`; draws it first if it is not there.
 
-    TFDS writes into a directory of its own and renames it when complete. So what an interrupted
-    run leaves is never taken for the dataset, nor in the way of the next run.
+    TFDS writes into a temporary directory and renames it when complete. So the remains of an
+    interrupted run are neither read as the dataset nor in the way of the next run.
+
+    Args:
+        prepared_dir: folder of prepared datasets.
+        config_name: name of one of the `BUILDER_CONFIGS`.
     """
     builder = SyntheticFashion(
         data_dir=prepared_dir, config=config_name, file_format="array_record"
     )
-    # TFDS speaks of downloads and shuffling, and its bars know no total.
+    # TFDS reports downloads and shuffling, which do not happen here, in bars without a total.
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()

@@ -31,13 +31,13 @@ PATTERN_PERIODS = (0.10, 0.14, 0.19)
 
 
 def luminance(colour: Colour) -> float:
-    """Perceived lightness of an sRGB colour, 0 to 255 (ITU-R BT.601 weights)."""
+    """Returns the perceived lightness of an sRGB colour, 0 to 255 (ITU-R BT.601 weights)."""
     red, green, blue = colour
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def darker(colour: Colour, factor: float) -> Colour:
-    """The colour with each channel times `factor`, rounded down."""
+    """Multiplies each channel by `factor`, rounded down."""
     red, green, blue = (int(factor * channel) for channel in colour)
     return red, green, blue
 
@@ -70,7 +70,7 @@ def _diamonds(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return du + dv < 0.4
 
 
-# name -> f(u, v): where the second colour goes; u, v count repeats across and down the cloth.
+# name -> f(u, v), True where the second colour is; u, v count repeats across and down the cloth.
 PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "solid": lambda u, v: np.zeros(np.broadcast(u, v).shape, bool),
     "horizontal stripes": lambda u, v: _band(v + 0 * u),
@@ -86,7 +86,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _regular(corners: int, turn: float = 0.0, radii: tuple[float, ...] = (1.0,)) -> list[Point]:
-    """Corners around the origin, the first at the top, their radii taken in turn."""
+    """Corners of a polygon around the origin, the first at the top, with alternating radii."""
     angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
     return [
         (radii[i % len(radii)] * math.sin(a), -radii[i % len(radii)] * math.cos(a))

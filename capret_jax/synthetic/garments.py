@@ -25,7 +25,7 @@ _OVERSAMPLING = 2  # drawn larger, then averaged: smooth edges
 
 @dataclass(frozen=True)
 class Garment:
-    """All that decides how a garment looks; colours are names in `fabric.PALETTE`."""
+    """The properties of a garment's look; colours are names in `fabric.PALETTE`."""
 
     category_id: int  # 1..13
     cut: Cut = Cut()
@@ -126,7 +126,7 @@ def _print_motif(garment: Garment, canvas: _Canvas, picture: Image.Image) -> Non
     placed = [[(cx + radius * px, cy + radius * py) for px, py in poly] for poly in polygons]
     stamp = canvas.mask(*placed)
     if garment.pattern != "solid":
-        # An edge of the ground's colour parts the motif from the pattern around it.
+        # An edge of the ground's colour separates the motif from the pattern around it.
         draw = ImageDraw.Draw(picture)
         for edge in placed:
             canvas.line(draw, edge + edge[:2], fabric.PALETTE[garment.colour], 0.03)
@@ -134,7 +134,7 @@ def _print_motif(garment: Garment, canvas: _Canvas, picture: Image.Image) -> Non
 
 
 def _seams(garment: Garment, outline: Outline, canvas: _Canvas, picture: Image.Image) -> None:
-    """Waistband, fly, placket, lapels and buttons: what tells the categories apart."""
+    """Draws waistband, fly, placket, lapels and buttons, which distinguish the categories."""
     draw = ImageDraw.Draw(picture)
     base: Colour = fabric.PALETTE[garment.colour]
     ink = fabric.darker(base, 0.55) if fabric.luminance(base) > 80 else (150, 150, 158)
@@ -149,7 +149,7 @@ def _seams(garment: Garment, outline: Outline, canvas: _Canvas, picture: Image.I
 
 
 def _lapels(garment: Garment, outline: Outline, canvas: _Canvas, draw, ink: Colour) -> None:
-    """A shirt shows between the two fronts of outwear; the lapels fold outwards."""
+    """Draws the shirt between the two fronts of outwear, and the lapels folded outwards."""
     shirt = [(-0.085, -0.03), (0.085, -0.03), (0.024, 0.27), (0.03, outline.hem + 0.05)]
     draw.polygon(canvas.at(shirt + [(-0.03, outline.hem + 0.05), (-0.024, 0.27)]), (226, 226, 222))
     collar = {"round": 0.15, "v": 0.13, "square": 0.165}[garment.cut.neckline]
@@ -163,7 +163,7 @@ def _lapels(garment: Garment, outline: Outline, canvas: _Canvas, draw, ink: Colo
 
 
 def _rim(alpha: Image.Image) -> np.ndarray:
-    """(H, W, 1) float32 factor, darker towards the garment's edges: it looks round."""
+    """(H, W, 1) float32 factor, darker towards the garment's edges, so that it looks round."""
     soft = (
         alpha.reduce(8)
         .filter(ImageFilter.BoxBlur(1.4))
@@ -190,7 +190,7 @@ def draw_garment(garment: Garment) -> Cloth:
         sleeves = ImageChops.lighter(
             canvas.mask(outline.sleeve), canvas.mask(mirrored(outline.sleeve))
         )
-        # Sleeves lie behind the body: only what sticks out of it shows.
+        # Sleeves lie behind the body: only the part outside of it is visible.
         behind = ImageChops.subtract(sleeves, alpha)
         picture.paste(_sleeve_weave(garment, x, y), mask=behind)
         shade = np.where(np.asarray(behind)[..., None] > 0, 0.92 * _rim(sleeves), shade)

@@ -1,8 +1,8 @@
-"""Which garments there are, and all photographs of each: the synthetic shop's catalogue.
+"""The garments of the synthetic dataset, their identities, and the records of each.
 
 Identities come in families. The members of a family have one category and one set of colours,
 and differ in pattern, print and cut; sets of colours recur between families. So neither a
-category nor a colour histogram tells identities apart.
+category nor a colour histogram distinguishes identities.
 
 This module imports neither JAX nor TFDS: the processes that draw start quickly.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from capret_jax.synthetic import fabric, photographs
 from capret_jax.synthetic.garments import Garment, draw_garment
 from capret_jax.synthetic.outlines import NECKLINES, SILHOUETTES, Cut
-from capret_jax.synthetic.placing import Appearance
+from capret_jax.synthetic.placement import Appearance
 
 FAMILY_SIZE = 3
 _JPEG_QUALITY = 88
@@ -42,19 +42,19 @@ COLOURWAYS = (
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One garment of the catalogue and how often it is photographed."""
+class GarmentEntry:
+    """One garment of the dataset and the number of its photographs."""
 
     pair_id: int
     style: int  # 0: a distractor, no identity
     garment: Garment
-    seed: tuple[int, ...]  # of the photographs
+    seed: tuple[int, ...]  # seed of the photographs
     shop_views: int
     user_views: int
 
 
 def _members(rng: np.random.Generator, category_id: int, count: int) -> list[Garment]:
-    """Garments of one category and colourway; no two share a pattern or a motif."""
+    """Draws garments of one category and colourway; no two share a pattern or a motif."""
     main, second, motif_colour = COLOURWAYS[int(rng.integers(len(COLOURWAYS)))]
     patterns = rng.permutation(list(fabric.PATTERNS))
     motifs = rng.permutation(list(fabric.MOTIFS))
@@ -84,11 +84,11 @@ def list_families(
     distractors: int = 0,
     first_pair_id: int = 1,
     seed: int = 0,
-) -> list[Entry]:
+) -> list[GarmentEntry]:
     """Lists a split's garments: `identities` in families, then the distractors of those families.
 
-    A pair_id is a family's, a style its member's, from 1. Splits with pair_ids of their own share
-    no identity. Each distractor is photographed once, in the shop.
+    A family has one pair_id, and its members have styles from 1. Splits with disjoint pair_ids
+    share no identity. Each distractor has one photograph, from the shop.
     """
     families = -(-identities // FAMILY_SIZE)
     extra = -(-distractors // families)
@@ -100,17 +100,19 @@ def list_families(
         for member, garment in enumerate(_members(rng, category_id, FAMILY_SIZE + extra)):
             stream = (seed, _VIEW_STREAM, pair_id, member)
             if member < FAMILY_SIZE:
-                named.append(Entry(pair_id, member + 1, garment, stream, shop_views, user_views))
+                named.append(
+                    GarmentEntry(pair_id, member + 1, garment, stream, shop_views, user_views)
+                )
             else:
-                unnamed.append(Entry(pair_id, 0, garment, stream, 1, 0))
+                unnamed.append(GarmentEntry(pair_id, 0, garment, stream, 1, 0))
     return named[:identities] + unnamed[:distractors]
 
 
-def list_singles(count: int, first_pair_id: int, seed: int) -> list[Entry]:
-    """Garments of no identity, of all categories alike, each photographed once.
+def list_singles(count: int, first_pair_id: int, seed: int) -> list[GarmentEntry]:
+    """Lists garments without identity, evenly over all categories, with one photograph each.
 
-    The shop's and users' photographs take turns. They show more garments than identities do, which
-    is what telling categories apart takes.
+    Shop's and users' photographs alternate. There are more of these garments than identities,
+    which learning to distinguish categories needs.
     """
     entries = []
     for number in range(count):
@@ -119,7 +121,7 @@ def list_singles(count: int, first_pair_id: int, seed: int) -> list[Entry]:
         (garment,) = _members(rng, 1 + number % len(SILHOUETTES), 1)
         by_shop = number // len(SILHOUETTES) % 2
         stream = (seed, _VIEW_STREAM, pair_id, 0)
-        entries.append(Entry(pair_id, 0, garment, stream, by_shop, 1 - by_shop))
+        entries.append(GarmentEntry(pair_id, 0, garment, stream, by_shop, 1 - by_shop))
     return entries
 
 
@@ -150,7 +152,9 @@ def _item(number: int, garment: Garment, style: int, appearance: Appearance) -> 
     }
 
 
-def _record(entry: Entry, source: str, photograph: photographs.DrawnPhotograph) -> dict[str, Any]:
+def _record(
+    entry: GarmentEntry, source: str, photograph: photographs.DrawnPhotograph
+) -> dict[str, Any]:
     jpeg = io.BytesIO()
     photograph.picture.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
     items = [_item(1, entry.garment, entry.style, photograph.main)]
@@ -165,16 +169,22 @@ def _record(entry: Entry, source: str, photograph: photographs.DrawnPhotograph) 
     }
 
 
-def photograph(entry: Entry) -> list[dict[str, Any]]:
-    """All records of one garment, shop views first, as in `schema.features` less `image_id`."""
+def draw_records(entry: GarmentEntry) -> list[dict[str, Any]]:
+    """Draws all records of one garment, shop views first.
+
+    Returns:
+        Records with the features of `schema.features(details=True)` except `image_id`.
+    """
     cloth = draw_garment(entry.garment)
     records = []
     for view in range(entry.shop_views + entry.user_views):
         rng = np.random.default_rng([*entry.seed, view])
         if view < entry.shop_views:
-            picture = photographs.shop(rng, entry.garment, cloth)
+            picture = photographs.draw_shop_photograph(rng, entry.garment, cloth)
             records.append(_record(entry, "shop", picture))
         else:
-            picture = photographs.user(rng, entry.garment, cloth, _wardrobe(entry.seed[0]))
+            picture = photographs.draw_user_photograph(
+                rng, entry.garment, cloth, _wardrobe(entry.seed[0])
+            )
             records.append(_record(entry, "user", picture))
     return records

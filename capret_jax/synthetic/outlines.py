@@ -1,4 +1,4 @@
-"""Outlines of garments: what a tailor would cut.
+"""Outlines of garments as polygons.
 
 Body units: x runs to the right from the body's axis, y down from the shoulders; the waist is at
 0.42, the crotch at 0.66, the knees at 1.0 and the ankles at 1.45. All garments are drawn in this
@@ -20,7 +20,7 @@ NECKLINES = ("round", "v", "square")
 
 @dataclass(frozen=True)
 class Silhouette:
-    """How a category is built: its upper part, sleeves, lower part and front."""
+    """The construction of a category: its upper part, sleeves, lower part and front."""
 
     top: str | None = None  # "shoulders", "tank" or "straps"
     sleeve: float | None = None  # reach along the arm, body units
@@ -49,7 +49,7 @@ SILHOUETTES = (
 
 @dataclass(frozen=True)
 class Cut:
-    """What a tailor may change; the numbers are -1 to 1, 0 is average."""
+    """Variations of a silhouette; the numbers are -1 to 1, 0 is average."""
 
     neckline: str = "round"  # of `NECKLINES`
     fit: float = 0.0  # tight to loose
@@ -87,12 +87,12 @@ def _smooth(points: list[Point], steps: int = 8) -> list[Point]:
 
 
 def mirrored(points: list[Point]) -> list[Point]:
-    """The same line on the other side of the body, walked backwards."""
+    """Mirrors a line to the other side of the body, with its points in reverse order."""
     return [(-x, y) for x, y in reversed(points)]
 
 
 def _neckline(cut: Cut, top: str) -> list[Point]:
-    """From the middle of the neckline to the edge of the shoulder."""
+    """Line from the middle of the neckline to the edge of the shoulder."""
     if top == "straps":
         dip = {"round": 0.15, "v": 0.19, "square": 0.12}[cut.neckline]
         return [(0.0, dip), (0.07, 0.135), (0.15, 0.12)]
@@ -105,7 +105,7 @@ def _neckline(cut: Cut, top: str) -> list[Point]:
 
 
 def _torso_side(cut: Cut, top: str) -> list[Point]:
-    """From the shoulder's tip down to the waist."""
+    """Line from the shoulder's tip down to the waist."""
     loose = 0.018 * cut.fit
     waist = (0.158 + 2 * loose, 0.42)
     if top == "straps":
@@ -117,7 +117,7 @@ def _torso_side(cut: Cut, top: str) -> list[Point]:
 
 
 def _lower_side(shape: Silhouette, cut: Cut, hem: float) -> list[Point]:
-    """From the waist down to the hem's middle, around the crotch where there are legs."""
+    """Line from the waist down to the hem's middle, around the crotch where there are legs."""
     loose = 0.02 * cut.fit
     if shape.bottom is None:
         width = 0.178 + 2 * loose + 0.03 * cut.flare

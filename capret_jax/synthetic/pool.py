@@ -1,8 +1,8 @@
-"""Draws a catalogue with all cores.
+"""Drawing of many garments in parallel processes.
 
 `multiprocessing` would run the caller's main module again in every worker: with JAX's start-up
 time, and endlessly from a script without a `__main__` guard. So the workers are plain Python
-processes that read their work from a pipe, and answer through another.
+processes that read garments from one pipe and write records to another.
 """
 
 import os
@@ -12,13 +12,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from capret_jax.synthetic.identities import Entry, photograph
+from capret_jax.synthetic.identities import GarmentEntry, draw_records
 
 
-def photographs(entries: Sequence[Entry], workers: int | None = None) -> Iterator[list[dict]]:
-    """Yields each entry's records, in the entries' order, whatever the number of workers.
+def draw_all(entries: Sequence[GarmentEntry], workers: int | None = None) -> Iterator[list[dict]]:
+    """Yields each entry's records, in the entries' order, for any number of workers.
 
-    Raises RuntimeError if a worker stops; its own message is on the standard error stream.
+    Args:
+        entries: the garments.
+        workers: number of processes; None for one per core.
+
+    Raises:
+        RuntimeError: a worker stopped; its own message is on the standard error stream.
     """
     workers = min(workers or len(os.sched_getaffinity(0)), len(entries))
     processes = [_start(entries[i::workers]) for i in range(workers)]
@@ -33,9 +38,9 @@ def photographs(entries: Sequence[Entry], workers: int | None = None) -> Iterato
             process.wait()
 
 
-def _start(entries: Sequence[Entry]) -> subprocess.Popen:
+def _start(entries: Sequence[GarmentEntry]) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import _work; _work()"],
+        [sys.executable, "-c", f"from {__name__} import _run_worker; _run_worker()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -56,8 +61,8 @@ def _receive(process: subprocess.Popen) -> Any:
         ) from None
 
 
-def _work() -> None:
-    """The worker's side: entries from standard input, their records to standard output."""
+def _run_worker() -> None:
+    """Runs in the worker: reads entries from standard input, writes records to standard output."""
     for entry in pickle.load(sys.stdin.buffer):
-        pickle.dump(photograph(entry), sys.stdout.buffer)
+        pickle.dump(draw_records(entry), sys.stdout.buffer)
         sys.stdout.buffer.flush()

@@ -1,4 +1,4 @@
-"""What surrounds a garment in a photograph: grounds, bodies, things in the way, and light."""
+"""Surroundings of a garment in a photograph: grounds, bodies, obstacles and light."""
 
 import math
 
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from capret_jax.synthetic.fabric import PALETTE, Colour, darker
 from capret_jax.synthetic.outlines import ARM_DIRECTION, SHOULDER
-from capret_jax.synthetic.placing import project
+from capret_jax.synthetic.placement import project
 
 _OVERSAMPLING = 2
 _SKIN = ((244, 208, 180), (226, 178, 142), (190, 134, 98), (142, 94, 66), (92, 62, 48))
@@ -19,8 +19,8 @@ _MUTED = (
 _BACKDROPS = ((250, 250, 250), (243, 243, 241), (247, 243, 238), (238, 242, 246), (232, 232, 232))
 
 
-def pick(rng: np.random.Generator, options):
-    """One of the options, evenly."""
+def choose(rng: np.random.Generator, options):
+    """Chooses one of the options with equal probability."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -30,13 +30,13 @@ def _tinted(rng: np.random.Generator, colour: Colour, spread: int = 14) -> Colou
 
 
 class Pen:
-    """Draws smooth-edged shapes over a picture, through a map from its own units to pixels."""
+    """Draws smooth-edged shapes into an RGBA picture, through a homography from units to pixels."""
 
     def __init__(self, size: tuple[int, int], matrix: np.ndarray | None = None):
         self._matrix = np.diag([_OVERSAMPLING, _OVERSAMPLING, 1.0]) @ (
             np.eye(3) if matrix is None else matrix
         )
-        # Near enough the pixels that one unit across the drawing's middle takes.
+        # About the pixels of one unit in the drawing's middle.
         self._unit = float(np.hypot(*(self._matrix[:2, 1] / self._matrix[2, 2])))
         self._picture = Image.new("RGBA", (size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING))
         self._draw = ImageDraw.Draw(self._picture)
@@ -50,7 +50,7 @@ class Pen:
         self.shape([(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles], colour)
 
     def limb(self, points, width: float, colour: Colour) -> None:
-        """A thick line with round ends."""
+        """Draws a thick line with round ends."""
         mapped = [tuple(p) for p in project(self._matrix, points).tolist()]
         radius = width * self._unit / 2
         self._draw.line(mapped, (*colour, 255), max(1, round(2 * radius)), joint="curve")
@@ -67,18 +67,18 @@ def _gradient(size: tuple[int, int], first: Colour, second: Colour, across: bool
     return Image.fromarray(ends).resize(size, Image.Resampling.BICUBIC)
 
 
-def backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """A shop's plain light ground."""
-    colour = np.array(pick(rng, _BACKDROPS))
+def draw_backdrop(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """Draws a shop's plain light ground."""
+    colour = np.array(choose(rng, _BACKDROPS))
     return _gradient(size, tuple(colour), tuple(colour - int(rng.integers(2, 16))), across=False)
 
 
-def clutter(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """A room or a street, out of focus: drawn at half the size."""
+def draw_clutter(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """Draws a room or a street, out of focus: at half the size, then enlarged."""
     full, size = size, (size[0] // 2, size[1] // 2)
     width, height = size
     colours = _MUTED + tuple(PALETTE.values())
-    wall, floor = _tinted(rng, pick(rng, _MUTED)), _tinted(rng, pick(rng, _MUTED))
+    wall, floor = _tinted(rng, choose(rng, _MUTED)), _tinted(rng, choose(rng, _MUTED))
     ground = _gradient(size, wall, _tinted(rng, wall, 40), across=bool(rng.integers(2)))
     draw = ImageDraw.Draw(ground)
     _wall_paper(rng, draw, size, _tinted(rng, wall, 24))
@@ -87,7 +87,7 @@ def clutter(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     for _ in range(int(rng.integers(5, 11))):
         x, y = rng.uniform(-0.1, 1.0) * width, rng.uniform(-0.1, 1.0) * height
         w, h = rng.uniform(0.1, 0.4) * width, rng.uniform(0.08, 0.4) * height
-        colour = _tinted(rng, pick(rng, colours), 24)
+        colour = _tinted(rng, choose(rng, colours), 24)
         kind = int(rng.integers(4))
         if kind == 0:
             draw.ellipse((x, y, x + w, y + w), fill=colour)
@@ -96,13 +96,13 @@ def clutter(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
         else:
             draw.rectangle((x, y, x + w, y + h), fill=colour)
             frame = (x + 0.15 * w, y + 0.15 * h, x + 0.85 * w, y + 0.85 * h)
-            draw.rectangle(frame, fill=_tinted(rng, pick(rng, colours), 24))
+            draw.rectangle(frame, fill=_tinted(rng, choose(rng, colours), 24))
     soft = ground.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.4, 1.1))))
     return soft.resize(full, Image.Resampling.BICUBIC)
 
 
 def _wall_paper(rng: np.random.Generator, draw, size: tuple[int, int], colour: Colour) -> None:
-    """Boards or tiles; or, one time in three, nothing."""
+    """Draws boards or tiles, or nothing in a third of the calls."""
     kind, step = int(rng.integers(3)), int(rng.integers(7, 17))
     if kind:
         for x in range(0, size[0], step):
@@ -112,12 +112,12 @@ def _wall_paper(rng: np.random.Generator, draw, size: tuple[int, int], colour: C
             draw.line((0, y, size[0], y), colour)
 
 
-def body(rng: np.random.Generator, size: tuple[int, int], matrix: np.ndarray) -> Image.Image:
-    """RGBA picture of a standing person in plain underclothes."""
+def draw_body(rng: np.random.Generator, size: tuple[int, int], matrix: np.ndarray) -> Image.Image:
+    """Draws a standing person in plain underclothes, as an RGBA picture."""
     pen = Pen(size, matrix)
-    skin, hair = _tinted(rng, pick(rng, _SKIN), 8), _tinted(rng, pick(rng, _HAIR), 8)
-    plain = _tinted(rng, pick(rng, ((70, 72, 78), (150, 150, 152), (214, 210, 204))))
-    shoe = _tinted(rng, pick(rng, ((40, 40, 44), (235, 235, 232), (120, 84, 60))))
+    skin, hair = _tinted(rng, choose(rng, _SKIN), 8), _tinted(rng, choose(rng, _HAIR), 8)
+    plain = _tinted(rng, choose(rng, ((70, 72, 78), (150, 150, 152), (214, 210, 204))))
+    shoe = _tinted(rng, choose(rng, ((40, 40, 44), (235, 235, 232), (120, 84, 60))))
     (dx, dy), (sx, sy) = ARM_DIRECTION, SHOULDER
     pen.oval(0, -0.2, 0.1, 0.125, hair)
     if rng.integers(2):  # long hair
@@ -139,7 +139,7 @@ def body(rng: np.random.Generator, size: tuple[int, int], matrix: np.ndarray) ->
 
 
 def _bag(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) -> None:
-    colour = _tinted(rng, pick(rng, _MUTED + tuple(PALETTE.values())))
+    colour = _tinted(rng, choose(rng, _MUTED + tuple(PALETTE.values())))
     dark = darker(colour, 0.6)
     pen.limb([(x - 0.5 * r, y - 0.5 * r), (x - 0.3 * r, y - 1.4 * r), (x + 0.3 * r, y - 1.4 * r),
               (x + 0.5 * r, y - 0.5 * r)], 0.16 * r, dark)  # fmt: skip
@@ -149,7 +149,7 @@ def _bag(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) -> No
 
 
 def _phone(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) -> None:
-    skin = _tinted(rng, pick(rng, _SKIN), 8)
+    skin = _tinted(rng, choose(rng, _SKIN), 8)
     pen.limb([(x + 2.2 * r, y + 2.4 * r), (x + 0.2 * r, y + 0.4 * r)], 0.9 * r, skin)
     pen.shape([(x - 0.55 * r, y - r), (x + 0.55 * r, y - r), (x + 0.55 * r, y + r)]
               + [(x - 0.55 * r, y + r)], (34, 34, 38))  # fmt: skip
@@ -157,7 +157,7 @@ def _phone(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) -> 
 
 
 def _arm(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) -> None:
-    skin, side = _tinted(rng, pick(rng, _SKIN), 8), pick(rng, (-1, 1))
+    skin, side = _tinted(rng, choose(rng, _SKIN), 8), choose(rng, (-1, 1))
     pen.limb([(x - side * 2.6 * r, y + 0.9 * r), (x + side * 0.5 * r, y)], 0.7 * r, skin)
     pen.oval(x + side * 0.75 * r, y - 0.1 * r, 0.5 * r, 0.42 * r, skin)
 
@@ -170,15 +170,15 @@ def _leaves(pen: Pen, rng: np.random.Generator, x: float, y: float, r: float) ->
                   + [(x + a - 0.3 * r, y + b)], green)  # fmt: skip
 
 
-def obstacle(rng: np.random.Generator, size: tuple[int, int], x: float, y: float, r: float):
-    """RGBA picture of something in the way at (x, y), of about radius r, in pixels."""
+def draw_obstacle(rng: np.random.Generator, size: tuple[int, int], x: float, y: float, r: float):
+    """Draws an obstacle at (x, y), of about radius r, in pixels, as an RGBA picture."""
     pen = Pen(size)
-    pick(rng, (_bag, _phone, _arm, _leaves))(pen, rng, x, y, r)
+    choose(rng, (_bag, _phone, _arm, _leaves))(pen, rng, x, y, r)
     return pen.finish()
 
 
-def wrinkled(rng: np.random.Generator, layer: Image.Image, sideways: float) -> Image.Image:
-    """Soft folds over a garment; `sideways`, -1 to 1, darkens one of its sides."""
+def add_wrinkles(rng: np.random.Generator, layer: Image.Image, sideways: float) -> Image.Image:
+    """Adds soft folds to a garment; `sideways`, -1 to 1, darkens one of its sides."""
     folds = Image.fromarray(rng.integers(0, 256, (5, 4), np.uint8)).resize(
         layer.size, Image.Resampling.BICUBIC
     )
@@ -193,8 +193,8 @@ def wrinkled(rng: np.random.Generator, layer: Image.Image, sideways: float) -> I
     return shaded
 
 
-def light(rng: np.random.Generator, picture: Image.Image, strength: float) -> Image.Image:
-    """Exposure, colour cast, a fall-off across the picture, noise; strength 0 (studio) to 1."""
+def apply_light(rng: np.random.Generator, picture: Image.Image, strength: float) -> Image.Image:
+    """Applies exposure, colour cast, fall-off and noise; `strength` is 0 (studio) to 1."""
     exposure = 1 + strength * rng.uniform(-0.2, 0.16)
     gain = exposure * (1 + strength * rng.uniform(-0.1, 0.1, 3)).astype(np.float32)
     corners = (255 * (1 - strength * rng.uniform(0, 0.24, (2, 2)))).astype(np.uint8)

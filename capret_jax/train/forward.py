@@ -1,22 +1,25 @@
 """A batch through the model: only what the weighted losses need is computed."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from capret_jax.config import LossConfig
+from capret_jax.config import ExperimentConfig, LossConfig
 from capret_jax.config.loss import TERMS
 from capret_jax.data.batch import Batch, Outputs
-from capret_jax.losses.matching import mine_hard_negatives
+from capret_jax.losses import StepContext
+from capret_jax.losses.contrastive import ContrastiveFeatures
+from capret_jax.losses.hard_negatives import mine_hard_negatives
+from capret_jax.losses.pairs import PairLabels
 from capret_jax.models.beit import box_regions
 from capret_jax.models.bert import causal_mask
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
 
-class Images(NamedTuple):
-    """What the fusion encoder attends to, one per item.
+class ImageStates(NamedTuple):
+    """Vision states that the fusion encoder attends to, one row per item.
 
     Attributes:
         states: (B, 1+N, D).
@@ -27,8 +30,8 @@ class Images(NamedTuple):
     mask: jax.Array | None
 
 
-class Texts(NamedTuple):
-    """(B, T, D) states and their (B, T) 0/1 mask; None where nothing reads the captions."""
+class TextStates(NamedTuple):
+    """(B, T, D) states of the captions and their (B, T) 0/1 mask; None where no term needs them."""
 
     states: Any
     mask: Any
@@ -38,70 +41,75 @@ def forward(
     model: X2VLM,
     class_weights: jax.Array,
     batch: Batch,
-    config: LossConfig,
-    regions: bool,
-    mesh: Mesh,
-    key: jax.Array,
-    part: jax.Array | int = 0,
-    parts: int = 1,
+    config: ExperimentConfig,
+    context: StepContext,
 ) -> Outputs:
     """Training-mode outputs for a batch.
 
     Args:
         model: with parameters bound.
         class_weights: (R, K, E) of the ArcFace head.
-        batch: the global batch.
-        config: which terms are weighted.
-        regions: items are regions of their pictures: position 0 is pooled over the box.
-        mesh: the batch's mesh, for mining hard negatives on each device.
-        key: the step's key, for dropout, stochastic depth and the draws of negatives.
-        part, parts: which one of how many of the global batch this is, when it is accumulated.
+        batch: the global batch, or the context's part of it.
+        config: the weighted terms, and whether items are regions of their pictures: then position 0
+            is pooled over the item's box.
+        context: mesh, key and part of the step.
     """
+    loss, regions = config.loss, config.data.view.regions
     # Negatives are those of the whole batch; what is dropped differs between the parts.
-    mining_key, noise_key = jax.random.split(key)
+    mining_key, noise_key = jax.random.split(context.key)
     vision_key, text_key, fusion_key, mlm_key, vqa_key = jax.random.split(
-        jax.random.fold_in(noise_key, part), 5
+        jax.random.fold_in(noise_key, context.part), 5
     )
     pictures = model.encode_image(normalize_pixels(batch.image), vision_key)
-    images = Images(*box_regions(pictures, batch.box)) if regions else Images(pictures, None)
+    images = ImageStates(pictures, None)
+    if regions:
+        images = ImageStates(*box_regions(pictures, batch.box))
     outputs = {
         "image_features": model.image_features(images.states),
         "class_weights": class_weights,
     }
-    texts = Texts(None, None)
+    texts = TextStates(None, None)
     fused: Any = None
-    if config.text or model.embedding != "image":
+    if loss.text or model.embedding != "image":
         states = model.encode_text(batch.token_ids, batch.token_mask, text_key)
-        texts = Texts(states, batch.token_mask)
+        texts = TextStates(states, batch.token_mask)
         outputs |= {
             "text_features": model.text_features(states),
             "temperature": model.temperature[...],
         }
-    if config.itm:
-        group = config.matching_group
-        matched, valid = _fuse_with_negatives(
-            model, batch, outputs, images, texts, group, mesh, fusion_key, mining_key, part, parts
+    if loss.itm:
+        features = ContrastiveFeatures(
+            outputs["image_features"], outputs["text_features"], outputs["temperature"]
         )
+        negatives = mine_hard_negatives(
+            dataclasses.replace(context, key=mining_key),
+            features,
+            PairLabels.of(batch),
+            (images, texts),
+            loss.matching_group,
+        )
+        matched = _fuse_with_negatives(model, images, texts, negatives, fusion_key)
+        valid = jnp.stack([batch.valid, *(negative.valid for negative in negatives)], axis=1)
         outputs |= {"match_logits": _match_logits(model, matched), "match_valid": valid}
         fused = matched[:, 0]
-    elif (config.box and not regions) or (config.arcface and model.embedding == "fusion"):
+    elif (loss.box and not regions) or (loss.arcface and model.embedding == "fusion"):
         fused = model.fuse(*texts, *images, key=fusion_key)
-    if config.box:
+    if loss.box:
         # A pooled and masked region would give the box away: there with the whole picture.
         seen = model.fuse(*texts, pictures, key=fusion_key) if regions else fused
         outputs["boxes"] = model.predict_boxes(seen)
-    if config.mlm:
+    if loss.mlm:
         outputs["masked_lm_logits"] = _masked_lm_logits(
-            model, batch, images, config.mlm_causal, mlm_key
+            model, batch, images, loss.mlm_causal, mlm_key
         )
-    if config.vqa:
+    if loss.vqa:
         outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
-    if config.arcface and model.embedding != "image":
+    if loss.arcface and model.embedding != "image":
         outputs["embedding"] = model.item_features(*images, *texts, fused)
     return Outputs(**outputs)
 
 
-# The parts of the model that each term's gradient reaches.
+# Parts of the model that each term's gradient reaches.
 _REACHED = {
     "itc": ("vision", "vision_proj", "text", "text_proj", "temperature"),
     "itm": ("vision", "text", "fusion", "itm_head"),
@@ -110,7 +118,7 @@ _REACHED = {
     "box_l1": ("vision", "text", "fusion", "bbox_head"),
     "box_giou": ("vision", "text", "fusion", "bbox_head"),
 }
-# And those that ArcFace's reaches, by what items are compared by.
+# Parts that ArcFace's gradient reaches, by kind of embedding.
 _EMBEDDED = {
     "image": ("vision", "vision_proj"),
     "text": ("text", "text_proj"),
@@ -124,40 +132,30 @@ def trained_parts(config: LossConfig, embedding: str = "image") -> set[str]:
 
     Args:
         config: the weights.
-        embedding: what items are compared by.
+        embedding: kind of embedding by which items are compared.
     """
     reached = _REACHED | {"arcface": _EMBEDDED[embedding]}
     return {part for term in TERMS if getattr(config, term) for part in reached[term]}
 
 
 def _fuse_with_negatives(
-    model, batch, outputs, images, texts, group_size, mesh, fusion_key, mining_key, part, parts
-):
-    """Each pair, its text with a negative image, its image with a negative text: (B, 3, T, D)."""
-    (negative_images, image_valid), (negative_texts, text_valid) = mine_hard_negatives(
-        mesh,
-        group_size,
-        mining_key,
-        outputs["image_features"],
-        outputs["text_features"],
-        outputs["temperature"],
-        batch.identity,
-        batch.caption_id,
-        batch.valid,
-        images,
-        texts,
-        part,
-        parts,
-    )
+    model: X2VLM, images: ImageStates, texts: TextStates, negatives: tuple, key: jax.Array
+) -> jax.Array:
+    """Fuses each pair, its text with a negative image, and its image with a negative text.
 
+    Returns:
+        (B, 3, T, D).
+    """
+    negative_images, negative_texts = (negative.states for negative in negatives)
     # Stacked behind the batch axis and then folded into it: each device keeps its own examples.
     # Both texts of an image share its keys and values.
-    pairs = jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), texts, negative_texts)
-    own_key, other_key = jax.random.split(fusion_key)
-    own = model.fuse(*pairs, *images, key=own_key).reshape(-1, 2, *texts.states.shape[1:])
-    other = model.fuse(*texts, *negative_images, key=other_key)
-    fused = jnp.stack([own[:, 0], other, own[:, 1]], axis=1)
-    return fused, jnp.stack([batch.valid, image_valid, text_valid], axis=1)
+    both = jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), texts, negative_texts)
+    own_key, other_key = jax.random.split(key)
+    own = model.fuse(both.states, both.mask, *images, key=own_key).reshape(
+        -1, 2, *texts.states.shape[1:]
+    )
+    other = model.fuse(*texts, negative_images.states, negative_images.mask, key=other_key)
+    return jnp.stack([own[:, 0], other, own[:, 1]], axis=1)
 
 
 def _match_logits(model, fused):

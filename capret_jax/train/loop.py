@@ -1,7 +1,7 @@
 """The training loop: read, step, log, save. It owns no model code."""
 
+import dataclasses
 import time
-from collections.abc import Callable
 
 import grain
 import jax
@@ -11,37 +11,50 @@ from tqdm import tqdm
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.config import LoopConfig
 from capret_jax.distributed.mesh import to_global
+from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.metrics import MetricsWriter, check_finite, merge
 from capret_jax.train.preemption import PreemptionSignal
 from capret_jax.train.state import TrainState
 from capret_jax.train.step import StepFunction
 
 
-def train(
+@dataclasses.dataclass(frozen=True)
+class LoopServices:
+    """The collaborators of a training loop.
+
+    Attributes:
+        step: from `make_step`.
+        checkpoints: where states are saved.
+        metadata: stored with each checkpoint, see `Checkpoints.save`.
+        writer: of the training curve.
+        preemption: an open signal handler; asked after every step, by several processes at points
+            of the curve.
+        evaluator: run every `LoopConfig.evaluate_every` steps; its metrics are logged.
+    """
+
+    step: StepFunction
+    checkpoints: Checkpoints
+    metadata: dict
+    writer: MetricsWriter
+    preemption: PreemptionSignal
+    evaluator: Evaluator | None = None
+
+
+def run_loop(
     state: TrainState,
-    step_function: StepFunction,
     iterator: grain.DatasetIterator,
-    checkpoints: Checkpoints,
     config: LoopConfig,
-    metadata: dict,
     mesh: Mesh,
-    writer: MetricsWriter,
-    interruption: PreemptionSignal,
-    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+    services: LoopServices,
 ) -> TrainState:
-    """Trains from `state.step` to `config.steps`, or until it is interrupted.
+    """Trains from `state.step` to `config.steps`, or until the job is preempted.
 
     Args:
         state: where to start; its buffers are donated to the first step.
-        step_function: from `make_step`.
         iterator: this process's batches, positioned at `state.step`.
-        checkpoints: where to save.
-        config: how long and how often.
-        metadata: stored with each checkpoint, see `Checkpoints.save`.
+        config: length of the run, and how often it logs, saves and evaluates.
         mesh: of the state.
-        writer: of the training curve.
-        interruption: open; asked after every step, by several processes at points of the curve.
-        evaluate: called every `config.evaluate_every` steps; what it returns is logged.
+        services: the collaborators.
 
     Returns:
         The state after the last step done, saved.
@@ -51,17 +64,18 @@ def train(
     """
     start = int(state.step)
     pending, clock = [], time.perf_counter()
+    silent = jax.process_index() != 0
     with tqdm(
-        total=config.steps, initial=start, desc="training", unit="step", disable=_silent()
+        total=config.steps, initial=start, desc="training", unit="step", disable=silent
     ) as progress:
         progress.set_postfix_str("compiling")
         for step in range(start + 1, config.steps + 1):
             batch = to_global(mesh, next(iterator))
-            state, metrics = step_function(state, batch)
+            state, metrics = services.step(state, batch)
             pending.append(metrics)
             progress.update()
             logging = step % config.log_every == 0 or step == start + 1
-            stopping = interruption.agreed(logging)
+            stopping = services.preemption.agreed(logging)
             saving = stopping or step % config.checkpoint_every == 0 or step == config.steps
             if saving or logging:
                 merged = merge(pending)
@@ -69,21 +83,17 @@ def train(
                 now = time.perf_counter()
                 merged["images_per_second"] = len(pending) * len(batch.image) / (now - clock)
                 progress.set_postfix_str(_postfix(merged))
-                writer.write(step, merged)
+                services.writer.write(step, merged)
                 pending, clock = [], now
             if stopping:
-                checkpoints.save(step, state, iterator, metadata)
+                services.checkpoints.save(step, state, iterator, services.metadata)
                 break
-            if evaluate and config.evaluate_every and step % config.evaluate_every == 0:
-                writer.write(step, evaluate(state))
+            if services.evaluator and config.evaluate_every and step % config.evaluate_every == 0:
+                services.writer.write(step, services.evaluator.run(state))
                 clock = time.perf_counter()
             if saving:
-                checkpoints.save(step, state, iterator, metadata)
+                services.checkpoints.save(step, state, iterator, services.metadata)
     return state
-
-
-def _silent() -> bool:
-    return jax.process_index() != 0
 
 
 def _postfix(metrics):

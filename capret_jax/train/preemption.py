@@ -11,29 +11,31 @@ RESUME = "resume with the same command"
 
 
 class PreemptionSignal:
-    """While it is open, SIGTERM is noted instead of ending the process."""
+    """A handler that, while open, records SIGTERM instead of ending the process."""
 
     def __init__(self):
-        self._noted = False
+        self._received = False
 
     def __enter__(self) -> "PreemptionSignal":
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._before = signal.signal(signal.SIGTERM, self._record)
         return self
 
     def __exit__(self, *_) -> None:
         signal.signal(signal.SIGTERM, self._before)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self._noted = True
+        self._received = True
 
-    def agreed(self, may_ask: bool) -> bool:
-        """Whether to stop now; the same answer on every process.
+    def agreed(self, may_communicate: bool) -> bool:
+        """Tells whether to stop now; the same answer on every process.
 
         Args:
-            may_ask: several processes ask each other only when True, since it takes a collective;
-                it must be True for all of them at once.
+            may_communicate: several processes ask each other only when True, since it takes a
+                collective; it must be True for all of them at once.
         """
         if jax.process_count() == 1:
-            return self._noted
-        return may_ask and bool(multihost_utils.process_allgather(np.array(self._noted)).any())
+            return self._received
+        if not may_communicate:
+            return False
+        return bool(multihost_utils.process_allgather(np.array(self._received)).any())

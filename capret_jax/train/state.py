@@ -1,15 +1,15 @@
-"""What training changes, and how it lies on the mesh."""
+"""The arrays that training changes, and their layout on the mesh."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from capret_jax.config import ModelConfig
 from capret_jax.distributed.mesh import param_shardings, place
 from capret_jax.models.x2vlm import init_params
+from capret_jax.train.setup import StepSetup
 
 _HEAD_STD = 0.02
 # The head's rows are a multiple of this, so that they divide over any usual number of devices and
@@ -27,7 +27,7 @@ class TrainState:
         params: {"model": X2-VLM's parameters, "arcface": (R, K, E) class weights, with R - C rows
             of padding behind those of the C classes}.
         opt_state: Optax's.
-        average: a moving average of `params["model"]`, None unless `optimizer.ema_decay` asks.
+        average: a moving average of `params["model"]`, None unless `optimizer.ema_decay` is set.
     """
 
     step: jax.Array
@@ -41,14 +41,14 @@ class TrainState:
         return self.params["model"] if self.average is None else self.average
 
     def with_model(self, params: dict) -> "TrainState":
-        """The same state with other parameters of the model; the average starts from them."""
+        """Returns the state with other parameters of the model; its average starts from them."""
         # A copy, since the training step reuses the memory of each.
         average = None if self.average is None else jax.tree.map(jnp.copy, params)
         return dataclasses.replace(self, params=self.params | {"model": params}, average=average)
 
 
 def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: int = 1) -> dict:
-    """Fresh parameters of the model, and of an ArcFace head with `classes` identities.
+    """Draws parameters of the model, and of an ArcFace head with `classes` identities.
 
     Args:
         config: the model.
@@ -65,49 +65,25 @@ def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: i
     }
 
 
-def abstract_state(
-    config: ModelConfig,
-    classes: int,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    subcentres: int = 1,
-    averaged: bool = False,
-) -> TrainState:
+def abstract_state(setup: StepSetup) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`, without allocating anything."""
-    create = _creator(config, classes, optimizer, subcentres, averaged)
-    shapes = jax.eval_shape(create, jax.random.key(0))
-    return place(mesh, shapes)
+    return place(setup.mesh, jax.eval_shape(_creator(setup), jax.random.key(0)))
 
 
-def init_state(
-    config: ModelConfig,
-    classes: int,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    mesh: Mesh,
-    subcentres: int = 1,
-    averaged: bool = False,
-) -> TrainState:
-    """A fresh state, born sharded.
-
-    Args:
-        config: the model.
-        classes: C, training identities.
-        optimizer: from `make_optimizer`.
-        seed: of the parameters.
-        mesh: where it lives.
-        subcentres: K, directions per training identity.
-        averaged: whether to keep a moving average of the model.
-    """
-    create = _creator(config, classes, optimizer, subcentres, averaged)
-    shardings = param_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
-    return jax.jit(create, out_shardings=shardings)(jax.random.key(seed))
+def init_state(setup: StepSetup) -> TrainState:
+    """Makes a fresh state, sharded from the start."""
+    create = _creator(setup)
+    shardings = param_shardings(setup.mesh, jax.eval_shape(create, jax.random.key(0)))
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(setup.config.seed))
 
 
-def _creator(config, classes, optimizer, subcentres, averaged):
+def _creator(setup: StepSetup):
+    config = setup.config
+
     def create(key):
-        params = make_params(config, classes, key, subcentres)
-        average = params["model"] if averaged else None
-        return TrainState(jnp.int32(0), params, optimizer.init(params), average)
+        classes, subcentres = len(setup.class_sizes), config.loss.arcface_subcentres
+        params = make_params(config.model, classes, key, subcentres)
+        average = params["model"] if config.optimizer.ema_decay > 0 else None
+        return TrainState(jnp.int32(0), params, setup.optimizer.init(params), average)
 
     return create

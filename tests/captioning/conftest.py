@@ -1,4 +1,4 @@
-"""A small model that answers (at random), and a server that speaks OpenAI's chat completions."""
+"""A small VQA model of random weights, and a server with OpenAI's chat completions API."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+from capret_jax.captioning.batched_model import BatchedModel
+from capret_jax.captioning.chat_client import ChatClient, ServerConfig
+from capret_jax.captioning.prompted_questioner import PromptedQuestioner
+from capret_jax.captioning.store import ItemKey
 from capret_jax.captioning.vqa_answerer import VqaAnswerer
 from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConfig, OptimizerConfig
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
@@ -20,11 +24,14 @@ from capret_jax.data.vqa import SYNTHETIC_QUESTIONS, vocabulary_of
 from capret_jax.models.x2vlm import init_params
 from tests.conftest import SMALL_MODEL
 
+# One item for each of `images`.
+KEYS = [ItemKey("train", number, 1) for number in range(19)]
+SERVER = ServerConfig(workers=8, timeout=2.0, retries=1)
 ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
 
 
 def answering_config(data: DataConfig) -> ExperimentConfig:
-    """Learns to answer and to write, a little; the same everywhere, so that it is compiled once."""
+    """Config of a short training of VQA and captioning; the same everywhere, to compile it once."""
     return ExperimentConfig(
         batch_size=16,
         model=ANSWERING,
@@ -49,7 +56,7 @@ def answering_params():
 
 @pytest.fixture(scope="session")
 def answerer(encode, answering_params) -> VqaAnswerer:
-    return VqaAnswerer(ANSWERING, answering_params, encode, batch_size=8)
+    return VqaAnswerer(BatchedModel(ANSWERING, answering_params, encode, batch_size=8))
 
 
 @pytest.fixture(scope="session")
@@ -59,13 +66,14 @@ def images() -> np.ndarray:
 
 
 class ChatServer:
-    """Replies to prompts as a test wants it.
+    """A server whose replies a test defines.
 
     Attributes:
-        prompts: how often each was answered.
-        reply: (prompt, number of requests so far) -> a text; an int is an HTTP status, a pair
-            one and its Retry-After, a float seconds of silence before the connection is dropped, a
-            dict another body, an iterator a body that comes letter by letter.
+        prompts: number of replies to each prompt.
+        requests: number of requests.
+        reply: (prompt, number of requests so far) -> the reply's text. An int is an HTTP status
+            instead, a pair a status and its Retry-After, a float seconds until the connection is
+            dropped, a dict another body, and an iterator a body that is sent letter by letter.
     """
 
     def __init__(self, reply):
@@ -115,7 +123,7 @@ class ChatServer:
             handler._send(status, {"error": {"message": "not now"}}, *retry_after)
             return
         if isinstance(reply, Iterator):
-            self._drip(handler, reply)
+            self._send_slowly(handler, reply)
             return
         if isinstance(reply, dict):
             handler._send(200, reply)
@@ -126,11 +134,11 @@ class ChatServer:
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         handler._send(200, {"id": "x", "choices": [choice], "usage": usage, "model": "tiny"})
 
-    def _drip(self, handler, letters):
+    def _send_slowly(self, handler, letters):
         handler.send_response(200)
         handler.send_header("Content-Type", "application/json")
         handler.end_headers()
-        with contextlib.suppress(OSError):  # nobody waits for the end
+        with contextlib.suppress(OSError):  # the client has gone
             for letter in letters:
                 handler.wfile.write(letter.encode())
                 time.sleep(0.1)
@@ -140,8 +148,8 @@ class ChatServer:
         self._server.server_close()
 
 
-def sensible(prompt: str, number: int) -> str:
-    """Asks about the first topic that is offered; sums up the facts in their words."""
+def valid_reply(prompt: str, number: int) -> str:
+    """Asks about the first topic of the prompt, or repeats all facts of it in a caption."""
     del number
     if "Facts about a garment" in prompt:
         lines = [line[2:] for line in prompt.splitlines() if line.startswith("- ")]
@@ -150,12 +158,24 @@ def sensible(prompt: str, number: int) -> str:
     return f"Question: What {topics[0]} does it have?\nAnswer: red" if topics[0] else "DONE"
 
 
+def prompted(server: ChatServer) -> PromptedQuestioner:
+    """A questioner with the server's language model."""
+    model = ChatClient(server.url, config=SERVER)
+    return PromptedQuestioner(model, model.name, model.close)
+
+
+@pytest.fixture
+def read_crop(images):
+    """The crop of one of `KEYS`."""
+    return lambda key: images[key.image_id]
+
+
 @pytest.fixture
 def serve():
-    """Starts servers; they stop when the test does."""
+    """Starts servers, and stops them after the test."""
     servers = []
 
-    def start(reply=sensible) -> ChatServer:
+    def start(reply=valid_reply) -> ChatServer:
         servers.append(ChatServer(reply))
         return servers[-1]
 
@@ -166,7 +186,7 @@ def serve():
 
 @pytest.fixture(scope="session")
 def tiny_phi3(tmp_path_factory):
-    """A Phi-3 of random weights, and a tokenizer of the tests' own with a template; its folder."""
+    """Tokenizer with a chat template, and folder of a Phi-3 of random weights."""
     torch = pytest.importorskip("torch")
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers

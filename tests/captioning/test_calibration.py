@@ -1,4 +1,4 @@
-"""Probabilities that are made honest: closed forms, and draws from known distributions."""
+"""Calibration: closed forms, and samples from known distributions."""
 
 import numpy as np
 import pytest
@@ -8,32 +8,36 @@ from capret_jax.captioning.calibration import (
     fit_temperature,
     fit_written_temperature,
 )
-from capret_jax.captioning.vqa_answerer import sharpen
+from capret_jax.captioning.vqa_answerer import apply_temperature
 
 
-def test_the_written_temperature_undoes_overconfidence():
+def test_written_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
-    honest = rng.uniform(size=20_000)
-    right = rng.uniform(size=20_000) < honest
-    found = fit_written_temperature(honest**0.5, right)
-    assert found == pytest.approx(0.5, rel=0.05)
-    # Other words for everything are no reason to believe nothing.
-    assert fit_written_temperature(honest, np.zeros_like(right)) == pytest.approx(0.25, rel=0.01)
+    calibrated = rng.uniform(size=20_000)
+    right = rng.uniform(size=20_000) < calibrated
+    temperature = fit_written_temperature(calibrated**0.5, right)
+    assert temperature == pytest.approx(0.5, rel=0.05)
+    # No correct answer at all: the temperature stops at its bound.
+    assert fit_written_temperature(calibrated, np.zeros_like(right)) == pytest.approx(
+        0.25, rel=0.01
+    )
 
 
-def test_the_temperature_undoes_overconfidence():
+def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
-    honest = rng.dirichlet(np.ones(5), 4000)
-    truth = np.array([rng.choice(5, p=p) for p in honest])
-    loud = sharpen(honest, 1 / 3)  # every log-probability three times as large
-    assert fit_temperature([loud], [truth]) == pytest.approx(3, rel=0.06)
-    right = loud.argmax(axis=1) == truth
-    before = calibration_error(loud.max(axis=1), right)
-    after = calibration_error(sharpen(loud, 3).max(axis=1), right)
+    calibrated = rng.dirichlet(np.ones(5), 4000)
+    truth = np.array([rng.choice(5, p=p) for p in calibrated])
+    overconfident = apply_temperature(
+        calibrated, 1 / 3
+    )  # every log-probability three times as large
+    assert fit_temperature([overconfident], [truth]) == pytest.approx(3, rel=0.06)
+    right = overconfident.argmax(axis=1) == truth
+    before = calibration_error(overconfident.max(axis=1), right)
+    after = calibration_error(apply_temperature(overconfident, 3).max(axis=1), right)
     assert before > 0.15 and after < 0.03
 
 
-def test_calibration_error_is_the_mean_gap():
+def test_calibration_error_is_the_mean_gap_over_bins():
     confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.15, 0.15])
     right = np.array([1, 1, 1, 0, 0, 0], bool)
     assert calibration_error(confidence, right) == pytest.approx((4 * 0.2 + 2 * 0.15) / 6)

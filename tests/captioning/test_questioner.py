@@ -1,17 +1,18 @@
-"""Language models that ask and sum up: what they may say, and what happens when they do not."""
+"""Questioners: prompts, valid and refused replies, fallbacks and costs."""
 
 import asyncio
 
 import pytest
 
-from capret_jax.captioning.conversation import Dialogue, DialogueConfig
-from capret_jax.captioning.language_models import Completion, NoReply
-from capret_jax.captioning.questioner import NoAnswer, Prompted, Script
+from capret_jax.captioning.conversation import Conversation, ConversationConfig
+from capret_jax.captioning.language_model import Completion, NoReply
+from capret_jax.captioning.prompted_questioner import PromptedQuestioner
+from capret_jax.captioning.questioner import QuestionerError, ScriptedQuestioner
 from capret_jax.data.vqa import SYNTHETIC_QUESTIONS
 
 
-class Model:
-    """Gives the replies of a list, the last one again and again."""
+class FakeModel:
+    """Returns the replies of a list, and the last one repeatedly."""
 
     def __init__(self, *replies):
         self.replies, self.prompts = list(replies), []
@@ -28,110 +29,110 @@ def prompted(*replies):
     async def close():
         pass
 
-    model = Model(*replies)
-    return model, Prompted(model, "test", close)
+    model = FakeModel(*replies)
+    return model, PromptedQuestioner(model, "test", close)
 
 
 @pytest.fixture
-def talk():
-    talk = Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig())
+def conversation():
+    conversation = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig())
     for question, answer, probability in (
         ("What kind is it?", "vest dress", 0.9),
         ("What colour is it?", "navy", 0.9),
         ("What pattern?", "dots", 0.1),
     ):
-        talk.ask(question)
-        talk.answer(answer, probability)
-    return talk
+        conversation.add_question(question)
+        conversation.add_answer(answer, probability)
+    return conversation
 
 
-def test_the_script_asks_all_that_suits_and_then_nothing():
-    talk, asked = Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig()), []
-    while (said := asyncio.run(Script().ask(talk))).text:
-        asked.append(said.text)
-        talk.ask(said.text)
-        talk.answer("skirt" if "kind" in said.text else "dots", 0.9)
-    assert asked == [f"{q.text}?" for q in SYNTHETIC_QUESTIONS if "skirt" not in q.except_for]
+def test_script_asks_all_questions_that_apply():
+    conversation, asked = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig()), []
+    while (reply := asyncio.run(ScriptedQuestioner().ask(conversation))).text:
+        asked.append(reply.text)
+        conversation.add_question(reply.text)
+        conversation.add_answer("skirt" if "kind" in reply.text else "dots", 0.9)
+    assert asked == [
+        f"{q.text}?" for q in SYNTHETIC_QUESTIONS if "skirt" not in q.excluded_categories
+    ]
 
 
-def test_the_model_knows_what_was_said_and_what_is_open(talk):
+def test_prompt_has_the_answers_and_the_remaining_topics(conversation):
     model, questioner = prompted("What is printed on it?")
-    assert asyncio.run(questioner.ask(talk)).text == "What is printed on it?"
+    assert asyncio.run(questioner.ask(conversation)).text == "What is printed on it?"
     (prompt,) = model.prompts
     assert "What colour is it? navy" in prompt
     assert "What pattern? not sure" in prompt and "dots" not in prompt
     assert "one of these: sleeve, print, neckline." in prompt
 
 
-def test_nonsense_is_asked_again_with_the_reason(talk):
+def test_invalid_reply_is_retried_with_the_reason(conversation):
     model, questioner = prompted("I am a model.", "What colour is it?", "What print has it?")
-    said = asyncio.run(questioner.ask(talk))
-    assert said.text == "What print has it?"
-    assert said.usage == (3, 30, 6, ("I am a model.", "What colour is it?"))
+    reply = asyncio.run(questioner.ask(conversation))
+    assert reply.text == "What print has it?"
+    assert reply.usage == (3, 30, 6, ("I am a model.", "What colour is it?"))
     assert "there is no question in it" in model.prompts[1]
     assert "asked before" in model.prompts[2]
 
 
-def test_questions_that_bring_nothing_are_refused(talk):
+def test_uninformative_questions_are_refused(conversation):
     model, questioner = prompted("Does it have pockets?", "Where are its pockets?")
-    assert asyncio.run(questioner.ask(talk)).text == "Where are its pockets?"
+    assert asyncio.run(questioner.ask(conversation)).text == "Where are its pockets?"
     assert "ask what, which or how" in model.prompts[1]
     model, questioner = prompted("DONE", "What colour is it?")
-    assert asyncio.run(questioner.ask(Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig()))).text
+    assert asyncio.run(questioner.ask(Conversation(SYNTHETIC_QUESTIONS, ConversationConfig()))).text
     assert "too early" in model.prompts[1]
     _, questioner = prompted("DONE")
-    assert asyncio.run(questioner.ask(talk)).text is None
+    assert asyncio.run(questioner.ask(conversation)).text is None
 
 
-def test_sleeves_of_trousers_are_not_asked_for():
-    talk = Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig())
-    talk.ask("What kind is it?")
-    talk.answer("trousers", 0.9)
+def test_questions_that_do_not_apply_are_refused():
+    conversation = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig())
+    conversation.add_question("What kind is it?")
+    conversation.add_answer("trousers", 0.9)
     model, questioner = prompted("What sleeves does it have?", "What colour is it?")
-    assert asyncio.run(questioner.ask(talk)).text == "What colour is it?"
+    assert asyncio.run(questioner.ask(conversation)).text == "What colour is it?"
     assert "has no sleeve" in model.prompts[1]
 
 
-def test_a_caption_that_leaves_facts_out_is_refused(talk):
+def test_caption_without_all_facts_is_refused(conversation):
     model, questioner = prompted("A vest dress.", "A navy vest dress.")
-    assert asyncio.run(questioner.sum_up(talk)).text == "A navy vest dress."
+    assert asyncio.run(questioner.summarize(conversation)).text == "A navy vest dress."
     assert "leaves out: navy" in model.prompts[1]
 
 
-def test_what_was_paid_before_the_silence_is_counted(talk):
+def test_failure_has_the_cost_of_refused_replies(conversation):
     _, questioner = prompted("I am a model.", NoReply("timeout"))
-    with pytest.raises(NoAnswer, match="timeout") as raised:
-        asyncio.run(questioner.ask(talk))
+    with pytest.raises(QuestionerError, match="timeout") as raised:
+        asyncio.run(questioner.ask(conversation))
     assert raised.value.usage == (1, 10, 2, ("I am a model.",))
 
 
-def test_after_nothing_but_nonsense_the_script_goes_on(talk):
+def test_script_replaces_a_model_with_invalid_replies(conversation):
     model, questioner = prompted("I am a model.")
-    said = asyncio.run(questioner.ask(talk))
-    assert said.text == "what sleeves does it have?"
-    assert said.usage.calls == 3 == len(model.prompts)
+    reply = asyncio.run(questioner.ask(conversation))
+    assert reply.text == "what sleeves does it have?"
+    assert reply.usage.calls == 3 == len(model.prompts)
 
 
-def test_a_caption_that_says_more_than_the_facts_is_refused(talk):
+def test_caption_with_unsupported_words_is_refused(conversation):
     model, questioner = prompted("A navy silk vest dress.", "A navy vest dress.")
-    said = asyncio.run(questioner.sum_up(talk))
-    assert said.text == "A navy vest dress."
+    reply = asyncio.run(questioner.summarize(conversation))
+    assert reply.text == "A navy vest dress."
     assert "not known: silk" in model.prompts[1]
-    assert "dots" not in model.prompts[0]  # not sure is no fact
+    assert "dots" not in model.prompts[0]  # an uncertain answer is no fact
     _, questioner = prompted("A navy silk vest dress.")
-    assert asyncio.run(questioner.sum_up(talk)).text == "a navy vest dress"
+    assert asyncio.run(questioner.summarize(conversation)).text == "a navy vest dress"
 
 
-def test_nothing_known_needs_no_model():
+def test_caption_without_facts_needs_no_model():
     model, questioner = prompted("A red vest.")
-    assert (
-        asyncio.run(questioner.sum_up(Dialogue(SYNTHETIC_QUESTIONS, DialogueConfig()))).text
-        == "an item"
-    )
+    conversation = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig())
+    assert asyncio.run(questioner.summarize(conversation)).text == "an item"
     assert not model.prompts
 
 
-def test_captions_are_condensed_in_their_own_words():
+def test_condensed_caption_has_only_words_of_its_sources():
     captions = ["a red vest", "a red sling", "a rose vest with dots"]
     model, questioner = prompted("A red vest with a zip.", "A red vest.")
     assert asyncio.run(questioner.condense(captions)).text == "A red vest."
@@ -140,18 +141,18 @@ def test_captions_are_condensed_in_their_own_words():
     assert asyncio.run(questioner.condense(captions)).text == "a red vest"
 
 
-def test_silence_is_passed_on(talk):
+def test_failure_of_the_model_is_a_no_reply(conversation):
     _, questioner = prompted(NoReply("timeout"))
     with pytest.raises(NoReply):
-        asyncio.run(questioner.ask(talk))
+        asyncio.run(questioner.ask(conversation))
 
 
-def test_prompts_stay_short_however_long_the_talk():
-    talk = Dialogue((), DialogueConfig(max_turns=24, patience=24))
+def test_longest_prompt_fits_the_context():
+    conversation = Conversation((), ConversationConfig(max_turns=24, patience=24))
     for number in range(24):
-        talk.ask(f"Question number {number} of twenty words " + "word " * 14 + "?")
-        talk.answer("a long answer of nine tokens as written here", 0.9)
+        conversation.add_question(f"Question number {number} of twenty words " + "word " * 14 + "?")
+        conversation.add_answer("a long answer of nine tokens as written here", 0.9)
     model, questioner = prompted("DONE")
-    asyncio.run(questioner.ask(talk))
+    asyncio.run(questioner.ask(conversation))
     # About 4 characters make a token: 2,048 of them, with room for the reply.
     assert len(model.prompts[0]) / 4 < 1900

@@ -1,4 +1,4 @@
-"""The answerer: batches change nothing, and probabilities can be made honest."""
+"""VQA answerer: batched equals single, and answers equal those of the model's functions."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from capret_jax.captioning.vqa_answerer import VqaQuery
 from capret_jax.data.vqa import SYNTHETIC_QUESTIONS
-from capret_jax.models.answer_generation import rank_answers, write_answers
+from capret_jax.models.answer_generation import Answers, Question, rank_answers, write_answers
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 from tests.captioning.conftest import ANSWERING
@@ -15,25 +15,25 @@ from tests.captioning.conftest import ANSWERING
 
 @pytest.fixture(scope="module")
 def states(answerer, images):
-    return answerer.look(images)
+    return answerer.encode_images(images)
 
 
-def test_questions_of_many_kinds_are_answered_in_their_order(answerer, states):
-    asked = [
+def test_batched_answers_equal_single_answers_in_order(answerer, states):
+    queries = [
         VqaQuery(states[i], SYNTHETIC_QUESTIONS[i % 3].text, SYNTHETIC_QUESTIONS[i % 3].answers)
         for i in range(len(states))
     ]
-    together = answerer(asked)
-    for one, answer in zip(asked, together, strict=True):
-        (alone,) = answerer([one])
+    together = answerer(queries)
+    for query, answer in zip(queries, together, strict=True):
+        (alone,) = answerer([query])
         assert answer.text == alone.text
-        assert answer.text in one.answers
+        assert answer.text in query.answers
         assert answer.probability == pytest.approx(alone.probability, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
 def bound():
-    """A function of the model and arrays -> the same of parameters and arrays, compiled."""
+    """Compiles a function of the model and arrays, as a function of parameters and arrays."""
     graphdef, _ = abstract_model(ANSWERING)
 
     def compile(function):
@@ -48,27 +48,27 @@ def fuse(model, images, ids, mask):
     )
 
 
-def test_probabilities_are_those_of_the_ranking(
+def test_probabilities_equal_those_of_rank_answers(
     answerer, answering_params, encode, images, states, bound
 ):
     question = SYNTHETIC_QUESTIONS[1]
-    table = answerer.probabilities(states[:3], question.text, question.answers)
+    table = answerer.answer_probabilities(states[:3], question.text, question.answers)
     np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-5)
     ids, mask = (np.repeat(x[None], 3, 0) for x in encode(question.text))
     answers = [encode(answer) for answer in question.answers]
     listed = [np.stack(column) for column in zip(*answers, strict=True)]
-    rank = bound(lambda m, *x: rank_answers(m, *listed, fuse(m, *x), x[-1], 3))
+    rank = bound(lambda m, *x: rank_answers(m, Answers(*listed), Question(fuse(m, *x), x[-1]), 3))
     rows, probabilities = rank(answering_params, images[:3], ids, mask)
     expected = np.zeros((3, 3))
     np.put_along_axis(expected, np.asarray(rows), np.asarray(probabilities), axis=1)
-    np.testing.assert_allclose(table, expected, atol=2e-3)  # states are kept in half precision
+    np.testing.assert_allclose(table, expected, atol=2e-3)  # states are float16
 
 
-def test_a_written_answer_is_the_likeliest_of_all_texts(answering_params, images, bound):
-    """Against the decoder's log-probabilities of every text of two tokens."""
+def test_written_answer_is_the_likeliest_of_all_texts(answering_params, images, bound):
+    """Compares with the decoder's log-probabilities of every text of two tokens."""
     mask, vocabulary = np.ones((2, 4), np.int32), ANSWERING.vocab_size
     first, end = 2, 3
-    # No fewer beams than tokens: the search is exhaustive.
+    # As many beams as tokens make the search exhaustive.
     config = BeamConfig(beams=vocabulary, min_tokens=1, max_tokens=2, blocked_ngram=0)
 
     def both(model, images, ids, mask):
@@ -76,28 +76,28 @@ def test_a_written_answer_is_the_likeliest_of_all_texts(answering_params, images
         pairs = jnp.stack([jnp.full(vocabulary, first), jnp.arange(vocabulary)], axis=1)
         pairs = jnp.tile(pairs, (2, 1))
         logits = model.answer_logits(pairs, jnp.ones_like(pairs), question, mask)
-        written = write_answers(model, question, mask, first, end, config)
+        written = write_answers(model, Question(question, mask), first, end, config)
         return *written, jax.nn.log_softmax(logits).reshape(2, vocabulary, 2, vocabulary)
 
     ids = np.full((2, 4), 7, np.int32)
     found, scores, steps = jax.device_get(bound(both)(answering_params, images[:2], ids, mask))
     for text, score, step in zip(found, scores, steps, strict=True):
         totals = step[0, 0][:, None] + step[:, 1]
-        totals[end] = -np.inf  # a text may not end at once
+        totals[end] = -np.inf  # the first token must not end the text
         assert tuple(text) == np.unravel_index(totals.argmax(), totals.shape)
         assert score == pytest.approx(totals.max(), rel=1e-4)
 
 
-def test_answers_are_written_where_there_is_no_list(answerer, states):
+def test_open_ended_questions_get_written_answers(answerer, states):
     answers = answerer([VqaQuery(state, "what is it") for state in states[:3]])
     assert all(0 < answer.probability <= 1 for answer in answers)
     assert all(answer.text.strip() for answer in answers)
 
 
-def test_different_questions_without_lists_share_a_batch(answerer, states):
+def test_different_open_ended_questions_share_a_batch(answerer, states):
     questions = ["what is it", "what colour is it", "what print does it have"]
-    together = answerer.written(states[:3], questions)
+    together = answerer.write_answers(states[:3], questions)
     for state, question, answer in zip(states, questions, together, strict=False):
-        (alone,) = answerer.written(state[None], [question])
+        (alone,) = answerer.write_answers(state[None], [question])
         assert answer.text == alone.text
         assert answer.probability == pytest.approx(alone.probability, rel=1e-3)

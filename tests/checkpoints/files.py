@@ -1,4 +1,4 @@
-"""Made-up checkpoint files of the families that X2-VLM starts from."""
+"""Random checkpoint files of BEiT-v2 and BERT."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""X2-VLM from BEiT-v2 and BERT files: made-up ones, and one real trained BERT."""
+"""X2-VLM from BEiT-v2 and BERT files: random ones, and a trained BERT."""
 
 import dataclasses
 import importlib.util
@@ -59,7 +59,7 @@ def test_each_block_has_a_table(beit, bert):
     assert all(np.array_equal(table, tables[0]) == shared for table in tables[1:])
 
 
-def test_old_names_of_norms_are_known(beit, bert):
+def test_names_of_norms_in_old_files_are_accepted(beit, bert):
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
             "LayerNorm.bias", "LayerNorm.beta"
@@ -75,7 +75,7 @@ def test_a_deeper_bert_is_refused(beit):
         from_beit_and_bert(beit, bert_file(TINY, layers=4))
 
 
-def test_a_file_straight_from_pre_training_has_no_pooled_norm(beit, bert):
+def test_a_beit_file_before_fine_tuning_has_no_norm_after_pooling(beit, bert):
     state = {name: array for name, array in beit.items() if not name.startswith("fc_norm")}
     state |= {"norm.weight": np.ones(64, np.float32), "norm.bias": np.zeros(64, np.float32)}
     report = from_beit_and_bert(state, bert).report
@@ -84,24 +84,24 @@ def test_a_file_straight_from_pre_training_has_no_pooled_norm(beit, bert):
 
 
 @pytest.mark.parametrize("file", ["beit", "bert"])
-def test_strangers_and_gaps_are_refused(file, beit, bert):
+def test_unknown_and_missing_names_are_refused(file, beit, bert):
     files = {"beit": beit, "bert": bert}
-    strange = files | {file: files[file] | {"stranger.weight": np.zeros(2, np.float32)}}
-    with pytest.raises(InputError, match=r"unexpected stranger\.weight \(2,\)"):
-        from_beit_and_bert(**strange)
-    lost = {"beit": "blocks.1.gamma_1", "bert": "bert.encoder.layer.1.output.dense.bias"}[file]
-    gap = files | {file: {n: a for n, a in files[file].items() if n != lost}}
-    with pytest.raises(InputError, match=f"missing {lost}"):
-        from_beit_and_bert(**gap)
+    unknown = files | {file: files[file] | {"unknown.weight": np.zeros(2, np.float32)}}
+    with pytest.raises(InputError, match=r"unexpected unknown\.weight \(2,\)"):
+        from_beit_and_bert(**unknown)
+    dropped = {"beit": "blocks.1.gamma_1", "bert": "bert.encoder.layer.1.output.dense.bias"}[file]
+    incomplete = files | {file: {n: a for n, a in files[file].items() if n != dropped}}
+    with pytest.raises(InputError, match=f"missing {dropped}"):
+        from_beit_and_bert(**incomplete)
 
 
-def test_sizes_that_do_not_go_together_are_refused(beit):
+def test_inconsistent_sizes_are_refused(beit):
     wide = {"embeddings.word_embeddings.weight": np.zeros((9, 768), np.float32)}
     with pytest.raises(InputError, match="widths 64 .* and 768 .* are of no known size"):
         from_beit_and_bert(beit, wide)
 
 
-# A real, trained BERT: sentence embeddings.
+# A trained BERT for sentence embeddings.
 
 SENTENCES = [
     ("A woman wears a red summer dress.", "The lady is dressed in a scarlet sundress."),
@@ -120,7 +120,7 @@ def minilm() -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def encoded(minilm):
-    """State dict, token ids, mask, and our hidden states of all sentences."""
+    """State dict, token ids, mask, and hidden states of all sentences."""
     bert = read_state_dict(minilm / "model.safetensors")
     config = dataclasses.replace(
         TINY, text_width=384, text_heads=12, text_hidden=1536, text_layers=6, fusion_layers=1,
@@ -154,7 +154,7 @@ def test_hidden_states_equal_an_independent_forward_pass(encoded):
 
 
 def numpy_bert(state, ids, mask, layers: int, heads: int) -> np.ndarray:
-    """BERT's encoder in float64 NumPy, from its paper and the names in the file."""
+    """BERT's encoder in float64 NumPy, after its paper and the names in the file."""
 
     def linear(name, x):
         return x @ state[f"{name}.weight"].T.astype(np.float64) + state[f"{name}.bias"]

@@ -1,4 +1,4 @@
-"""Whole files to our parameters and back, on the golden files."""
+"""Conversion of the golden files to JAX parameters and back."""
 
 import ml_dtypes
 import numpy as np
@@ -28,57 +28,57 @@ def converted(golden_file):
     return from_reference(golden_file[1])
 
 
-def test_what_the_file_lacks_is_fresh_and_said(golden_file, converted):
+def test_parameters_that_the_file_lacks_are_fresh_and_reported(golden_file, converted):
     missing = converted.report.missing.values()
     assert sorted({path.split("/")[0] for path in missing}) == FRESH[golden_file[0]]
     arrays = flatten_dict(converted.params, sep="/")
-    given = {path for paths in converted.report.used.values() for path in paths}
-    assert given | set(missing) == arrays.keys()
+    converted_paths = {path for paths in converted.report.used.values() for path in paths}
+    assert converted_paths | set(missing) == arrays.keys()
     kernels = [arrays[path] for path in missing if path.endswith("kernel")]
     assert all(0.01 < kernel.std() < 1 for kernel in kernels)
 
 
-def test_the_way_back_is_exact(golden_file, converted):
+def test_the_export_is_exact(golden_file, converted):
     state, kind = golden_file[1], converted.report.kind
-    back = to_reference(converted.params, converted.config, kind, converted.carried)
-    assert back.keys() == state.keys()
+    exported = to_reference(converted.params, converted.config, kind, converted.retained)
+    assert exported.keys() == state.keys()
     for name, array in state.items():
-        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape), name
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+        assert (exported[name].dtype, exported[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(exported[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_float_types_are_accepted_and_said(golden_state, dtype):
+def test_other_float_types_are_accepted_and_reported(golden_state, dtype):
     state = {
         name: array.astype(dtype) if array.dtype == np.float32 else array
         for name, array in golden_state.items()
     }
     converted = from_reference(state)
     name = np.dtype(dtype).name
-    how = "by rounding" if dtype is np.float64 else "exactly"
-    assert converted.report.notes == [f"164 tensors of {name} were converted to float32 {how}"]
+    rounding = "by rounding" if dtype is np.float64 else "exactly"
+    assert converted.report.notes == [f"164 tensors of {name} were converted to float32 {rounding}"]
     token = converted.params["vision"]["cls_token"]
     assert token.dtype == np.float32
     expected = state["vision_encoder.cls_token"].reshape(-1).astype(np.float32)
     np.testing.assert_array_equal(token, expected)
 
 
-def test_a_tie_that_is_none_is_said_and_kept_for_the_way_back(golden_state):
+def test_a_tied_tensor_with_other_values_is_reported_and_retained(golden_state):
     name = "text_encoder.cls.predictions.decoder.weight"
     other = golden_state[name] + 1
     converted = from_reference(golden_state | {name: other})
     assert name in converted.report.notes[0]
-    back = to_reference(converted.params, converted.config, "pretrain", converted.carried)
-    np.testing.assert_array_equal(back[name], other)
+    exported = to_reference(converted.params, converted.config, "pretrain", converted.retained)
+    np.testing.assert_array_equal(exported[name], other)
 
 
-def test_parts_that_a_kind_does_not_have_stay_behind(golden_params):
-    back = to_reference(golden_params, SIZES["tiny"], "retrieval")
-    assert not any(name.startswith(("bbox_head", "text_encoder.cls")) for name in back)
-    assert "text_encoder.embeddings.word_embeddings.weight" in back
+def test_parts_that_a_kind_does_not_have_are_left_out(golden_params):
+    exported = to_reference(golden_params, SIZES["tiny"], "retrieval")
+    assert not any(name.startswith(("bbox_head", "text_encoder.cls")) for name in exported)
+    assert "text_encoder.embeddings.word_embeddings.weight" in exported
 
 
-def test_parts_that_a_model_does_not_have_cannot_go_home(golden_params):
+def test_parts_that_a_model_does_not_have_are_not_exported(golden_params):
     with pytest.raises(InputError, match="a vqa checkpoint has a decoder"):
         to_reference(golden_params, SIZES["tiny"], "vqa")
 

@@ -1,4 +1,4 @@
-"""Converted models as folders."""
+"""Folders of converted models."""
 
 import json
 
@@ -9,8 +9,8 @@ import pytest
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.converted import (
     is_converted,
-    load_carried,
     load_params,
+    load_retained,
     on_one_device,
     read_card,
     save_converted,
@@ -32,22 +32,22 @@ def folder(converted, tmp_path):
     return tmp_path / "sub" / "model"
 
 
-def test_what_was_saved_is_loaded(folder, converted):
+def test_a_saved_model_is_loaded_again(folder, converted):
     card = read_card(folder)
     assert (card.config, card.kind) == (converted.config, "caption_mlm")
     assert card.fresh == list(converted.report.missing.values())
     params = load_params(folder, on_one_device(abstract_model(card.config)[1]))
     jax.tree.map(np.testing.assert_array_equal, params, converted.params)
-    carried = load_carried(folder)
+    retained = load_retained(folder)
     np.testing.assert_array_equal(
-        carried["crit_mask_lm_smoothed.one_hot"],
-        converted.carried["crit_mask_lm_smoothed.one_hot"],
+        retained["crit_mask_lm_smoothed.one_hot"],
+        converted.retained["crit_mask_lm_smoothed.one_hot"],
     )
     report = json.loads((folder / "report.json").read_text())
     assert report["kind"] == "caption_mlm" and len(report["missing"]) == 17
 
 
-def test_nothing_else_is_left_beside_it(folder):
+def test_no_temporary_folder_remains(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
@@ -59,7 +59,7 @@ def test_a_folder_is_replaced_only_on_request(folder, converted):
     assert json.loads((folder / "report.json").read_text())["kind"] == "caption_mlm"
 
 
-def test_what_is_no_checkpoint_is_never_replaced(tmp_path, converted):
+def test_folders_with_other_files_are_never_replaced(tmp_path, converted):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds other things"):

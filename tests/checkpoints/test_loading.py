@@ -1,21 +1,28 @@
-"""Models from their folders: converted and trained, at any image size."""
+"""Models from folders: converted and trained, at any image size."""
 
 import dataclasses
+from unittest import mock
 
+import grain
 import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
 import capret_jax
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.converted import save_converted
-from capret_jax.checkpoints.loading import load_model
+from capret_jax.checkpoints.loading import ModelFolder, load_model
 from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.checkpoints.training import Checkpoints
+from capret_jax.config import DataConfig, ExperimentConfig, LossConfig
+from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens
-from capret_jax.models.x2vlm import X2VLM
-from tests.conftest import DATA
+from capret_jax.models.x2vlm import X2VLM, init_params
+from capret_jax.serve.encoder import Encoder
+from tests.conftest import DATA, SMALL_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +65,7 @@ def test_the_whole_interface_equals_the_reference(model, golden):
 
 
 @pytest.mark.parametrize("image_size", [None, 96, 32])
-def test_any_image_size_is_taken(converted_dirs, image_size):
+def test_any_image_size_is_accepted(converted_dirs, image_size):
     expected = np.load(DATA / "x2vlm_tiny_pretrain_at96.npz")
     model = load_model(converted_dirs / "pretrain", image_size)
     assert model.config.image_size == (image_size or 64)
@@ -82,7 +89,7 @@ def test_each_shape_is_compiled_once(model, golden, monkeypatch):
     assert traces == [(3, 12, 48), (2, 12, 48)]
 
 
-def test_texts_share_an_image(model, golden):
+def test_texts_can_share_an_image(model, golden):
     image = model.encode_image(golden["image"][:1])
     text = model.encode_text(golden["text_ids"], golden["text_mask"])
     together = model.fuse(text, golden["text_mask"], image)
@@ -103,7 +110,7 @@ def test_raw_pixels_are_refused(model):
         model.encode_image(np.zeros((1, 64, 64, 3), np.uint8))
 
 
-def test_a_part_that_the_file_did_not_hold_is_not_used(converted_dirs):
+def test_a_part_that_the_file_lacks_is_not_used(converted_dirs):
     model = load_model(converted_dirs / "vqa")
     image = model.encode_image(np.zeros((1, 64, 64, 3), np.float32))
     with pytest.raises(InputError, match="held no vision_proj"):
@@ -149,3 +156,52 @@ def test_parameters_are_on_the_device(converted_dirs, image_size):
     model = load_model(converted_dirs / "pretrain", image_size)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.params))
     assert dataclasses.asdict(model.config)["vision_width"] == 64
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A training workdir with one checkpoint, of a model without trained matching head."""
+    folder = tmp_path_factory.mktemp("workdir")
+    build_vocabulary(["a red dress"], folder / "vocab.txt", SMALL_MODEL.vocab_size)
+    config = ExperimentConfig(
+        model=SMALL_MODEL,
+        data=DataConfig(max_tokens=12),
+        loss=LossConfig(mlm=0.1, mlm_causal=True),
+    )
+    state = {"params": {"model": init_params(SMALL_MODEL, jax.random.key(0))}}
+    metadata = {"config": dataclasses.asdict(config), "untrained": ["itm_head/up/kernel"]}
+    checkpoints = Checkpoints(folder)
+    iterator = iter(grain.MapDataset.range(3).to_iter_dataset())
+    checkpoints.save(1, state, iterator, metadata)
+    checkpoints.close()
+    return folder
+
+
+def test_a_workdir_is_opened_with_its_settings(workdir):
+    folder = ModelFolder(workdir)
+    assert folder.card == (SMALL_MODEL, "pretrain", ["itm_head/up/kernel"])
+    assert folder.writes_captions
+    setup = folder.setup()
+    assert (setup.tokenizer, setup.max_tokens) == (str(workdir / "vocab.txt"), 12)
+    assert folder.setup("bert-base-uncased").tokenizer == "bert-base-uncased"
+    expected = init_params(SMALL_MODEL, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, folder.load_params(), expected)
+
+
+def test_a_converted_checkpoint_is_opened_with_its_settings(converted_dirs):
+    folder = ModelFolder(converted_dirs / "caption")
+    assert folder.card.kind == "caption_mlm" and folder.writes_captions
+    assert not ModelFolder(converted_dirs / "pretrain").writes_captions
+    setup = folder.setup()
+    assert (setup.tokenizer, setup.max_tokens, setup.data) == ("bert-base-uncased", 40, None)
+
+
+def test_an_encoder_opens_its_workdir_once(workdir):
+    checkpointer = ocp.training.Checkpointer
+    with (
+        mock.patch.object(ocp.training, "Checkpointer", side_effect=checkpointer) as opened,
+        pytest.warns(UserWarning, match="never trained itm_head"),
+    ):
+        Encoder.from_dir(workdir)
+    assert opened.call_count == 1
+    assert opened.call_args.kwargs["cleanup_tmp_directories"] is False

@@ -1,4 +1,4 @@
-"""Names and shapes of all published kinds, base and large, at full size but without the bytes."""
+"""Names and shapes of all published kinds, base and large, at full size but without their bytes."""
 
 import functools
 import gzip
@@ -23,17 +23,17 @@ TIES = {
 
 
 def placeholders(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Arrays of these shapes that take no memory, each of a value of its own."""
+    """Arrays of these shapes that need no memory, each filled with a different value."""
     values = {name: float(i) for i, name in enumerate(shapes)}
     for name in shapes:
-        for tied, origin in TIES.items():
+        for tied, source in TIES.items():
             if name.endswith(tied):
-                values[name] = values[name.replace(tied, origin)]
+                values[name] = values[name.replace(tied, source)]
     return {name: placeholder(name, shape, values[name]) for name, shape in shapes.items()}
 
 
 def placeholder(name: str, shape: list[int], value: float) -> np.ndarray:
-    """Buffers have the values that they should."""
+    """Array of a constant value; buffers have their correct values."""
     if name.endswith("position_ids"):
         return np.arange(shape[1])[None]
     if name.endswith("relative_position_index"):
@@ -61,8 +61,8 @@ def matched(state):
     return match_reference(state)
 
 
-def some(state: dict, count: int = 7) -> list[str]:
-    """Names from all over a file, never the one that makes a stage-1 file of a stage-2 one."""
+def sample_names(state: dict, count: int = 7) -> list[str]:
+    """Evenly spaced names, without the one that a stage-1 file lacks and a stage-2 file has."""
     names = [name for name in state if name != "absolute_frame_pos_embed"]
     return names[:: len(names) // (count - 1)] + names[-1:]
 
@@ -72,7 +72,7 @@ def test_every_name_is_accounted_for(manifest, state, matched):
     assert (report.kind, report.size, report.image_size) == (kind, size, int(pixels))
     assert report.used.keys() | report.ignored.keys() == state.keys()
     assert not report.used.keys() & report.ignored.keys()
-    assert matched.carried.keys() == set(KINDS[kind].extras)
+    assert matched.retained.keys() == set(KINDS[kind].extras)
     assert not report.notes
 
 
@@ -82,17 +82,17 @@ def test_only_buffers_ties_and_extras_are_ignored(matched):
     assert all(name.endswith(expected) or name in extras for name in matched.report.ignored)
 
 
-def test_the_way_back_gives_every_name_its_own_values(state, matched):
-    back = to_reference(matched.params, matched.config, matched.report.kind, matched.carried)
-    assert back.keys() == state.keys()
+def test_the_export_gives_every_name_its_values(state, matched):
+    exported = to_reference(matched.params, matched.config, matched.report.kind, matched.retained)
+    assert exported.keys() == state.keys()
     for name, array in state.items():
-        assert (back[name].shape, back[name].dtype) == (array.shape, array.dtype), name
-        # One value fills each array, so that one corner tells whose it is.
-        assert back[name].flat[0] == array.flat[0], name
+        assert (exported[name].shape, exported[name].dtype) == (array.shape, array.dtype), name
+        # Each array has a constant, different value, so the first element identifies it.
+        assert exported[name].flat[0] == array.flat[0], name
 
 
 def test_a_dropped_name_is_refused(state):
-    for name in some(state):
+    for name in sample_names(state):
         with pytest.raises(InputError, match=f": missing {name}( \\(.*\\))?\\.$"):
             match_reference({key: array for key, array in state.items() if key != name})
 
@@ -104,37 +104,37 @@ def test_an_added_name_is_refused(state):
 
 
 def test_a_renamed_name_is_refused(state):
-    for name in some(state):
+    for name in sample_names(state):
         renamed = {f"{key}_" if key == name else key: array for key, array in state.items()}
         with pytest.raises(InputError, match=f"missing {name}.*; unexpected {name}_"):
             match_reference(renamed)
 
 
 def test_another_shape_is_refused(state):
-    for name in some(state):
+    for name in sample_names(state):
         shape = state[name].shape
         longer = [(*shape[:i], length + 1, *shape[i + 1 :]) for i, length in enumerate(shape)]
         if name == "crit_mask_lm_smoothed.one_hot":
-            longer = longer[:1]  # any length of its second axis is a vocabulary's
+            longer = longer[:1]  # its second axis may have any length
         for wrong in ((*shape, 1), *longer):
             other = np.broadcast_to(np.float32(0), wrong)
             with pytest.raises(InputError, match=f": {name} has shape .* is needed\\.$"):
                 match_reference(state | {name: other})
 
 
-def test_integers_are_refused_where_weights_belong(state):
+def test_integer_weights_are_refused(state):
     name = "vision_encoder.cls_token"
     with pytest.raises(InputError, match=f"{name} has dtype int32"):
         match_reference(state | {name: np.zeros(state[name].shape, np.int32)})
 
 
-def test_a_kind_may_be_insisted_on(manifest, state):
+def test_a_file_of_another_kind_than_requested_is_refused(manifest, state):
     other = "grounding" if not manifest.startswith("grounding") else "retrieval"
     with pytest.raises(InputError, match=f"no (base|large) {other} checkpoint"):
         match_reference(state, other)
 
 
-def test_stage_2_without_its_frames_is_refused_as_stage_2():
+def test_a_stage_1_file_is_refused_as_stage_2():
     state = placeholders(MANIFESTS["pretrain_base_224"])
     with pytest.raises(InputError, match="missing absolute_frame_pos_embed"):
         match_reference(state, "pretrain_stage2")

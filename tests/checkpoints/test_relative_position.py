@@ -1,4 +1,4 @@
-"""Tables at another image size, against the reference's own."""
+"""Interpolated tables, compared with those of the reference implementation."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ def test_tables_at_96_pixels_equal_the_reference(golden_state, block):
     np.testing.assert_allclose(interpolate_bias_table(golden_state[name], 6), expected, atol=1e-6)
 
 
-def test_a_table_of_its_own_size_is_kept(golden_state):
+def test_a_table_of_the_same_size_is_kept(golden_state):
     table = golden_state["vision_encoder.blocks.0.attn.relative_position_bias_table"]
     np.testing.assert_array_equal(interpolate_bias_table(table, 4), table)
 
 
-def test_a_table_of_no_square_grid_is_refused():
+def test_a_table_of_a_grid_that_is_not_square_is_refused():
     with pytest.raises(InputError, match="50 rows"):
         interpolate_bias_table(np.zeros((50, 4)), 4)
 

@@ -1,4 +1,4 @@
-"""State dicts in either format."""
+"""State dicts in PyTorch's zip format and safetensors."""
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ from capret_jax.errors import InputError
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_what_was_written_is_read(file_format, tmp_path):
+def test_a_written_state_dict_is_read_again(file_format, tmp_path):
     matrix = np.arange(6, dtype=np.float32).reshape(2, 3)
     state = {
         "transposed": matrix.T,
@@ -28,10 +28,10 @@ def test_what_was_written_is_read(file_format, tmp_path):
         np.testing.assert_array_equal(read[name], array)
 
 
-def test_ties_that_safetensors_left_out_are_filled_in(tmp_path):
+def test_tied_tensors_that_safetensors_left_out_are_restored(tmp_path):
     table = np.ones((2, 3), np.float32)
-    note = {"decoder.weight": "table.weight", "format": "pt"}
-    safetensors.numpy.save_file({"table.weight": table}, tmp_path / "x", metadata=note)
+    metadata = {"decoder.weight": "table.weight", "format": "pt"}
+    safetensors.numpy.save_file({"table.weight": table}, tmp_path / "x", metadata=metadata)
     read = read_state_dict(tmp_path / "x")
     assert read.keys() == {"table.weight", "decoder.weight"}
     np.testing.assert_array_equal(read["decoder.weight"], table)

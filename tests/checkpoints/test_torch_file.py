@@ -1,4 +1,4 @@
-"""torch's zip files, written and read without torch; nothing else is read, and nothing is run."""
+"""PyTorch's zip files, written and read without PyTorch; other files are refused, and not run."""
 
 import argparse
 import io
@@ -15,8 +15,8 @@ from capret_jax.errors import InputError
 from tests.conftest import DATA
 
 
-class Runs:
-    """What a malicious pickle looks like: a call of any function at all."""
+class MaliciousObject:
+    """An object whose unpickling calls a function."""
 
     def __reduce__(self):
         return print, ("code of the file ran",)
@@ -37,19 +37,19 @@ def state():
     }
 
 
-def same(actual, expected):
+def assert_equal_states(actual, expected):
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
         assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
-def test_what_was_written_is_read(state, tmp_path):
+def test_a_written_file_is_read_again(state, tmp_path):
     write_torch_file(tmp_path / "x.th", state)
-    same(read_torch_file(tmp_path / "x.th")["model"], state)
+    assert_equal_states(read_torch_file(tmp_path / "x.th")["model"], state)
 
 
-def test_arrays_lie_where_torch_can_map_them(state, tmp_path):
+def test_arrays_are_aligned_for_memory_mapping(state, tmp_path):
     write_torch_file(tmp_path / "x.th", state)
     with zipfile.ZipFile(tmp_path / "x.th") as archive:
         entries = [entry for entry in archive.infolist() if "/data/" in entry.filename]
@@ -65,14 +65,14 @@ def test_an_array_under_two_names_is_written_once(tmp_path):
 
 
 @pytest.mark.torch
-def test_torch_reads_what_was_written(state, tmp_path):
+def test_torch_reads_a_written_file(state, tmp_path):
     torch = pytest.importorskip("torch")
     write_torch_file(tmp_path / "x.th", state | {"tied": state["matrix"]})
     for mmap in (False, True):
         loaded = torch.load(tmp_path / "x.th", weights_only=True, mmap=mmap)["model"]
         assert loaded["tied"].data_ptr() == loaded["matrix"].data_ptr()
         assert loaded.pop("brain").dtype == torch.bfloat16
-        same(
+        assert_equal_states(
             {name: tensor.numpy() for name, tensor in loaded.items()},
             {name: array for name, array in state.items() if name != "brain"}
             | {"tied": state["matrix"]},
@@ -80,7 +80,7 @@ def test_torch_reads_what_was_written(state, tmp_path):
 
 
 @pytest.mark.torch
-def test_a_script_with_arguments_beside_the_weights_is_read(tmp_path):
+def test_a_file_with_command_line_arguments_is_read(tmp_path):
     torch = pytest.importorskip("torch")
     args = argparse.Namespace(rate=0.1)
     torch.save({"model": {"w": torch.ones(2)}, "args": args, "epoch": 3}, tmp_path / "x.th")
@@ -94,20 +94,20 @@ def zip_with_pickle(path, content: bytes):
 
 def test_a_pickle_that_would_run_code_is_refused_and_named(tmp_path, capsys):
     path = tmp_path / "evil.th"
-    zip_with_pickle(path, pickle.dumps({"model": Runs()}))
+    zip_with_pickle(path, pickle.dumps({"model": MaliciousObject()}))
     with pytest.raises(InputError, match=r"evil\.th was refused: .* names builtins\.print"):
         read_torch_file(path)
     for protocol in (2, 4):
-        path.write_bytes(pickle.dumps({"model": Runs()}, protocol=protocol))
+        path.write_bytes(pickle.dumps({"model": MaliciousObject()}, protocol=protocol))
         with pytest.raises(InputError, match=r"bare pickle.*names .*builtin.*\.print"):
             read_torch_file(path)
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kept", [0.999, 0.5, 0.01])
-def test_a_file_cut_short_is_refused(tmp_path, kept):
+@pytest.mark.parametrize("fraction", [0.999, 0.5, 0.01])
+def test_a_file_cut_short_is_refused(tmp_path, fraction):
     whole = (DATA / "x2vlm_tiny_vqa.th").read_bytes()
-    (tmp_path / "cut.th").write_bytes(whole[: int(len(whole) * kept)])
+    (tmp_path / "cut.th").write_bytes(whole[: int(len(whole) * fraction)])
     with pytest.raises(InputError, match=r"cut\.th is cut short: [\d,]+ bytes"):
         read_torch_file(tmp_path / "cut.th")
 
@@ -121,7 +121,7 @@ def test_flipped_bytes_are_refused(tmp_path):
         read_torch_file(tmp_path / "bad.th")
 
 
-def test_a_legacy_tar_file_says_how_to_save_it_again(tmp_path):
+def test_the_error_of_a_legacy_tar_file_tells_how_to_save_it_again(tmp_path):
     with tarfile.open(tmp_path / "old.th", "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
@@ -130,14 +130,14 @@ def test_a_legacy_tar_file_says_how_to_save_it_again(tmp_path):
         read_torch_file(tmp_path / "old.th")
 
 
-def test_a_tar_archive_around_a_checkpoint_is_to_be_unpacked(tmp_path):
+def test_a_tar_archive_with_a_checkpoint_is_refused(tmp_path):
     with tarfile.open(tmp_path / "release.tar", "w") as archive:
         archive.add(DATA / "x2vlm_tiny_vqa.th", "run/checkpoint_best.pth")
     with pytest.raises(InputError, match=r"\(run/checkpoint_best\.pth, \.\.\.\); unpack it"):
         read_torch_file(tmp_path / "release.tar")
 
 
-def test_a_legacy_pickle_file_says_how_to_save_it_again(tmp_path):
+def test_the_error_of_a_legacy_pickle_tells_how_to_save_it_again(tmp_path):
     magic = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
     (tmp_path / "old.th").write_bytes(magic + pickle.dumps(1001, protocol=2) + b"more")
     with pytest.raises(InputError, match=r"before 1\.6.*torch\.save\(torch\.load\(old"):

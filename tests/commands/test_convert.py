@@ -1,6 +1,5 @@
-"""The converter's command line, there and back."""
+"""The command line of the converter, in both directions."""
 
-import importlib.util
 import json
 import pathlib
 import pickle
@@ -10,54 +9,50 @@ import zipfile
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from capret_jax.checkpoints.loading import load_model
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import SIZES
 from capret_jax.errors import InputError
 from tests.checkpoints.files import beit_file, bert_file
+from tests.commands import in_process
 from tests.conftest import DATA
 
 TOOL = pathlib.Path(__file__).parents[2] / "tools" / "convert_torch_ckpt.py"
 
 
-@pytest.fixture(scope="module")
-def tool():
-    """The program, called as its command line would be."""
-    spec = importlib.util.spec_from_file_location("convert_torch_ckpt", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def convert(source: pathlib.Path, target: pathlib.Path, **flags: object) -> str:
+    """Runs the command; returns its standard output.
 
-    def call(source, target, **flags):
-        from absl import flags as absl_flags
-
-        absl_flags.FLAGS.mark_as_parsed()
-        with flagsaver.flagsaver(**flags):
-            module.main(["convert", str(source), str(target)])
-
-    return call
+    Raises:
+        InputError: the command failed with this message.
+    """
+    options = [f"--{name}={value}" for name, value in flags.items()]
+    command = "capret_jax.commands.convert_torch_ckpt"
+    code, stdout, stderr = in_process.call(command, source, target, *options)
+    if code:
+        raise InputError(stderr)
+    return stdout
 
 
 @pytest.mark.parametrize("file_format", ["torch", "safetensors"])
 @pytest.mark.parametrize("kind", ["pretrain", "vqa", "caption"])
-def test_there_and_back_is_exact(tool, kind, file_format, tmp_path):
+def test_conversion_and_export_are_exact(kind, file_format, tmp_path):
     source = DATA / f"x2vlm_tiny_{kind}.th"
-    tool(source, tmp_path / "dir")
-    tool(tmp_path / "dir", tmp_path / "back", to=file_format)
-    state, back = read_state_dict(source), read_state_dict(tmp_path / "back")
-    assert back.keys() == state.keys()
+    convert(source, tmp_path / "dir")
+    convert(tmp_path / "dir", tmp_path / "exported", to=file_format)
+    state, exported = read_state_dict(source), read_state_dict(tmp_path / "exported")
+    assert exported.keys() == state.keys()
     for name, array in state.items():
-        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape), name
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+        assert (exported[name].dtype, exported[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(exported[name], array, err_msg=name)
 
 
-def test_the_report_is_printed_and_written(tool, tmp_path, capsys):
+def test_the_report_is_printed_and_written(tmp_path):
     state = read_state_dict(DATA / "x2vlm_tiny_vqa.th")
     half = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in state.items()}
     write_state_dict(tmp_path / "half.safetensors", half, "safetensors")
-    tool(tmp_path / "half.safetensors", tmp_path / "dir", image_size=96)
-    printed = capsys.readouterr().out
+    printed = convert(tmp_path / "half.safetensors", tmp_path / "dir", image_size=96)
     assert "vqa, tiny, 96 px" in printed
     assert "204 tensors" in printed
     assert "initialised fresh: bbox_head, itm_head" in printed
@@ -70,41 +65,41 @@ def test_the_report_is_printed_and_written(tool, tmp_path, capsys):
     assert load_model(tmp_path / "dir").config.image_size == 96
 
 
-def test_beit_and_bert_become_a_start(tool, tmp_path, capsys):
+def test_beit_and_bert_are_converted(tmp_path):
     write_state_dict(tmp_path / "beit.pth", beit_file(SIZES["tiny"], shared=False), "torch")
     write_state_dict(tmp_path / "bert.bin", bert_file(SIZES["tiny"], layers=2), "torch")
-    tool(tmp_path / "beit.pth", tmp_path / "dir", bert=str(tmp_path / "bert.bin"))
-    assert "beit_bert, tiny, 64 px" in capsys.readouterr().out
+    printed = convert(tmp_path / "beit.pth", tmp_path / "dir", bert=tmp_path / "bert.bin")
+    assert "beit_bert, tiny, 64 px" in printed
     model = load_model(tmp_path / "dir")
     assert model.encode_image(np.zeros((1, 64, 64, 3), np.float32)).shape == (1, 17, 64)
-    with pytest.raises(InputError, match="nothing to send home"):
-        tool(tmp_path / "dir", tmp_path / "back.th", to="torch")
+    with pytest.raises(InputError, match="nothing to export"):
+        convert(tmp_path / "dir", tmp_path / "back.th", to="torch")
 
 
-def test_what_exists_is_replaced_only_on_request(tool, tmp_path):
+def test_existing_files_are_replaced_only_on_request(tmp_path):
     source = DATA / "x2vlm_tiny_pretrain.th"
-    tool(source, tmp_path / "dir")
+    convert(source, tmp_path / "dir")
     with pytest.raises(InputError, match="dir exists; add --overwrite"):
-        tool(source, tmp_path / "dir")
-    tool(source, tmp_path / "dir", overwrite=True, image_size=32)
-    tool(tmp_path / "dir", tmp_path / "back.th", to="torch", kind="retrieval")
+        convert(source, tmp_path / "dir")
+    convert(source, tmp_path / "dir", overwrite=True, image_size=32)
+    convert(tmp_path / "dir", tmp_path / "back.th", to="torch", kind="retrieval")
     with pytest.raises(InputError, match=r"back\.th exists; add --overwrite"):
-        tool(tmp_path / "dir", tmp_path / "back.th", to="torch")
-    tool(tmp_path / "back.th", tmp_path / "again")
+        convert(tmp_path / "dir", tmp_path / "back.th", to="torch")
+    convert(tmp_path / "back.th", tmp_path / "again")
     assert json.loads((tmp_path / "again" / "report.json").read_text())["kind"] == "retrieval"
 
 
-def test_random_heads_do_not_go_home(tool, tmp_path):
-    tool(DATA / "x2vlm_tiny_vqa.th", tmp_path / "dir")
-    with pytest.raises(InputError, match="has bbox_head, which this model was never given"):
-        tool(tmp_path / "dir", tmp_path / "back.th", to="torch", kind="grounding")
+def test_random_heads_are_not_exported(tmp_path):
+    convert(DATA / "x2vlm_tiny_vqa.th", tmp_path / "dir")
+    with pytest.raises(InputError, match="has bbox_head, which have no trained values here"):
+        convert(tmp_path / "dir", tmp_path / "back.th", to="torch", kind="grounding")
     assert not (tmp_path / "back.th").exists()
     for flags in ({"to": "safetensors"}, {"to": "torch"}):
         with pytest.raises(InputError, match="cannot be written"):
-            tool(tmp_path / "dir", tmp_path / "absent" / "back", **flags)
+            convert(tmp_path / "dir", tmp_path / "absent" / "back", **flags)
 
 
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path):
+def test_errors_are_one_line_and_exit_code_two(tmp_path):
     with zipfile.ZipFile(tmp_path / "evil.th", "w") as archive:
         archive.writestr("x/data.pkl", pickle.dumps({"model": print}))
     for arguments, message in (

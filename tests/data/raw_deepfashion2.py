@@ -11,7 +11,7 @@ from capret_jax.data.schema import CATEGORIES, LEVELS
 
 
 def write_raw(root: pathlib.Path, splits: dict[str, Split]) -> None:
-    """`train/{image,annos}` and `validation/{image,annos}`, numbered from 1 in each split."""
+    """Writes `train/{image,annos}` and `validation/{image,annos}`, each numbered from 1."""
     for name, split in splits.items():
         for folder in ("image", "annos"):
             (root / name / folder).mkdir(parents=True)
@@ -26,14 +26,14 @@ def write_raw(root: pathlib.Path, splits: dict[str, Split]) -> None:
 
 
 def in_mode(jpeg: bytes, mode: str) -> bytes:
-    """The same picture, grey or CMYK."""
+    """Converts a picture to grey or CMYK."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(jpeg)).convert(mode).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
 def annotation_of(record: dict) -> dict:
-    """As DeepFashion2's JSON files hold it."""
+    """Makes the content of DeepFashion2's JSON file."""
     annotation = {"source": record["source"].decode(), "pair_id": int(record["pair_id"])}
     items = record["items"]
     for i, style in enumerate(items["style"]):

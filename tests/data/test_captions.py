@@ -24,7 +24,7 @@ def items(splits):
 
 @pytest.fixture
 def write(items, tmp_path):
-    """Writes two captions for each item, and whatever else is given."""
+    """Writes two captions for each item, and further lines."""
 
     def make(*extra: str, skip: int = 0) -> str:
         keys = zip(items["image_id"].tolist(), items["number"].tolist(), strict=True)
@@ -75,14 +75,14 @@ def test_each_item_has_its_own_captions_from_a_file(items, write):
     assert len(list(captioner)) == 2 * len(items)
 
 
-def test_captions_are_dropped_as_often_as_asked(items):
+def test_captions_are_dropped_with_the_given_probability(items):
     captioner = TrainingCaptions(CaptionConfig(dropout=0.25), items)
     rng = np.random.default_rng(0)
     dropped = np.mean([captioner(0, rng) == "" for _ in range(2000)])
     assert dropped == pytest.approx(0.25, abs=0.04)
 
 
-def test_short_captions_are_the_category_as_often_as_asked(items):
+def test_short_captions_are_the_category_with_the_given_probability(items):
     captioner = TrainingCaptions(CaptionConfig(short=0.25), items)
     rng = np.random.default_rng(0)
     phrase = template_caption(items.attributes_of(0), ("category",))

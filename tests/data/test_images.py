@@ -1,4 +1,4 @@
-"""JPEG files of all kinds to pixels, as Pillow sees them."""
+"""Decoding and resizing of JPEG files, compared with Pillow."""
 
 import io
 
@@ -17,7 +17,7 @@ def encode(pixels, mode="RGB", **options):
 
 
 def smooth(height, width, seed=0):
-    """A picture with structure at every scale down to a few pixels."""
+    """Makes a picture with structure at every scale down to a few pixels."""
     rng = np.random.default_rng(seed)
     layers = [
         np.asarray(
@@ -54,7 +54,7 @@ def test_a_png_is_read_too():
 
 def test_the_orientation_tag_is_obeyed():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     jpeg = encode(smooth(64, 48), exif=exif)
     photograph = Photograph(jpeg, "7")
     assert (photograph.height, photograph.width) == (48, 64)
@@ -79,7 +79,7 @@ def test_crops_are_close_to_those_of_pillow(side, mode):
     assert error_db(crop, np.asarray(expected)) > 36
 
 
-def test_crops_do_not_depend_on_what_was_decoded_before():
+def test_crops_do_not_depend_on_earlier_crops():
     jpeg = encode(smooth(300, 300))
     photograph = Photograph(jpeg, "7")
     whole, part = np.array([0, 0, 300, 300]), np.array([10, 10, 80, 80])
@@ -95,7 +95,7 @@ def test_a_damaged_image_is_named(damage):
         Photograph(damage(jpeg), "42").pixels()
 
 
-def test_bytes_after_the_picture_do_no_harm():
+def test_bytes_after_the_picture_are_ignored():
     jpeg = encode(smooth(50, 70))
     np.testing.assert_array_equal(
         Photograph(jpeg + b"\0" * 99, "7").pixels(), Photograph(jpeg, "7").pixels()

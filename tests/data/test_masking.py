@@ -1,4 +1,4 @@
-"""Masked language modelling: what may be hidden, how much, and by what."""
+"""Masking of captions: masked positions, their share and their replacements."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_labels_are_the_true_tokens_and_the_rest_is_untouched(draws):
         np.testing.assert_array_equal(masked.ids[others], tokens.ids[others])
 
 
-def test_special_tokens_and_padding_are_never_hidden(encoder, draws):
+def test_special_tokens_and_padding_are_never_masked(encoder, draws):
     tokens, maskeds = draws
     special = np.isin(tokens.ids, encoder.tokenizer.all_special_ids)
     assert not any(special[hidden(masked)].any() for masked in maskeds)
@@ -66,7 +66,7 @@ def test_eighty_ten_ten(encoder, draws):
     assert (seen == true).mean() == pytest.approx(0.1, abs=0.02)
 
 
-def test_a_caption_without_words_is_left_alone(encoder):
+def test_a_caption_without_words_is_not_masked(encoder):
     masker = Masker(encoder.tokenizer)
     tokens = Tokens(np.array([2, 3, 0], np.int32), np.array([1, 1, 0], np.int32))
     masked = masker(tokens, np.random.default_rng(0))

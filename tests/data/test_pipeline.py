@@ -5,12 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 
-from capret_jax.config import AugmentConfig, CaptionConfig, ReadConfig, ViewConfig
+from capret_jax.config import (
+    SIZES,
+    AugmentConfig,
+    CaptionConfig,
+    DataConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    ReadConfig,
+    ViewConfig,
+)
 from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import training_iterator
+from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.sampler import make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.vqa import ANSWER_TOKENS, SYNTHETIC_QUESTIONS, VqaSampler
@@ -33,21 +43,28 @@ def iterate(splits, captions):
     def make(
         shard=Part(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False, views=K
     ):
-        sampler = make_sampler(splits["train"].items, B, views, 6, 0, shard)
-        masker = Masker(captions.tokenizer) if masked else None
-        return training_iterator(
-            splits["train"],
-            sampler,
-            B // shard.count,
-            SIZE,
-            view,
-            AugmentConfig(wide=wide),
-            TrainingCaptions(CaptionConfig(), splits["train"].items),
-            captions,
-            masker,
-            ReadConfig(threads=threads, prefetch=2),
-            VqaSampler(SYNTHETIC_QUESTIONS, splits["train"].items, captions) if asked else None,
+        config = ExperimentConfig(
+            batch_size=B,
+            model=dataclasses.replace(SIZES["tiny"], image_size=SIZE),
+            data=DataConfig(
+                max_tokens=24,
+                views_per_identity=views,
+                view=view,
+                augment=AugmentConfig(wide=wide),
+                read=ReadConfig(threads=threads, prefetch=2),
+            ),
+            loop=LoopConfig(steps=6),
+            loss=LossConfig(arcface=0.0),
         )
+        items = splits["train"].items
+        text = TrainingText(
+            TrainingCaptions(CaptionConfig(), items),
+            captions,
+            Masker(captions.tokenizer) if masked else None,
+            VqaSampler(SYNTHETIC_QUESTIONS, items, captions) if asked else None,
+        )
+        sampler = make_sampler(items, config, shard)
+        return training_iterator(splits["train"], sampler, text, config)
 
     return make
 

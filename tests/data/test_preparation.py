@@ -1,4 +1,4 @@
-"""Raw DeepFashion2 folders: prepared whole, resumed, and read back; broken parts counted."""
+"""Preparation of raw DeepFashion2 folders: complete, resumed, and with broken files."""
 
 import concurrent.futures
 import io
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from capret_jax.config import DataConfig, PrepareConfig
-from capret_jax.data import preparation
+from capret_jax.data import preparation, record_shards
 from capret_jax.data.deepfashion2 import read_record
 from capret_jax.data.preparation import prepare_deepfashion2
 from capret_jax.data.records import Records
@@ -46,7 +46,7 @@ def report_of(prepared_dir):
     return json.loads((prepared_dir / "deepfashion2" / "1.0.0" / "report.json").read_text())
 
 
-def test_items_are_those_of_the_raw_folder(prepared, splits):
+def test_items_equal_those_of_the_raw_folder(prepared, splits):
     for split, original in zip(prepared[:2], (splits["train"], splits["validation"]), strict=True):
         np.testing.assert_array_equal(split.items.box, original.items.box)
         np.testing.assert_array_equal(split.items.is_shop, original.items.is_shop)
@@ -70,7 +70,7 @@ def test_grey_and_cmyk_images_become_rgb(prepared):
         assert view.image.std() > 5
 
 
-def test_the_report_counts_what_is_there(config, prepared, splits):
+def test_the_report_counts_images_items_and_identities(config, prepared, splits):
     report = report_of(pathlib.Path(config.prepared_dir))["splits"]
     for name in ("train", "validation"):
         items = splits[name].items
@@ -88,13 +88,12 @@ def test_the_raw_folder_is_not_needed_afterwards(config, prepared, tmp_path):
         prepare_deepfashion2(tmp_path, config.prepared_dir)
 
 
-def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_FILES_PER_SHARD", 10)
+def test_an_interrupted_run_is_continued(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(record_shards, "_FILES_PER_SHARD", 10)
     written = []
-    original = preparation._write_shard
 
     class InProcess:
-        """Runs shards here, and dies after two."""
+        """Writes shards in this process, and is interrupted after `limit` of them."""
 
         def __init__(self, *_):
             pass
@@ -107,7 +106,7 @@ def test_an_interrupted_run_goes_on(raw, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             written.append(shard.path.name)
             future = concurrent.futures.Future()
-            future.set_result(original(shard))
+            future.set_result(record_shards.write_shard(shard))
             return future
 
     monkeypatch.setattr(preparation.concurrent.futures, "ProcessPoolExecutor", InProcess)
@@ -174,7 +173,7 @@ def change_item(path, **values):
 
 
 @pytest.mark.parametrize("reason", BROKEN)
-def test_what_is_broken_is_named(reason, raw, tmp_path):
+def test_broken_files_are_reported_with_their_reason(reason, raw, tmp_path):
     for folder in ("image", "annos"):
         suffix = {"image": "jpg", "annos": "json"}[folder]
         (tmp_path / "train" / folder).mkdir(parents=True)

@@ -1,18 +1,30 @@
-"""The order of training examples: balanced, complete, and the same for any number of processes."""
+"""Samplers: balanced and complete batches, the same for any number of processes."""
 
 import numpy as np
 import pytest
 
+from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConfig
 from capret_jax.data.batch import NO_IDENTITY
-from capret_jax.data.sampler import IdentitySampler, make_sampler
+from capret_jax.data.items import ItemTable
+from capret_jax.data.sampler import BatchOrder, IdentitySampler, make_sampler
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 
 B, K = 8, 4  # so P = 2
 
 
-def draws(items, shard=Part(), steps=12, seed=0):
-    sampler = IdentitySampler(items, B, K, steps, seed, shard)
+def sampling_config(batch_size=B, views=K, steps=12, seed=0):
+    return ExperimentConfig(
+        seed=seed,
+        batch_size=batch_size,
+        data=DataConfig(views_per_identity=views),
+        loss=LossConfig(arcface=0.0),
+        loop=LoopConfig(steps=steps),
+    )
+
+
+def draws(items, part=Part(), steps=12, seed=0):
+    sampler = IdentitySampler(items, BatchOrder(B, steps, seed, part), K)
     return [sampler[i] for i in range(len(sampler))]
 
 
@@ -30,14 +42,14 @@ def test_a_batch_has_p_identities_and_k_views_half_of_each_source(items):
         identities = labels[rows]
         np.testing.assert_array_equal(np.unique(identities, return_counts=True)[1], [K] * (B // K))
         for identity in np.unique(identities):
-            own = rows[identities == identity]
-            assert items.is_shop[own].sum() == K // 2
-            assert len(set(own.tolist())) == K  # no view twice
+            views = rows[identities == identity]
+            assert items.is_shop[views].sum() == K // 2
+            assert len(set(views.tolist())) == K  # no view twice
         assert len(set(identities[: B // K].tolist())) == B // K  # neighbours differ
 
 
 def test_an_epoch_visits_every_identity_once(items):
-    classes = IdentitySampler(items, B, K, 1, 0).classes
+    classes = make_sampler(items, sampling_config()).classes
     epoch = draws(items, steps=classes // (B // K))
     labels = items.training_identities()[[draw.row for draw in epoch]]
     counts = np.bincount(labels, minlength=classes)
@@ -46,9 +58,40 @@ def test_an_epoch_visits_every_identity_once(items):
 
 def test_class_sizes_count_the_items_of_each_identity(items):
     labels = items.training_identities()
-    sampler = IdentitySampler(items, B, K, 1, 0)
+    sampler = make_sampler(items, sampling_config())
     expected = [(labels == c).sum() for c in range(sampler.classes)]
     np.testing.assert_array_equal(sampler.class_sizes, expected)
+
+
+def random_items(count, pairs, seed=0):
+    rng = np.random.default_rng(seed)
+    return ItemTable(
+        record=np.arange(count),
+        is_shop=rng.random(count) < 0.5,
+        box=np.zeros((count, 4), np.float32),
+        attributes={
+            "pair_id": rng.integers(0, pairs, count),
+            "style": rng.integers(0, 3, count),
+        },
+    )
+
+
+def test_rows_are_grouped_by_identity_and_source_in_ascending_order():
+    items = random_items(2000, 150)
+    sampler = IdentitySampler(items, BatchOrder(B, 1, seed=0), K)
+    labels = items.training_identities()
+    assert sampler.classes > 200
+    for identity in range(sampler.classes):
+        for shop in (True, False):
+            expected = np.flatnonzero((labels == identity) & (items.is_shop == shop))
+            np.testing.assert_array_equal(sampler.rows_of(identity, shop), expected)
+
+
+def test_draws_are_those_of_earlier_versions():
+    # A change of the order would change every run that is resumed.
+    sampler = IdentitySampler(random_items(300, 20), BatchOrder(B, 40, seed=5), K)
+    assert [sampler[i].row for i in (0, 1, 2, 7, 100, 319)] == [292, 200, 184, 115, 293, 197]
+    assert sampler[9].seed == (5, 2, 1, 1)
 
 
 def test_epochs_differ_and_the_seed_decides(items):
@@ -61,13 +104,13 @@ def test_epochs_differ_and_the_seed_decides(items):
     assert len({draw.seed for draw in first}) == len(first)
 
 
-def one_by_one(items, shard=Part(), steps=12, seed=0):
-    sampler = make_sampler(items, B, 0, steps, seed, shard)
+def one_by_one(items, part=Part(), steps=12, seed=0):
+    sampler = make_sampler(items, sampling_config(views=0, steps=steps, seed=seed), part)
     return [sampler[i] for i in range(len(sampler))]
 
 
 def test_without_identities_the_same_items_come_one_by_one(items):
-    sampler = make_sampler(items, B, 0, 1, 0)
+    sampler = make_sampler(items, sampling_config(views=0))
     assert np.all(sampler.identities == NO_IDENTITY)
     known = np.flatnonzero(items.training_identities() != NO_IDENTITY)
     per_epoch = len(known) // B * B
@@ -108,4 +151,4 @@ def test_two_processes_share_each_batch_between_them(items, draws):
 )
 def test_numbers_that_do_not_fit_are_refused(items, batch_size, views, processes, message):
     with pytest.raises(InputError, match=message):
-        make_sampler(items, batch_size, views, 1, 0, Part(0, processes))
+        make_sampler(items, sampling_config(batch_size, views), Part(0, processes))

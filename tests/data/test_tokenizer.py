@@ -1,4 +1,4 @@
-"""The vocabulary that is built, and the encoding of captions."""
+"""Building of a vocabulary and encoding of captions."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_every_word_of_the_captions_is_a_token(vocabulary):
     assert tokenizer.pad_token_id == 0
 
 
-def test_encoding_frames_cleans_and_pads(vocabulary):
+def test_encoding_cleans_adds_special_tokens_and_pads(vocabulary):
     encoder = CaptionEncoder(load_tokenizer(str(vocabulary)), 8)
     tokens = encoder("An image, of: a VEST")
     names = encoder.tokenizer.convert_ids_to_tokens(tokens.ids)

@@ -1,4 +1,4 @@
-"""Questions, and the answers that a dataset knows."""
+"""Questions about garments, and the answers that a dataset annotates."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def encode(tmp_path_factory):
     return CaptionEncoder(load_tokenizer(str(path)), 16)
 
 
-def test_answers_are_read_off_the_annotations():
+def test_answers_follow_from_the_annotations():
     assert known_answers(TOP) == {
         "category": "short sleeve top",
         "sleeve": "short",
@@ -42,7 +42,7 @@ def test_answers_are_read_off_the_annotations():
         "neckline": "v",
     }
     assert known_answers(SKIRT).keys() == {"category", "colour", "pattern", "print"}
-    # Of a photograph nothing is known but its category.
+    # Photographs have no annotation but the category.
     assert known_answers({"category_id": 6}) == {"category": "sling", "sleeve": "no"}
     assert known_answers({"category_id": 8}) == {"category": "trousers"}
 
@@ -57,7 +57,7 @@ def test_every_known_answer_is_in_its_list(bank):
     assert questions_about("deepfashion2") is DEEPFASHION2_QUESTIONS
 
 
-def test_drawn_garments_know_all_their_details(splits):
+def test_synthetic_garments_have_all_details(splits):
     items = splits["train"].items
     tops = ~np.isin(items["category_id"], [7, 8, 9])
     for name, values in DETAILS.items():
@@ -70,7 +70,7 @@ def test_drawn_garments_know_all_their_details(splits):
         assert {len(np.unique(items[name][rows])) for name in DETAILS} == {1}
 
 
-def test_the_template_tells_details_where_they_are_known(splits):
+def test_template_contains_annotated_details(splits):
     item = {**TOP, "viewpoint": 1, "occlusion": 1, "scale": 1, "zoom_in": 1}
     fields = ("category", "colour", "neckline")
     assert template_caption(item, fields) == (
@@ -87,11 +87,11 @@ def test_the_template_tells_details_where_they_are_known(splits):
         items.box,
         items.attributes | {"colour": np.zeros(len(items), np.int64)},
     )
-    with pytest.raises(InputError, match="'colour', which the dataset knows of no item"):
+    with pytest.raises(InputError, match="'colour', which the dataset does not annotate"):
         TrainingCaptions(CaptionConfig(fields), unknown)
 
 
-def test_a_quiz_asks_what_is_known_and_answers_it(splits, encode):
+def test_sampler_returns_annotated_answers_about_all_topics(splits, encode):
     items = splits["train"].items
     vqa = VqaSampler(SYNTHETIC_QUESTIONS, items, encode)
     decode = encode.tokenizer.decode
@@ -102,14 +102,14 @@ def test_a_quiz_asks_what_is_known_and_answers_it(splits, encode):
     for _ in range(60):
         question, answer = vqa(row, rng)
         topic = texts[decode(question.ids, skip_special_tokens=True)]
-        said = decode(answer.ids, skip_special_tokens=True)
-        assert said == known[topic].replace("-", " ")
+        text = decode(answer.ids, skip_special_tokens=True)
+        assert text == known[topic].replace("-", " ")
         assert len(answer.ids) == ANSWER_TOKENS
         asked.add(topic)
     assert asked == known.keys()
 
 
-def test_a_writer_of_captions_learns_where_they_end(encode):
+def test_end_of_a_caption_is_masked_only_where_enabled(encode):
     tokens = encode("what colour is it")
     end = encode.tokenizer.sep_token_id
     rng = np.random.default_rng(0)

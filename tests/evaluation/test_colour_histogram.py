@@ -5,7 +5,7 @@ import numpy as np
 from capret_jax.evaluation.colour_histogram import histograms
 
 
-def test_histogram_counts_cells_and_has_unit_length():
+def test_histograms_are_square_roots_of_fractions_with_unit_norm():
     image = np.zeros((1, 2, 2, 3), np.uint8)
     image[0, 0, 0] = (255, 0, 40)  # cell (7, 0, 1)
     histogram = histograms(image)[0]
@@ -14,7 +14,7 @@ def test_histogram_counts_cells_and_has_unit_length():
     assert np.linalg.norm(histogram) == 1
 
 
-def test_shuffled_pixels_have_the_same_histogram():
+def test_histograms_do_not_depend_on_the_order_of_pixels():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 8, 8, 3), np.uint8)
     shuffled = rng.permutation(image.reshape(-1, 3)).reshape(image.shape)

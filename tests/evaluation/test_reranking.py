@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from capret_jax.evaluation.protocol import Protocol, Truth
+from capret_jax.evaluation.protocol import GroundTruth, Protocol
 from capret_jax.evaluation.retrieval import rank
 from capret_jax.evaluation.second_look import RerankedMetrics
 from capret_jax.retrieval.engines import Neighbours
@@ -15,7 +15,12 @@ def test_precision_after_a_change_is_that_of_the_whole_ranking():
     queries = np.arange(8)
     identity = np.array([0, 1, 2, 3, 0, 1, 2, 9])  # 9 is nowhere
     protocol = Protocol(
-        Truth([], [], "nothing"), queries, queries, 8 + np.arange(30), identity, gallery_identity
+        GroundTruth([], [], "nothing"),
+        queries,
+        queries,
+        8 + np.arange(30),
+        identity,
+        gallery_identity,
     )
     embeddings = rng.normal(size=(38, 5)).astype(np.float32)
     ranking = rank(protocol, embeddings)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from capret_jax.evaluation import retrieval as evaluate
-from capret_jax.evaluation.protocol import Protocol, Truth
+from capret_jax.evaluation.protocol import GroundTruth, Protocol
 from capret_jax.evaluation.retrieval import rank
 from capret_jax.retrieval import engines
 
@@ -13,7 +13,7 @@ from capret_jax.retrieval import engines
 def protocol():
     """Queries 0..6 of identities 0, 0, 1, 2, 3, 1, 9; gallery rows 7..26 of identities 0 to 3."""
     gallery = np.repeat([0, 1, 2, 3], [7, 6, 5, 2])
-    truth = Truth([], [], "nothing")
+    truth = GroundTruth([], [], "nothing")
     queries = np.arange(7)
     return Protocol(
         truth, queries, queries, 7 + np.arange(20), np.array([0, 0, 1, 2, 3, 1, 9]), gallery
@@ -24,7 +24,7 @@ def test_chunks_change_nothing(protocol, monkeypatch):
     embeddings = np.random.default_rng(0).normal(size=(27, 8)).astype(np.float32)
     whole = rank(protocol, embeddings)
     monkeypatch.setattr(evaluate, "_CHUNK", 3)
-    monkeypatch.setattr(engines, "_SCORES_AT_ONCE", 40)  # two queries
+    monkeypatch.setattr(engines, "_MAX_SCORES_IN_MEMORY", 40)  # two queries
     chunked = rank(protocol, embeddings)
     np.testing.assert_array_equal(chunked.neighbours, whole.neighbours)
     np.testing.assert_array_equal(chunked.precision, whole.precision)
@@ -35,5 +35,5 @@ def test_chunks_change_nothing(protocol, monkeypatch):
 
 
 def test_right_answers_are_counted_and_the_subset_has_more_than_five(protocol):
-    np.testing.assert_array_equal(protocol.answers(), [7, 7, 6, 5, 2, 6, 0])
+    np.testing.assert_array_equal(protocol.relevant_counts(), [7, 7, 6, 5, 2, 6, 0])
     np.testing.assert_array_equal(protocol.published_subset(), [1, 1, 1, 0, 0, 1, 0])

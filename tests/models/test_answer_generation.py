@@ -1,4 +1,4 @@
-"""VQA against the reference: question states, decoder, ranking and loss."""
+"""VQA, compared with the reference: question states, decoder, ranking and loss."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.state_dict import read_state_dict
-from capret_jax.models.answer_generation import answer_losses, rank_answers
+from capret_jax.models.answer_generation import Answers, Question, answer_losses, rank_answers
 from capret_jax.models.x2vlm import abstract_model, bind
 from tests.conftest import DATA
 
@@ -18,38 +18,40 @@ def vqa():
 
 @pytest.fixture(scope="module")
 def outputs(vqa):
-    """All values of the golden file, and some for properties, compiled once."""
+    """All values of the golden file, and those of the property tests, compiled once."""
     converted = from_reference(read_state_dict(DATA / "x2vlm_tiny_vqa.th"))
     graphdef, _ = abstract_model(converted.config)
-    ids, mask, k = vqa["answer_ids"], vqa["answer_mask"], int(vqa["k"])
+    answers, k = Answers(vqa["answer_ids"], vqa["answer_mask"]), int(vqa["k"])
+    padded = Answers(
+        np.pad(answers.ids, ((0, 0), (0, 2)), constant_values=7),
+        np.pad(answers.mask, ((0, 0), (0, 2))),
+    )
     rows = vqa["decoder_answer_rows"]
     of_question = np.repeat([0, 1], vqa["train_answers_per_question"])
+
+    def select(arrays, rows):
+        return type(arrays)(*(array[rows] for array in arrays))
 
     @jax.jit
     def run(params, image, question_ids, question_mask):
         model = bind(graphdef, params)
         text = model.encode_text(question_ids, question_mask)
-        question = model.fuse(text, question_mask, model.encode_image(image))
-        padded = np.pad(ids, ((0, 0), (0, 2)), constant_values=7)
-        one_by_one = [
-            answer_losses(model, ids[i : i + 1], mask[i : i + 1], question[:1], question_mask[:1])
-            for i in range(4)
-        ]
+        states = model.fuse(text, question_mask, model.encode_image(image))
+        question = Question(states, question_mask)
+        first = select(question, slice(1))
         return {
-            "question_embeds": question,
-            "decoder_logits": model.answer_logits(ids[rows], mask[rows], question, question_mask),
-            "ranking": rank_answers(model, ids, mask, question, question_mask, k),
-            "all": rank_answers(model, ids, mask, question, question_mask, len(ids)),
-            "padded": rank_answers(
-                model, padded, np.pad(mask, ((0, 0), (0, 2))), question, question_mask, k
-            ),
+            "question_embeds": states,
+            "decoder_logits": model.answer_logits(*select(answers, rows), *question),
+            "ranking": rank_answers(model, answers, question, k),
+            "all": rank_answers(model, answers, question, len(answers.ids)),
+            "padded": rank_answers(model, padded, question, k),
             "train_losses": answer_losses(
-                model, ids[:3], mask[:3], question[of_question], question_mask[of_question]
+                model, select(answers, slice(3)), select(question, of_question)
             ),
-            "four_at_once": answer_losses(
-                model, ids[:4], mask[:4], question[:1], question_mask[:1]
-            ),
-            "one_by_one": one_by_one,
+            "four_at_once": answer_losses(model, select(answers, slice(4)), first),
+            "one_by_one": [
+                answer_losses(model, select(answers, slice(i, i + 1)), first) for i in range(4)
+            ],
         }
 
     image = vqa["image"].transpose(0, 2, 3, 1)
@@ -72,7 +74,7 @@ def test_training_loss_equals_the_reference(outputs, vqa):
     np.testing.assert_allclose(loss, vqa["loss_train"], rtol=1e-4)
 
 
-def test_answers_share_their_question_without_touching_each_other(outputs):
+def test_answers_to_a_shared_question_are_scored_independently(outputs):
     np.testing.assert_allclose(
         outputs["four_at_once"], np.concatenate(outputs["one_by_one"]), rtol=1e-5
     )
@@ -83,7 +85,7 @@ def test_padding_does_not_change_a_ranking(outputs):
         np.testing.assert_allclose(padded, plain, rtol=1e-5)
 
 
-def test_probabilities_add_up_over_the_candidates(outputs):
+def test_probabilities_of_the_candidates_sum_to_one(outputs):
     rows, probabilities = outputs["all"]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     assert (np.sort(rows, axis=1) == np.arange(8)).all()

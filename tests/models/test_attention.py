@@ -1,4 +1,4 @@
-"""Attention against a loop in NumPy."""
+"""Attention, compared with a loop in NumPy."""
 
 import numpy as np
 
@@ -16,4 +16,5 @@ def test_attention_equals_a_numpy_loop():
             logits = query[b, :, h] @ key[b, :, h].T / 2 + bias[h]  # sqrt(4) = 2
             weights = np.exp(logits) * mask[b]
             expected[b, :, h] = weights / weights.sum(axis=1, keepdims=True) @ value[b, :, h]
-    np.testing.assert_allclose(attention(query, key, value, bias, mask), expected, atol=1e-5)
+    actual = attention(query, key, value, bias=bias, mask=mask)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)

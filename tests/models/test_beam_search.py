@@ -1,4 +1,4 @@
-"""Beam search on a made-up language, against exhaustive and written-out searches."""
+"""Beam search on a random bigram language, compared with exhaustive and greedy searches."""
 
 import functools
 import itertools
@@ -23,7 +23,7 @@ def language():
 
 @functools.partial(jax.jit, static_argnums=1)
 def search(language, config: BeamConfig):
-    """The cache says which example a row belongs to, and how often it was called."""
+    """Beam search whose cache holds the example of each row, and the number of calls."""
 
     def next_token(last, written, cache):
         example, calls = cache
@@ -36,7 +36,7 @@ def search(language, config: BeamConfig):
 
 
 def score(table, text) -> float:
-    """Of a text that may end early."""
+    """Log-probability of a text, up to its end token if it has one."""
     total, last = 0.0, FIRST
     for token in text:
         total += table[last, token]
@@ -52,7 +52,7 @@ def repeats(text, n: int) -> bool:
 
 
 def best_text(table, config: BeamConfig):
-    """Looks at every text there is."""
+    """Exhaustive search over all texts."""
 
     def legal(text):
         ended = END in text
@@ -69,13 +69,13 @@ def best_text(table, config: BeamConfig):
 
 @pytest.mark.parametrize("min_tokens", [0, 3])
 @pytest.mark.parametrize("blocked_ngram", [0, 2])
-def test_wide_beams_find_the_best_text_of_all(language, min_tokens, blocked_ngram):
+def test_wide_beams_find_the_best_of_all_texts(language, min_tokens, blocked_ngram):
     config = BeamConfig(200, min_tokens, max_tokens=4, blocked_ngram=blocked_ngram)
     texts, scores = search(language, config)
-    for table, text, found in zip(language, texts, scores, strict=True):
+    for table, text, text_score in zip(language, texts, scores, strict=True):
         expected = best_text(table, config)
         assert tuple(text.tolist()) == expected
-        assert found == pytest.approx(score(table, expected), rel=1e-5)
+        assert text_score == pytest.approx(score(table, expected), rel=1e-5)
 
 
 def test_one_beam_is_greedy(language):
@@ -90,7 +90,7 @@ def test_one_beam_is_greedy(language):
 
 
 def test_each_beam_keeps_its_own_cache():
-    """Of a language that looks two tokens back, by way of the cache."""
+    """In a trigram language, whose second last token is in the cache."""
     logits = np.random.default_rng(5).normal(size=(VOCAB, VOCAB, VOCAB)).astype(np.float32)
     table = np.asarray(jax.nn.log_softmax(2 * logits))
     config = BeamConfig(200, 0, max_tokens=4, blocked_ngram=0)
@@ -99,7 +99,7 @@ def test_each_beam_keeps_its_own_cache():
         return jnp.asarray(table)[before, last], last
 
     cache = jnp.full(config.beams, FIRST)
-    texts, scores = jax.jit(
+    actual, scores = jax.jit(
         lambda: beam_search(next_token, cache, jnp.array([FIRST]), END, config)
     )()
 
@@ -112,15 +112,15 @@ def test_each_beam_keeps_its_own_cache():
                 break
         return total
 
-    every = itertools.product(range(VOCAB), repeat=4)
-    legal = [text for text in every if END not in text or not any(text[text.index(END) :])]
+    texts = itertools.product(range(VOCAB), repeat=4)
+    legal = [text for text in texts if END not in text or not any(text[text.index(END) :])]
     best = max(legal, key=score_of)
-    assert tuple(texts[0].tolist()) == best
+    assert tuple(actual[0].tolist()) == best
     assert scores[0] == pytest.approx(score_of(best), rel=1e-5)
 
 
 def test_no_ngram_comes_twice():
-    # Left alone, this language says 2 3 4 2 3 4 for ever.
+    # Without blocking, the likeliest text is 2 3 4 2 3 4 and so on.
     table = np.full((1, VOCAB, VOCAB), -9.0, np.float32)
     for last, following in ((FIRST, 2), (2, 3), (3, 4), (4, 2)):
         table[0, last, following] = -0.1
@@ -131,7 +131,7 @@ def test_no_ngram_comes_twice():
         assert not repeats(blocked[0].tolist(), 3)
 
 
-def test_examples_do_not_touch_each_other(language):
+def test_examples_are_independent(language):
     config = BeamConfig(3, 1, max_tokens=5)
     together, _ = search(language, config)
     for i in range(2):

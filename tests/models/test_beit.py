@@ -1,4 +1,4 @@
-"""Relative positions, patches and regions."""
+"""Relative positions, patches and regions of the vision encoder."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,12 @@ def test_patches_are_row_major_tiles():
     [
         ((0, 0, 64, 64), (0, 4), (0, 4)),
         ((16, 32, 32, 48), (2, 3), (1, 2)),  # exactly one patch
-        ((15, 31, 33, 49), (1, 4), (0, 3)),  # touches its neighbours
+        ((15, 31, 33, 49), (1, 4), (0, 3)),  # overlaps its neighbours
         ((20, 20, 20, 20), (1, 2), (1, 2)),  # no area: still one patch
         ((64, 64, 64, 64), (3, 4), (3, 4)),  # at the far edge
     ],
 )
-def test_region_mask_covers_touched_patches(box, rows, columns):
+def test_region_mask_covers_overlapped_patches(box, rows, columns):
     mask = np.asarray(region_mask(np.array([box], np.float32), 4))
     expected = np.zeros((4, 4))
     expected[slice(*rows), slice(*columns)] = 1

@@ -1,4 +1,4 @@
-"""Captions from the masked language model, against the reference and without a cache."""
+"""Caption generation, compared with the reference and with generation without a cache."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def image(model, caption):
     return jax.jit(model.encode_image)(caption["image"].transpose(0, 2, 3, 1))
 
 
-def config_of(caption, beams: int) -> BeamConfig:
+def beam_config(caption, beams: int) -> BeamConfig:
     written = int(caption["total_length"]) - len(caption["prompt_ids"])
     return BeamConfig(beams, int(caption["min_length"]), written)
 
@@ -43,7 +43,7 @@ def write(model, image, prompt, config):
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_equals_the_reference(model, image, caption, beams):
-    config = config_of(caption, beams)
+    config = beam_config(caption, beams)
     texts, _ = write(model, image, caption["prompt_ids"], config)
     expected = caption[f"beams{beams}"]
     np.testing.assert_array_equal(texts, expected[:, : config.max_tokens])
@@ -51,25 +51,25 @@ def test_equals_the_reference(model, image, caption, beams):
 
 
 def write_without_cache(model, image, prompt, config):
-    """Runs the whole text again for each token, as the definition says."""
+    """Generates captions by running the whole text again for each token."""
     batch, length = len(image) * config.beams, len(prompt) + config.max_tokens
     images = jnp.repeat(image, config.beams, axis=0)
     start = jnp.zeros((batch, length), jnp.int32).at[:, : len(prompt)].set(prompt)
 
     def next_token(last, written, text):
-        place = len(prompt) + written
-        text = text.at[:, place - 1].set(last)
-        masked = text.at[:, place].set(SPECIAL.mask)
+        position = len(prompt) + written
+        text = text.at[:, position - 1].set(last)
+        masked = text.at[:, position].set(SPECIAL.mask)
         mask = causal_mask(jnp.ones_like(masked))
         states = model.fuse(model.encode_text(masked, mask), mask, images)
-        return jax.nn.log_softmax(model.masked_lm_logits(states)[:, place]), text
+        return jax.nn.log_softmax(model.masked_lm_logits(states)[:, position]), text
 
     first = jnp.full(len(image), prompt[-1])
     return beam_search(next_token, start, first, SPECIAL.end, config)
 
 
 @pytest.mark.parametrize("prompt", [[2], [2, 10, 11]])
-def test_the_cache_changes_nothing(model, image, prompt):
+def test_the_cache_does_not_change_captions(model, image, prompt):
     config = BeamConfig(beams=2, min_tokens=2, max_tokens=6, blocked_ngram=2)
     prompt = np.array(prompt)
     expected = jax.jit(lambda image: write_without_cache(model, image, prompt, config))(image)

@@ -1,4 +1,4 @@
-"""Ways of computing: recomputed, scanned, in bfloat16 or by a kernel, the result is the same."""
+"""Compute settings: remat, scan, bfloat16 and the kernel give the same result."""
 
 import dataclasses
 import functools
@@ -69,10 +69,9 @@ def plain(run):
     ids=str,
 )
 def test_remat_and_scan_change_nothing(config, run, plain):
-
-    def check(ours, theirs):
-        tolerance = 1e-5 * np.abs(theirs).max()
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance + 1e-6)
+    def check(actual, expected):
+        tolerance = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=tolerance + 1e-6)
 
     jax.tree.map(check, run(config), plain)
 
@@ -81,11 +80,11 @@ def test_bfloat16_is_close_and_keeps_float32_gradients(run, plain):
     value, gradients = run(ComputeConfig("bfloat16", attention="xla"))
     assert float(value) == pytest.approx(float(plain[0]), abs=0.05)
     assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
-    ours, theirs = (
+    actual, expected = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
         for tree in (gradients, plain[1])
     )
-    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+    assert actual @ expected / np.linalg.norm(actual) / np.linalg.norm(expected) > 0.99
 
 
 class TestKernel:
@@ -98,26 +97,26 @@ class TestKernel:
         bias = rng.normal(size=(heads, 19, 19)).astype(np.float32)
         weight = rng.normal(size=shape).astype(np.float32)
 
-        def both(function):
+        def value_and_gradients(function):
             def objective(q, k, v, bias):
                 return (function(q, k, v, bias) * weight).sum()
 
             return jax.value_and_grad(objective, argnums=(0, 1, 2, 3))(*arrays, bias)
 
-        ours = both(lambda *x: tpu_attention.biased_attention(*x, True))
-        theirs = both(attention)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), ours, theirs)
+        actual = value_and_gradients(lambda *x: tpu_attention.biased_attention(*x, True))
+        expected = value_and_gradients(lambda q, k, v, bias: attention(q, k, v, bias=bias))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), actual, expected)
 
-    def test_takes_only_heads_that_fill_a_register(self):
+    def test_only_heads_that_fill_a_register_are_supported(self):
         assert tpu_attention.fits(12, 64) and tpu_attention.fits(4, 32)
         assert not tpu_attention.fits(11, 64) and not tpu_attention.fits(12, 48)
         assert not tpu_attention.fits(0, 64)
 
     def test_under_a_mesh_each_device_has_its_images_and_heads(self, monkeypatch):
-        original, seen = tpu_attention.biased_attention, []
+        original, shapes = tpu_attention.biased_attention, []
 
         def kernel(*arrays):
-            seen.append([x.shape for x in arrays])
+            shapes.append([x.shape for x in arrays])
             return original(*arrays, True)
 
         monkeypatch.setattr(tpu_attention, "biased_attention", kernel)
@@ -129,15 +128,18 @@ class TestKernel:
         @functools.partial(jax.jit, in_shardings=replicated(mesh))
         def sharded(bias):
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-                return jnp.sin(attention(q, k, v, bias, implementation="tpu")).sum()
+                return jnp.sin(attention(q, k, v, bias=bias, implementation="tpu")).sum()
 
-        ours = jax.value_and_grad(sharded)(bias)
-        assert seen[0] == [(1, 5, 2, 64)] * 3 + [(2, 5, 5)]
-        theirs = jax.value_and_grad(lambda bias: jnp.sin(attention(q, k, v, bias)).sum())(bias)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), ours, theirs)
+        def unsharded(bias):
+            return jnp.sin(attention(q, k, v, bias=bias)).sum()
+
+        actual = jax.value_and_grad(sharded)(bias)
+        assert shapes[0] == [(1, 5, 2, 64)] * 3 + [(2, 5, 5)]
+        expected = jax.value_and_grad(unsharded)(bias)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), actual, expected)
 
 
 @pytest.mark.parametrize("key", ["dtype", "remat", "attention"])
-def test_unknown_ways_are_refused(key):
+def test_unknown_settings_are_refused(key):
     with pytest.raises(InputError, match=f"compute.{key}='fast' is none of"):
         ComputeConfig(**{key: "fast"})

@@ -1,6 +1,6 @@
-"""Encoders at base size against Hugging Face's PyTorch code, on random weights.
+"""Encoders at base size, compared with Hugging Face's PyTorch code on random weights.
 
-Skipped without torch. To run it: pip install torch, then pytest -m torch.
+The tests are skipped without torch. To run them: pip install torch, then pytest -m torch.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from capret_jax.checkpoints.beit_bert import from_beit_and_bert
-from capret_jax.checkpoints.conversion import parameter_shapes, take
+from capret_jax.checkpoints.conversion import convert_tensors, parameter_shapes
 from capret_jax.checkpoints.names import reference_names
 from capret_jax.config import SIZES
 from capret_jax.models.decoder import AnswerDecoder
@@ -21,7 +21,7 @@ from capret_jax.models.x2vlm import abstract_model, bind
 
 pytestmark = pytest.mark.torch
 BASE = SIZES["base"]
-# Beside each other in float32, 12 layers of 768 leave this much between two implementations.
+# Difference of two float32 implementations after 12 layers of width 768.
 TOLERANCE = 5e-5
 
 BEIT_NAMES = (
@@ -45,7 +45,7 @@ def torch():
 
 
 def randomized(torch, model):
-    """Weights large enough that every term matters."""
+    """Sets random weights that are large enough for every term to matter."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
@@ -62,7 +62,7 @@ def numpy_state(model) -> dict[str, np.ndarray]:
 
 
 def beit_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Hugging Face's names and split matrices to those of the BEiT-v2 files."""
+    """Converts Hugging Face's names and split matrices to those of the BEiT-v2 files."""
     renamed = {}
     for name, array in state.items():
         for pattern, replacement in BEIT_NAMES:
@@ -95,7 +95,7 @@ def bert(torch):
 
 
 @pytest.fixture(scope="module")
-def ours(beit, bert):
+def model(beit, bert):
     converted = from_beit_and_bert(beit_names(numpy_state(beit)), numpy_state(bert))
     assert converted.report.size == "base"
     return bind(abstract_model(converted.config)[0], converted.params)
@@ -109,22 +109,22 @@ def text_batch():
     return ids, mask
 
 
-def test_vision(torch, beit, ours):
+def test_vision(torch, beit, model):
     pixels = np.random.default_rng(0).normal(size=(2, 224, 224, 3)).astype(np.float32)
     with torch.no_grad():
         hidden = beit(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).last_hidden_state
-        # Ours pools after this norm, Hugging Face's before it.
+        # X2-VLM pools after this norm, Hugging Face before it.
         patches = beit.pooler.layernorm(hidden[:, 1:])
     expected = torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1).numpy()
-    actual = jax.jit(ours.encode_image)(pixels)
+    actual = jax.jit(model.encode_image)(pixels)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_text(torch, bert, ours):
+def test_text(torch, bert, model):
     ids, mask = text_batch()
     with torch.no_grad():
         hidden = bert(torch.from_numpy(ids), torch.from_numpy(mask)).last_hidden_state.numpy()
-    actual = jax.jit(ours.encode_text)(ids, mask)
+    actual = jax.jit(model.encode_text)(ids, mask)
     real = mask > 0
     np.testing.assert_allclose(actual[real], hidden[real], rtol=0, atol=TOLERANCE)
 
@@ -134,14 +134,14 @@ def test_answer_decoder(torch):
 
     config = dataclasses.replace(BASE, decoder_layers=6)
     settings = BertConfig(num_hidden_layers=6, is_decoder=True, add_cross_attention=True)
-    theirs = randomized(torch, BertLMHeadModel(settings))
-    state = {f"text_decoder.{name}": array for name, array in numpy_state(theirs).items()}
+    reference = randomized(torch, BertLMHeadModel(settings))
+    state = {f"text_decoder.{name}": array for name, array in numpy_state(reference).items()}
     names = {
-        path: reference
-        for path, reference in reference_names(config, "vqa").items()
+        path: tensor
+        for path, tensor in reference_names(config, "vqa").items()
         if path.startswith("decoder/")
     }
-    arrays, problems = take(state, names, parameter_shapes(config))
+    arrays, problems = convert_tensors(state, names, parameter_shapes(config))
     assert not problems
     params = unflatten_dict(
         {path.removeprefix("decoder/"): array for path, array in arrays.items()}, sep="/"
@@ -154,7 +154,7 @@ def test_answer_decoder(torch):
     question_mask = np.ones((2, 9), np.int64)
     question_mask[0, 5:] = 0
     with torch.no_grad():
-        logits = theirs(
+        logits = reference(
             torch.from_numpy(ids),
             attention_mask=torch.from_numpy(mask),
             encoder_hidden_states=torch.from_numpy(question),

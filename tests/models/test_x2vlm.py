@@ -1,4 +1,4 @@
-"""The whole model against values of the reference implementation."""
+"""The whole model, compared with values of the reference implementation."""
 
 import jax
 import numpy as np
@@ -85,7 +85,7 @@ def test_parameter_counts_are_the_published_ones(size, millions):
     )
 
 
-def test_fresh_parameters_are_those_the_structure_asks_for():
+def test_initial_parameters_have_the_shapes_and_dtypes_of_the_structure():
     config = SIZES["tiny"]
     params = init_params(config, jax.random.key(0))
     _, abstract = abstract_model(config)
@@ -95,7 +95,7 @@ def test_fresh_parameters_are_those_the_structure_asks_for():
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(params))
 
 
-def test_dropout_needs_a_key_and_follows_it(graphdef, golden_params, golden):
+def test_dropout_depends_on_its_key(graphdef, golden_params, golden):
     model = bind(graphdef, golden_params)
     ids, mask = golden["text_ids"], golden["text_mask"]
     encode = jax.jit(lambda key: model.encode_text(ids, mask, key))

@@ -1,4 +1,4 @@
-"""An index is searched, filtered, changed, saved and loaded; whatever it does, it loses nothing."""
+"""Search, filters, additions, deletions, saving and loading of an index."""
 
 import json
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval import engines, index
-from capret_jax.retrieval.index import Index, IndexConfig
+from capret_jax.retrieval import engines, index, index_engine
+from capret_jax.retrieval.index import Index
+from capret_jax.retrieval.index_engine import IndexConfig
 from capret_jax.retrieval.storage import load_index, save_index
 from tests.retrieval.vectors import clustered, unit_vectors
 
@@ -15,8 +16,8 @@ SIZE = 1500
 
 
 @pytest.fixture(autouse=True)
-def small_is_large(monkeypatch):
-    for module in (engines, index):
+def small_galleries_use_scann(monkeypatch):
+    for module in (engines, index, index_engine):
         monkeypatch.setattr(module, "EXACT_BELOW", 200)
 
 
@@ -36,14 +37,14 @@ def build(kind="scann", **options):
     return Index.build(clustered(SIZE, 0), items(SIZE), config, model="digest")
 
 
-def truth(vectors, rows, queries, k):
-    """Exact search among some rows, by sorting all inner products."""
+def exact_rows(vectors, rows, queries, k):
+    """Searches some rows exactly, by sorting all inner products."""
     scores = queries @ vectors[rows].T
     return np.asarray(rows)[np.argsort(-scores, axis=1, kind="stable")[:, :k]]
 
 
 @pytest.mark.parametrize("kind", ["auto", "exact", "scann", "mesh"])
-def test_filters_lose_no_results(kind):
+def test_filtered_search_equals_exact_search(kind):
     shop, queries = build(kind), clustered(20, 2)
     for where, passes in (
         (None, lambda item: True),
@@ -55,24 +56,24 @@ def test_filters_lose_no_results(kind):
         ),
     ):
         rows = [row for row, item in enumerate(shop.items) if passes(item)]
-        found = shop.search(queries, 10, where)
-        np.testing.assert_array_equal(found.rows, truth(shop.vectors, rows, queries, 10))
-        expected = np.einsum("qe,qke->qk", queries, shop.vectors[found.rows])
-        np.testing.assert_allclose(found.scores, expected, atol=1e-6)
+        neighbours = shop.search(queries, 10, where)
+        np.testing.assert_array_equal(neighbours.rows, exact_rows(shop.vectors, rows, queries, 10))
+        expected = np.einsum("qe,qke->qk", queries, shop.vectors[neighbours.rows])
+        np.testing.assert_allclose(neighbours.scores, expected, atol=1e-6)
     assert shop.search(queries, 10, {"shop": "none"}).rows.shape == (20, 0)
 
 
-def test_added_items_are_found_replaced_ones_and_deleted_ones_are_not():
+def test_search_finds_added_items_but_no_replaced_or_deleted_ones():
     shop, queries = build(), clustered(20, 2)
     new = clustered(30, 3)
-    # Ten of them replace items that are there.
+    # Ten of them replace existing items.
     shop.add(new, items(30, first=SIZE - 10))
     assert len(shop) == SIZE + 20
     shop.delete([f"item{i}" for i in range(100)])
     assert len(shop) == SIZE - 80
-    alive = [*range(100, SIZE - 10), *range(SIZE, SIZE + 30)]
-    found = shop.search(queries, 10)
-    np.testing.assert_array_equal(found.rows, truth(shop.vectors, alive, queries, 10))
+    active = [*range(100, SIZE - 10), *range(SIZE, SIZE + 30)]
+    neighbours = shop.search(queries, 10)
+    np.testing.assert_array_equal(neighbours.rows, exact_rows(shop.vectors, active, queries, 10))
     assert shop.row("item1495") == SIZE + 5
     with pytest.raises(KeyError):
         shop.row("item3")
@@ -81,31 +82,33 @@ def test_added_items_are_found_replaced_ones_and_deleted_ones_are_not():
     assert shop.row("item200") == 200
 
 
-def test_a_stale_engine_is_built_again(monkeypatch):
-    monkeypatch.setattr(index, "_STALE_ROWS", 100)
+def test_engine_is_rebuilt_after_many_changes(monkeypatch):
+    monkeypatch.setattr(index, "_REBUILD_ROWS", 100)
     shop, queries = build(), clustered(20, 2)
     shop.add(clustered(299, 3), items(299, first=SIZE))
-    assert shop.built == SIZE
+    assert shop.engine_rows == SIZE
     shop.delete(["item0"])
-    assert shop.built == len(shop.items) == len(shop) == SIZE + 298
+    assert shop.engine_rows == len(shop.items) == len(shop) == SIZE + 298
     rows = np.arange(len(shop))
-    found = shop.search(queries, 10)
-    np.testing.assert_array_equal(found.rows, truth(shop.vectors, rows, queries, 10))
+    neighbours = shop.search(queries, 10)
+    np.testing.assert_array_equal(neighbours.rows, exact_rows(shop.vectors, rows, queries, 10))
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path):
+def test_a_loaded_index_equals_the_saved_one(tmp_path):
     shop, queries = build(), clustered(20, 2)
     shop.add(clustered(5, 3), items(5, first=SIZE))
     shop.delete(["item7"])
     save_index(shop, tmp_path / "index")
-    (tmp_path / "index" / "pictures").write_text("of the shop")
-    save_index(shop, tmp_path / "index")  # again, over itself
+    (tmp_path / "index" / "pictures").write_text("other file")
+    save_index(shop, tmp_path / "index")  # replaces the first
     assert (tmp_path / "index" / "pictures").exists()
-    again = load_index(tmp_path / "index", model="digest")
-    assert again.items == shop.items and len(again) == len(shop) and again.recall == shop.recall
-    assert again.engine.kind == shop.engine.kind and "ScaNN" in again.engine.kind
-    for ours, theirs in zip(again.search(queries, 10), shop.search(queries, 10), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    loaded = load_index(tmp_path / "index", model="digest")
+    assert loaded.items == shop.items and len(loaded) == len(shop)
+    assert loaded.recall == shop.recall
+    assert loaded.engine.description == shop.engine.description
+    assert "ScaNN" in loaded.engine.description
+    for ours, expected in zip(loaded.search(queries, 10), shop.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(ours, expected)
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     assert manifest["items"] == SIZE + 4 and manifest["embedding_dim"] == 16
     assert manifest["recall"]["queries"] == 256 and manifest["recall"]["value"] > 0.99
@@ -115,30 +118,30 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     "name", ["vectors.npy", "items.jsonl", "alive.npy", "scann/hashed_dataset.npy"]
 )
-def test_a_truncated_file_is_refused(tmp_path, name):
+def test_a_damaged_index_is_rejected(tmp_path, name):
     save_index(build(), tmp_path / "index")
     path = tmp_path / "index" / name
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(InputError, match=f"{name} is missing or not what was written"):
+    with pytest.raises(InputError, match=f"{name} is missing or was changed"):
         load_index(tmp_path / "index")
     path.unlink()
     with pytest.raises(InputError, match=f"{name} is missing"):
         load_index(tmp_path / "index")
 
 
-def test_what_is_no_index_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is no index"):
+def test_folders_of_something_else_are_rejected(tmp_path):
+    with pytest.raises(InputError, match="is not an index"):
         load_index(tmp_path)
     save_index(build("exact"), tmp_path / "index")
     with pytest.raises(InputError, match="made with another model"):
         load_index(tmp_path / "index", model="other")
     (tmp_path / "photographs").mkdir()
-    (tmp_path / "photographs" / "dear.jpg").write_text("x")
-    with pytest.raises(InputError, match="holds something that is no index"):
+    (tmp_path / "photographs" / "photo.jpg").write_text("x")
+    with pytest.raises(InputError, match="holds something that is not an index"):
         save_index(build("exact"), tmp_path / "photographs")
     manifest = tmp_path / "index" / "manifest.json"
     manifest.write_text(manifest.read_text()[:20])
-    with pytest.raises(InputError, match="is no index"):
+    with pytest.raises(InputError, match="is not an index"):
         load_index(tmp_path / "index")
 
 
@@ -146,20 +149,20 @@ def test_what_is_no_index_is_refused(tmp_path):
     "vectors, entries, message",
     [
         (unit_vectors(3, 0), items(2), r"\(3, 16\) vectors do not fit 2 items"),
-        (unit_vectors(2, 0), [{"id": "a"}, {"id": "a"}], "the id 'a' is there twice"),
+        (unit_vectors(2, 0), [{"id": "a"}, {"id": "a"}], "the id 'a' occurs 2 times"),
         (unit_vectors(1, 0), [{"name": "a"}], 'needs an "id"'),
         (np.full((1, 16), np.nan), items(1), "item 'item0' is not finite"),
         (unit_vectors(1, 0, width=8), items(1), "8 wide and those in the index 16"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(vectors, entries, message):
+def test_invalid_additions_are_rejected_and_change_nothing(vectors, entries, message):
     shop = build("exact")
     with pytest.raises(InputError, match=message):
         shop.add(vectors, entries)
     assert len(shop) == len(shop.vectors) == SIZE
 
 
-def test_impossible_questions_are_refused():
+def test_invalid_searches_and_deletions_are_rejected():
     shop = build("exact")
     with pytest.raises(InputError, match="no item has a 'colour'"):
         shop.search(clustered(1, 0), 5, {"colour": "red"})
@@ -172,7 +175,7 @@ def test_impossible_questions_are_refused():
         shop.search(clustered(1, 0), 0)
 
 
-def test_filters_know_numbers_lists_and_what_is_missing():
+def test_filters_accept_numbers_lists_and_missing_properties():
     entries = [{"id": "a", "size": 42}, {"id": "b", "colours": ["red", "blue"]}, {"id": "c"}]
     shop = Index.build(unit_vectors(3, 0), entries)
 
@@ -184,14 +187,14 @@ def test_filters_know_numbers_lists_and_what_is_missing():
     assert ids({"colours": ""}) == [] and ids({"size": "None"}) == []
 
 
-def test_a_mesh_is_loaded_as_a_mesh(tmp_path):
+def test_a_sharded_index_is_loaded_as_sharded(tmp_path):
     shop = build("mesh")
-    assert "over 8 devices" in shop.engine.kind
+    assert "over 8 devices" in shop.engine.description
     save_index(shop, tmp_path / "index")
-    assert load_index(tmp_path / "index").engine.kind == shop.engine.kind
+    assert load_index(tmp_path / "index").engine.description == shop.engine.description
 
 
-def test_a_save_that_was_killed_between_its_last_steps_is_mended(tmp_path):
+def test_an_interrupted_save_is_recovered(tmp_path):
     save_index(build("exact"), tmp_path / "index")
     (tmp_path / "index").rename(tmp_path / "index.before")
     save_index(build("exact"), tmp_path / "index")

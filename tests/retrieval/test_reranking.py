@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.checkpoints.loading import LoadedModel
+from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.models.x2vlm import init_params
 from capret_jax.retrieval import reranking as module

@@ -1,4 +1,4 @@
-"""The HTTP interface: answers, refusals, and a page that works in a real browser."""
+"""The HTTP API: responses, rejected requests, and the page in a real browser."""
 
 import concurrent.futures
 import shutil
@@ -13,23 +13,23 @@ from capret_jax.errors import InputError
 from capret_jax.retrieval.storage import load_index, save_index
 from capret_jax.serve.api import create_app
 from capret_jax.serve.searcher import Searcher
-from capret_jax.serve.service import Limits
+from capret_jax.serve.service import ServiceLimits
 from tests.serve.conftest import picture
-from tests.serve.test_uploads import bomb
+from tests.serve.test_uploads import decompression_bomb
 
-UPLOAD = 300_000
+UPLOAD_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
 def searcher(model_dir, index_dir):
     searcher = Searcher.from_dir(model_dir)
-    searcher.encoder.threshold = 0.0  # a model this young is sure of nothing
+    searcher.encoder.threshold = 0.0  # after two steps of training all scores are low
     return searcher
 
 
 @pytest.fixture(scope="module")
 def app(searcher, index_dir):
-    return create_app(searcher, index_dir, Limits(upload_bytes=UPLOAD, waiting=64))
+    return create_app(searcher, index_dir, ServiceLimits(upload_bytes=UPLOAD_BYTES, waiting=64))
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +38,23 @@ def client(app):
         yield client
 
 
-def test_garments_are_found_and_searched_for(client, searcher, photo):
-    found = client.post("/api/detect", files={"photo": photo}).json()
-    assert found["garments"] and all(0 <= edge <= 1 for edge in found["garments"][0]["box"])
+def test_garments_are_detected_and_searched_for(client, searcher, photo):
+    detected = client.post("/api/detect", files={"photo": photo}).json()
+    assert detected["garments"] and all(0 <= edge <= 1 for edge in detected["garments"][0]["box"])
     answer = client.post("/api/search", files={"photo": photo}, data={"k": 5}).json()
     assert len(answer["results"]) == 5
-    # Without a box, the most certain garment; and the same from Python.
-    np.testing.assert_allclose(answer["box"], found["garments"][0]["box"], atol=1e-3)
-    ours = searcher.search(photo, k=5)
-    assert [hit["id"] for hit in answer["results"]] == [result.item["id"] for result in ours]
-    scores = [hit["score"] for hit in answer["results"]]
-    np.testing.assert_allclose(scores, [result.score for result in ours], atol=1e-4)
+    # Without a box the garment with the highest score is used; `Searcher` returns the same items.
+    np.testing.assert_allclose(answer["box"], detected["garments"][0]["box"], atol=1e-3)
+    expected = searcher.search(photo, k=5)
+    assert [result["id"] for result in answer["results"]] == [
+        result.item["id"] for result in expected
+    ]
+    scores = [result["score"] for result in answer["results"]]
+    np.testing.assert_allclose(scores, [result.score for result in expected], atol=1e-4)
     assert scores == sorted(scores, reverse=True)
 
 
-def test_an_item_finds_itself(searcher, splits):
+def test_an_item_is_its_own_nearest_neighbour(searcher, splits):
     split = splits["validation"]
     row = int(np.flatnonzero(split.items.is_shop)[0])
     pixels = split.photograph(row).pixels()
@@ -62,30 +64,32 @@ def test_an_item_finds_itself(searcher, splits):
     assert best.item["id"] == f"{known['image_id']}/{known['number']}"
 
 
-def test_filters_words_and_boxes(client, photo):
+def test_search_by_filter_text_and_box(client, photo):
     category = client.get("/health").json()["filters"]["category"][0]
     where = f'{{"category": ["{category}"]}}'
-    only = client.post("/api/search", data={"text": "a dress", "where": where}).json()["results"]
-    assert only and {hit["item"]["category"] for hit in only} == {category}
+    filtered = client.post("/api/search", data={"text": "a dress", "where": where}).json()[
+        "results"
+    ]
+    assert filtered and {result["item"]["category"] for result in filtered} == {category}
     box = {"box": "0.1,0.1,0.6,0.9"}
     both = client.post(
         "/api/search", files={"photo": photo}, data={**box, "text": "a dress"}
     ).json()
     assert both["box"] == [0.1, 0.1, 0.6, 0.9]
-    alone = client.post("/api/search", files={"photo": photo}, data=box).json()
-    assert [h["score"] for h in both["results"]] != [h["score"] for h in alone["results"]]
+    photo_only = client.post("/api/search", files={"photo": photo}, data=box).json()
+    assert [r["score"] for r in both["results"]] != [r["score"] for r in photo_only["results"]]
 
 
-def test_items_have_pictures(client, photo):
-    hit = client.post("/api/search", files={"photo": photo}).json()["results"][0]
-    answer = client.get(hit["picture"])
+def test_results_have_thumbnails_but_no_file_paths(client, photo):
+    result = client.post("/api/search", files={"photo": photo}).json()["results"][0]
+    answer = client.get(result["picture"])
     assert answer.headers["content-type"] == "image/jpeg" and answer.content[:2] == b"\xff\xd8"
     assert client.get("/api/pictures/99999").status_code == 404
-    assert "image" not in hit["item"]
+    assert "image" not in result["item"]
     assert client.get("/api/pictures/..%2F..%2Fetc%2Fpasswd").status_code in (404, 422)
 
 
-def test_exif_and_alpha_are_understood(client):
+def test_images_with_alpha_and_tiffs_are_accepted(client):
     for data in (picture((60, 80), "RGBA"), picture((60, 80), "L", "TIFF")):
         answer = client.post("/api/detect", files={"photo": data}).json()
         assert (answer["width"], answer["height"]) == (60, 80)
@@ -96,8 +100,8 @@ def test_exif_and_alpha_are_understood(client):
     [
         ({"photo": b"no picture"}, {}, 422, "no picture"),
         ({"photo": b""}, {}, 422, "is empty"),
-        ({"photo": bomb(8_400)}, {}, 422, "8400 x 8400"),
-        ({"photo": bomb(50_000)}, {}, 422, "pixels"),
+        ({"photo": decompression_bomb(8_400)}, {}, 422, "8400 x 8400"),
+        ({"photo": decompression_bomb(50_000)}, {}, 422, "pixels"),
         ({"photo": picture()}, {"box": "0.5,0.5,0.5,0.6"}, 422, "box="),
         ({"photo": picture()}, {"box": "a,b"}, 422, "box="),
         ({"photo": picture()}, {"box": "nan,0,1,1"}, 422, "box="),
@@ -112,48 +116,48 @@ def test_exif_and_alpha_are_understood(client):
         ({}, {"text": "  "}, 422, "nothing to search for"),
         ({}, {"text": "!!!"}, 422, "no words"),
         ({}, {"text": "x" * 501}, 422, ""),
-        ({"photo": b"x" * UPLOAD}, {}, 413, "larger than"),
+        ({"photo": b"x" * UPLOAD_BYTES}, {}, 413, "larger than"),
     ],
 )
-def test_bad_requests_are_refused(client, files, data, status, message):
+def test_invalid_requests_are_rejected(client, files, data, status, message):
     answer = client.post("/api/search", files=files or None, data=data)
     assert answer.status_code == status, answer.text
     assert message in str(answer.json()["detail"])
     assert client.get("/health").json()["status"] == "ok"
 
 
-def test_an_empty_or_endless_body_is_refused(client):
+def test_empty_and_oversized_bodies_are_rejected(client):
     assert client.post("/api/detect").status_code == 422
 
     def endless():
         yield b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
         for _ in range(10):
-            yield b"0" * (UPLOAD // 5)
+            yield b"0" * (UPLOAD_BYTES // 5)
 
     kind = {"content-type": "multipart/form-data; boundary=x"}
     answer = client.post("/api/detect", content=endless(), headers=kind)
     assert answer.status_code == 413
 
 
-def test_many_at_once_are_all_answered(client, photo):
-    def ask(_):
+def test_concurrent_requests_are_all_answered(client, photo):
+    def search(_):
         return client.post("/api/search", files={"photo": photo}, data={"k": 3}).json()["results"]
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(32)))
-    assert len({hit["id"] for answer in answers for hit in answer}) == 3
+        answers = list(pool.map(search, range(32)))
+    assert len({result["id"] for answer in answers for result in answer}) == 3
     metrics = client.get("/metrics").text
     assert 'capret_request_seconds_count{path="/api/search",status="200"}' in metrics
 
 
-def test_the_documentation_and_the_page_are_there(client):
+def test_documentation_and_page_are_served(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/api/detect", "/api/search", "/health", "/metrics"} <= paths.keys()
     assert client.get("/docs").status_code == 200
     assert "Photo" in client.get("/").text
 
 
-def test_an_index_of_another_model_is_refused(model_dir, index_dir, tmp_path):
+def test_an_index_of_another_model_or_with_damage_is_rejected(model_dir, index_dir, tmp_path):
     index = load_index(index_dir)
     index.model = "other"
     save_index(index, tmp_path / "index")
@@ -162,13 +166,13 @@ def test_an_index_of_another_model_is_refused(model_dir, index_dir, tmp_path):
     shutil.copytree(index_dir, tmp_path / "truncated")
     vectors = tmp_path / "truncated" / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:-1])
-    with pytest.raises(InputError, match="vectors.npy is missing or not what was written"):
+    with pytest.raises(InputError, match="vectors.npy is missing or was changed"):
         Searcher.from_dir(model_dir, tmp_path / "truncated")
 
 
 @pytest.fixture
 def address(searcher, index_dir):
-    """Of an application of its own, really served: one cannot run in two event loops."""
+    """Address of a running server; its own application, since one cannot run in two event loops."""
     app = create_app(searcher, index_dir)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -203,7 +207,7 @@ def test_upload_boxes_results_filter_in_a_browser(address, photo, tmp_path):
         expect(items.first).to_be_visible()
         assert page.locator(".box").count() >= 1 and page.locator(".box.chosen").count() == 1
         before = items.count()
-        # Another garment is picked, and one is drawn.
+        # Draw a box.
         stage = page.locator("#stage").bounding_box()
         x, y = stage["x"] + 0.2 * stage["width"], stage["y"] + 0.2 * stage["height"]
         page.mouse.move(x, y)
@@ -211,18 +215,18 @@ def test_upload_boxes_results_filter_in_a_browser(address, photo, tmp_path):
         page.mouse.move(x + 0.5 * stage["width"], y + 0.5 * stage["height"])
         page.mouse.up()
         expect(page.locator(".box.chosen span")).to_have_count(0)
-        # A filter leaves some of the items.
+        # Filter by category.
         choices = page.locator("select[name=category] option")
         expect(choices).not_to_have_count(1)
         category = choices.nth(1).inner_text()
         page.select_option("select[name=category]", category)
         expect(items).not_to_have_count(before)
         assert set(page.locator(".item b").all_inner_texts()) == {category}
-        # Words alone.
+        # Search by text alone.
         page.click("#clear")
         page.fill("#text", "a dress")
         expect(page.locator("#status")).to_contain_text("items in")
-        # What is no picture is said, and the page goes on.
+        # An unreadable file shows an error, and another photo can be chosen.
         (tmp_path / "photo.jpg").write_bytes(b"no picture")
         page.set_input_files("#file", tmp_path / "photo.jpg")
         expect(page.locator("#status.error")).to_contain_text("no picture")

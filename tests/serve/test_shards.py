@@ -1,4 +1,4 @@
-"""Indexes of a folder, a CSV file and a run's gallery, made by several processes or again."""
+"""Catalogues, and their embedding in shards by several processes and after interruptions."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from capret_jax.retrieval.storage import load_index, read_items
 from capret_jax.retrieval.thumbnails import Thumbnails, write_thumbnails
 from capret_jax.serve.catalogue import read_catalogue
 from capret_jax.serve.encoder import Encoder
-from capret_jax.serve.shards import Shards
+from capret_jax.serve.shards import CatalogueShards
 from tests.serve.conftest import picture
 
 
@@ -24,19 +24,19 @@ def encoder(model_dir):
     return Encoder.from_dir(model_dir)
 
 
-def test_the_gallery_has_the_embeddings_of_the_evaluation(encoder, index_dir, splits):
+def test_gallery_embeddings_equal_those_of_the_evaluation(encoder, index_dir, splits):
     index, split = load_index(index_dir, encoder.digest), splits["validation"]
     assert len(index) == split.items.is_shop.sum()
     margin = encoder.setup.margin
     for row in np.flatnonzero(split.items.is_shop)[:5]:
         known = split.items.attributes_of(int(row))
         expected = encoder.embed([split.crop_view(int(row), 32, margin)])[0]
-        found = index.vectors[index.row(f"{known['image_id']}/{known['number']}")]
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        embedding = index.vectors[index.row(f"{known['image_id']}/{known['number']}")]
+        np.testing.assert_allclose(embedding, expected, atol=1e-5)
     assert not index_dir.with_name("index.shards").exists()
 
 
-def test_exports_hold_the_same(index_dir):
+def test_exports_equal_the_index(index_dir):
     index = load_index(index_dir)
     np.testing.assert_array_equal(np.load(index_dir / "export.npy"), index.vectors)
     assert read_items(index_dir / "export.jsonl") == index.items
@@ -51,7 +51,7 @@ def test_exports_hold_the_same(index_dir):
 
 @pytest.fixture
 def shop(tmp_path):
-    """A folder of pictures of which one is broken."""
+    """A folder of pictures, one of them damaged."""
     for i, name in enumerate(["tops/a.png", "tops/b.jpg", "skirts/c.webp", "skirts/d.png"]):
         path = tmp_path / "shop" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def shop(tmp_path):
     return tmp_path / "shop"
 
 
-def test_a_folder_in_parts_is_a_folder_at_once(encoder, shop, tmp_path):
+def test_embedding_in_parts_equals_embedding_at_once(encoder, shop, tmp_path):
     products = read_catalogue(shop)
     assert [p.item["id"] for p in products] == [
         "skirts/c.webp",
@@ -71,33 +71,33 @@ def test_a_folder_in_parts_is_a_folder_at_once(encoder, shop, tmp_path):
         "tops/a.png",
         "tops/b.jpg",
     ]
-    once = Shards(products, encoder.digest, tmp_path / "once", 100)
-    errors = once.embed(encoder, Part(), 2)
+    single = CatalogueShards(products, encoder.digest, tmp_path / "once", 100)
+    errors = single.embed(encoder, Part(), 2)
     assert len(errors) == 1 and "e.png" in errors[0]
-    vectors, items = once.collect()
+    vectors, items = single.load()
     assert [item["category"] for item in items] == ["skirts", "skirts", "tops", "tops"]
-    assert dict(once.pictures())["tops/a.png"][:2] == b"\xff\xd8"
+    assert dict(single.thumbnails())["tops/a.png"][:2] == b"\xff\xd8"
 
-    parts = Shards(products, encoder.digest, tmp_path / "parts", 2)
+    parts = CatalogueShards(products, encoder.digest, tmp_path / "parts", 2)
     for i in (1, 0):
-        assert parts.missing() == (3 if i else 2)
+        assert parts.count_missing() == (3 if i else 2)
         parts.embed(encoder, Part(i, 2), 1)
-    again, same = parts.collect()
-    assert same == items
-    np.testing.assert_allclose(again, vectors, atol=1e-5)
+    part_vectors, part_items = parts.load()
+    assert part_items == items
+    np.testing.assert_allclose(part_vectors, vectors, atol=1e-5)
 
 
-def test_what_is_there_is_not_embedded_again(encoder, shop, tmp_path, monkeypatch):
+def test_existing_shards_are_not_embedded_again(encoder, shop, tmp_path, monkeypatch):
     products = read_catalogue(shop)
-    Shards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(0, 2), 1)
+    CatalogueShards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(0, 2), 1)
     calls, embed = [], encoder.embed
     monkeypatch.setattr(encoder, "embed", lambda views: calls.append(len(views)) or embed(views))
-    Shards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(), 1)
-    assert calls == [1]  # one of the middle shard is broken
-    # Another model, or other items, are another matter.
+    CatalogueShards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(), 1)
+    assert calls == [1]  # one picture of the middle shard is damaged
+    # Shards of other items or of another model do not count.
     changed = [dataclasses.replace(p, item=p.item | {"category": "x"}) for p in products]
-    assert Shards(changed, encoder.digest, tmp_path / "shards", 2).missing() == 3
-    assert Shards(products, "other", tmp_path / "shards", 2).missing() == 3
+    assert CatalogueShards(changed, encoder.digest, tmp_path / "shards", 2).count_missing() == 3
+    assert CatalogueShards(products, "other", tmp_path / "shards", 2).count_missing() == 3
 
 
 def write_csv(path, rows):
@@ -108,7 +108,7 @@ def write_csv(path, rows):
     return path
 
 
-def test_a_table_names_boxes_and_properties(encoder, shop, tmp_path):
+def test_csv_columns_are_boxes_and_properties(encoder, shop, tmp_path):
     rows = [
         {
             "id": "7",
@@ -125,10 +125,10 @@ def test_a_table_names_boxes_and_properties(encoder, shop, tmp_path):
     products = read_catalogue(write_csv(tmp_path / "shop.csv", rows))
     assert products[0].box.tolist() == [5, 5, 25, 20] and products[1].box is None
     assert products[0].item["shop"] == "north" and "shop" not in products[1].item
-    shards = Shards(products, encoder.digest, tmp_path / "shards", 10)
+    shards = CatalogueShards(products, encoder.digest, tmp_path / "shards", 10)
     (error,) = shards.embed(encoder, Part(), 1)
     assert "gone.jpg cannot be read" in error
-    assert [item["id"] for item in shards.collect()[1]] == ["7", "8"]
+    assert [item["id"] for item in shards.load()[1]] == ["7", "8"]
 
 
 @pytest.mark.parametrize(
@@ -139,28 +139,30 @@ def test_a_table_names_boxes_and_properties(encoder, shop, tmp_path):
         ([{"image": "a.png", "x1": 1, "y1": 2, "x2": 3, "y2": "?"}], "must be four numbers"),
     ],
 )
-def test_tables_that_cannot_be_used_are_refused(tmp_path, rows, message):
+def test_invalid_csv_files_are_rejected(tmp_path, rows, message):
     with pytest.raises(InputError, match=message):
         read_catalogue(write_csv(tmp_path / "shop.csv", rows))
 
 
-def test_what_is_no_catalogue_is_refused(tmp_path):
+def test_other_sources_are_rejected(tmp_path):
     with pytest.raises(InputError, match="lists no pictures"):
         read_catalogue(tmp_path)
     with pytest.raises(InputError, match="neither a folder of pictures nor"):
         read_catalogue(tmp_path / "nothing.json")
 
 
-def test_pictures_are_found_by_id(index_dir):
-    pictures = Thumbnails(index_dir)
-    index = json.loads((index_dir / "items.jsonl").read_text().splitlines()[0])
-    assert pictures(pictures.name(index["id"]))[:2] == b"\xff\xd8"
-    assert pictures("../../etc/passwd") is None and pictures.name("unknown") is None
-    assert Thumbnails(index_dir.parent)("anything") is None
+def test_thumbnails_are_read_by_name(index_dir):
+    thumbnails = Thumbnails(index_dir)
+    item = json.loads((index_dir / "items.jsonl").read_text().splitlines()[0])
+    assert thumbnails.read(thumbnails.file_name(item["id"]))[:2] == b"\xff\xd8"
+    assert thumbnails.read("../../etc/passwd") is None
+    assert thumbnails.file_name("unknown") is None
+    assert Thumbnails(index_dir.parent).read("anything") is None
 
 
-def test_pictures_are_written_anew(tmp_path):
+def test_writing_thumbnails_replaces_earlier_ones(tmp_path):
     write_thumbnails(tmp_path, [("a", b"old"), ("b", b"other")])
     write_thumbnails(tmp_path, [("a", b"new")])
-    pictures = Thumbnails(tmp_path)
-    assert pictures(pictures.name("a")) == b"new" and pictures.name("b") is None
+    thumbnails = Thumbnails(tmp_path)
+    assert thumbnails.read(thumbnails.file_name("a")) == b"new"
+    assert thumbnails.file_name("b") is None

@@ -1,4 +1,4 @@
-"""Uploads that anybody may send."""
+"""Decoding of untrusted image files."""
 
 import io
 import struct
@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 
 from capret_jax.errors import InputError
-from capret_jax.serve.uploads import jpeg, read_photo
+from capret_jax.serve.uploads import encode_thumbnail, read_photo
 from tests.serve.conftest import picture
 
 
-def test_transparent_parts_are_white():
+def test_transparent_parts_become_white():
     assert (read_photo(picture(mode="RGBA")).pixels() == 255).all()
     half = picture(mode="RGBA", colour=(0, 0, 0, 128))
     np.testing.assert_allclose(read_photo(half).pixels(), 127, atol=1)
 
 
-def test_sixteen_bits_are_not_cut_off():
+def test_16_bit_images_are_scaled_to_8_bits():
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4), 0x4000, np.uint16)).save(buffer, "PNG")
     assert (read_photo(buffer.getvalue()).pixels() == 0x40).all()
@@ -27,7 +27,7 @@ def test_sixteen_bits_are_not_cut_off():
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGB"])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_all_modes_become_rgb(mode, kind):
+def test_all_modes_are_converted_to_rgb(mode, kind):
     assert read_photo(picture(mode=mode, kind=kind)).pixels().shape == (30, 40, 3)
 
 
@@ -35,7 +35,7 @@ def test_photos_are_turned_upright():
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, :20] = 255  # white at the left
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise: the left comes to the top
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise: the left side becomes the top
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     photo = read_photo(buffer.getvalue())
@@ -43,17 +43,17 @@ def test_photos_are_turned_upright():
     assert photo.pixels()[:20].mean() > 250 and photo.pixels()[20:].mean() < 5
 
 
-def test_large_photos_are_shrunk_if_wanted():
+def test_large_photos_are_shrunk_to_the_longest_side():
     data = picture((400, 200), kind="JPEG")
     assert (read_photo(data).width, read_photo(data).height) == (400, 200)
     small = read_photo(data, longest_side=100)
     assert (small.width, small.height) == (100, 50)
-    shown = Image.open(io.BytesIO(jpeg(small.pixels(), 32)))
-    assert shown.format == "JPEG" and shown.size == (32, 16)
+    thumbnail = Image.open(io.BytesIO(encode_thumbnail(small.pixels(), 32)))
+    assert thumbnail.format == "JPEG" and thumbnail.size == (32, 16)
 
 
-def bomb(side):
-    """A PNG of a few hundred bytes that says it is side x side pixels."""
+def decompression_bomb(side):
+    """Encodes a PNG of a few hundred bytes whose header claims side x side pixels."""
 
     def chunk(name, data):
         return (
@@ -73,16 +73,16 @@ def bomb(side):
         (b"", "is empty"),
         (b"not a picture", "no picture that can be read"),
         (picture(kind="JPEG")[:200], "no picture that can be read"),
-        (bomb(8_400), "8400 x 8400 pixels, more than 64 million"),
-        # From here on Pillow warns, or refuses, too.
-        (bomb(10_000), "10000 x 10000 pixels|100000000 pixels"),
-        (bomb(50_000), "2500000000 pixels"),
-        (bomb(100), "no picture that can be read"),
+        (decompression_bomb(8_400), "8400 x 8400 pixels, more than 64 million"),
+        # Pillow itself warns about, or rejects, images of this size.
+        (decompression_bomb(10_000), "10000 x 10000 pixels|100000000 pixels"),
+        (decompression_bomb(50_000), "2500000000 pixels"),
+        (decompression_bomb(100), "no picture that can be read"),
         (b"GIF89a" + b"\0" * 20, "no picture that can be read"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture that can be read"),
     ],
-    ids=["empty", "text", "truncated", "70 MP", "100 MP", "bomb", "no pixels", "gif", "svg"],
+    ids=["empty", "text", "truncated", "70 MP", "100 MP", "2500 MP", "no pixels", "gif", "svg"],
 )
-def test_what_is_no_photo_is_refused(data, message):
+def test_unreadable_files_are_rejected(data, message):
     with pytest.raises(InputError, match=message):
         read_photo(data)

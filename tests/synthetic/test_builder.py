@@ -43,14 +43,14 @@ def identities(split_records) -> Counter:
 
 
 def test_second_call_opens_what_is_there(builder, monkeypatch):
-    monkeypatch.setattr(pool, "photographs", None)
+    monkeypatch.setattr(pool, "draw_all", None)
     again = synthetic.prepare(builder.data_dir_root, "mini")
     assert again.info.splits["train"].num_examples == builder.info.splits["train"].num_examples
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_same_bytes_whatever_the_number_of_processes(records, split):
-    drawn = pool.photographs(CONFIGS["mini"].entries(split), workers=1)
+    drawn = pool.draw_all(CONFIGS["mini"].entries(split), workers=1)
     drawn = [record["image"] for garment in drawn for record in garment]
     stored = sorted(records[split], key=lambda record: record["image_id"])
     assert [record["image"] for record in stored] == drawn
@@ -119,5 +119,5 @@ def test_demo_has_every_category(split):
 
 def test_failed_worker_is_reported(capfd):
     with pytest.raises(RuntimeError, match="a drawing process stopped early, exit status 1"):
-        list(pool.photographs(["no entry"], workers=1))
+        list(pool.draw_all(["no entry"], workers=1))
     assert "AttributeError" in capfd.readouterr().err

@@ -1,26 +1,27 @@
-"""Drawing: garments, their place in a picture, and what is measured of them."""
+"""Drawing of garments, their placement in a picture and their annotation."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from capret_jax.synthetic import fabric, identities, photographs, placing
+from capret_jax.data.schema import DETAILS
+from capret_jax.synthetic import fabric, identities, photographs, placement
 from capret_jax.synthetic.garments import CLOTH_PIXELS, Cloth, Garment, draw_garment
-from capret_jax.synthetic.outlines import SILHOUETTES, Cut
+from capret_jax.synthetic.outlines import NECKLINES, SILHOUETTES, Cut
 
 STRIPED = Garment(1, colour="navy", second_colour="cream", pattern="horizontal stripes")
 CATEGORY_IDS = range(1, len(SILHOUETTES) + 1)
 
 
-def straight_on(cloth: Cloth, height: float, centre=(100.0, 100.0)) -> placing.Layer:
+def straight_on(cloth: Cloth, height: float, centre=(100.0, 100.0)) -> placement.Layer:
     """The cloth in a picture of 200 x 200 pixels."""
-    matrix = placing.homography(cloth, (200, 200), centre, height, placing.Pose())
-    return placing.place(cloth, matrix, (200, 200))
+    matrix = placement.homography(cloth, (200, 200), centre, height, placement.Pose())
+    return placement.place(cloth, matrix, (200, 200))
 
 
-def visible(layer: placing.Layer) -> placing.Appearance | None:
-    return placing.measure(layer, np.zeros((200, 200), bool), viewpoint=1)
+def visible(layer: placement.Layer) -> placement.Appearance | None:
+    return placement.measure(layer, np.zeros((200, 200), bool), viewpoint=1)
 
 
 @pytest.mark.parametrize("category_id", CATEGORY_IDS)
@@ -33,9 +34,19 @@ def test_every_cut_fills_its_canvas(category_id, extreme):
     left, top, right, bottom = cloth.picture.getbbox()
     margins = (left, top, cloth.picture.width - right, cloth.picture.height - bottom)
     assert min(margins) > 0 and max(margins) < 0.1 * CLOTH_PIXELS
-    # Garments are symmetric, but for what is printed on them.
+    # Garments are symmetric except for their prints.
     np.testing.assert_allclose(alpha, alpha[:, ::-1], atol=160)
     assert np.mean(alpha != alpha[:, ::-1]) < 0.05
+
+
+def test_details_are_those_that_are_drawn():
+    drawn = {
+        "colour": tuple(fabric.PALETTE),
+        "pattern": tuple(fabric.PATTERNS),
+        "print": tuple(fabric.MOTIFS),
+        "neckline": NECKLINES,
+    }
+    assert drawn == DETAILS
 
 
 def test_drawing_is_repeatable():
@@ -54,7 +65,7 @@ def test_drawing_is_repeatable():
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_trait_can_be_seen(change):
+def test_every_attribute_changes_the_picture(change):
     changed = dataclasses.replace(STRIPED, **change)
     layers = [straight_on(draw_garment(garment), 96.0) for garment in (STRIPED, changed)]
     first, second = (np.asarray(layer.picture.convert("RGB"), float) for layer in layers)
@@ -68,7 +79,7 @@ def test_patterns_show_both_colours(pattern):
     assert 0.25 < fabric.PATTERNS[pattern](u, v).mean() < 0.75
 
 
-def test_garment_comes_where_it_was_sent():
+def test_a_garment_is_placed_at_the_given_centre():
     cloth = draw_garment(STRIPED)
     box = np.array(visible(straight_on(cloth, 120.0, centre=(90.0, 110.0))).bounding_box)
     np.testing.assert_allclose((box[:2] + box[2:]) / 2, (90, 110), atol=2)
@@ -90,36 +101,38 @@ def test_scale_follows_the_size(height, scale):
 
 
 @pytest.mark.parametrize(("centre_y", "zoom_in"), [(100.0, 1), (35.0, 2), (10.0, 3)])
-def test_zoom_in_follows_what_the_edge_cuts_off(centre_y, zoom_in):
+def test_zoom_in_follows_the_share_outside_the_picture(centre_y, zoom_in):
     layer = straight_on(draw_garment(STRIPED), 100.0, centre=(100.0, centre_y))
     assert visible(layer).zoom_in == zoom_in
 
 
 @pytest.mark.parametrize(("hidden_share", "occlusion"), [(0.0, 1), (0.1, 2), (0.4, 3)])
-def test_occlusion_follows_what_is_hidden(hidden_share, occlusion):
+def test_occlusion_follows_the_hidden_share(hidden_share, occlusion):
     layer = straight_on(draw_garment(STRIPED), 150.0)
     rows, columns = np.nonzero(layer.covered)
     hidden = np.zeros((200, 200), bool)
     count = int(hidden_share * len(rows))
     hidden[rows[:count], columns[:count]] = True
-    seen = placing.measure(layer, hidden, viewpoint=2)
+    seen = placement.measure(layer, hidden, viewpoint=2)
     assert seen.occlusion == occlusion
-    # What hides a garment does not change its box.
+    # An obstacle does not change the box.
     assert seen.bounding_box == visible(layer).bounding_box
 
 
-def test_hardly_visible_garment_is_not_measured():
+def test_a_hidden_garment_has_no_annotation():
     layer = straight_on(draw_garment(STRIPED), 150.0)
-    assert placing.measure(layer, np.ones((200, 200), bool), viewpoint=2) is None
+    assert placement.measure(layer, np.ones((200, 200), bool), viewpoint=2) is None
 
 
 @pytest.mark.parametrize("category_id", CATEGORY_IDS)
 def test_shop_photographs_show_all_of_the_garment(category_id):
     garment = Garment(category_id)
-    taken = photographs.shop(np.random.default_rng(category_id), garment, draw_garment(garment))
-    assert (taken.main.zoom_in, taken.main.occlusion) == (1, 1)
-    assert taken.main.viewpoint in (photographs.NOT_WORN, photographs.FRONTAL)
-    assert taken.companion is None
+    photograph = photographs.draw_shop_photograph(
+        np.random.default_rng(category_id), garment, draw_garment(garment)
+    )
+    assert (photograph.main.zoom_in, photograph.main.occlusion) == (1, 1)
+    assert photograph.main.viewpoint in (photographs.NOT_WORN, photographs.FRONTAL)
+    assert photograph.companion is None
 
 
 def test_dresses_have_no_companion():

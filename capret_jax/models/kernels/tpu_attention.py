@@ -1,9 +1,10 @@
-"""Attention with position bias as one TPU kernel: the probabilities never leave the chip.
+"""Attention with position bias as one TPU kernel that keeps the probabilities on the chip.
 
-At 577 tokens they are what costs: (H, N, N) for each image and block, written and read several
-times in each direction. One step of the grid is an image and a pair of heads, whose whole rows fit
-in the chip's vector memory: no blocks of keys and no running maximum, as flash attention
-(arXiv 2205.14135) needs for longer sequences. The backward pass recomputes the probabilities.
+At 577 tokens, the probabilities dominate the cost: (H, N, N) values for each image and block are
+written and read several times in each direction. One step of the grid is an image and a pair of
+heads. Their rows fit the vector memory of the chip as a whole, so that blocks of keys and a running
+maximum, which flash attention (arXiv 2205.14135) needs for longer sequences, are not needed. The
+backward pass recomputes the probabilities.
 """
 
 import functools
@@ -12,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-# Lanes of a vector register: columns are read in multiples of it, which is two heads of 64.
+# Lanes of a vector register. Columns are read in multiples of it, which is two heads of 64.
 _LANES = 128
 
 
 def fits(heads: int, head_width: int) -> bool:
-    """Whether the kernel takes these sizes."""
+    """True where the kernel supports these sizes."""
     return heads > 0 and _LANES % head_width == 0 and heads % (_LANES // head_width) == 0
 
 
@@ -28,9 +29,9 @@ def biased_attention(
     """softmax(query key^T / sqrt(d) + bias) value for every head.
 
     Args:
-        query, key, value: (B, N, H, d); N any, H a multiple of 128 / d.
+        query, key, value: (B, N, H, d), with any N, and H a multiple of 128 / d.
         bias: (H, N, N).
-        interpret: run without a TPU, slowly.
+        interpret: True to run the kernel without a TPU, slowly.
 
     Returns:
         (B, N, H, d) in the dtype of `value`.
@@ -44,22 +45,24 @@ def _forward(query, key, value, bias, interpret):
 
 
 def _backward(interpret, saved, gradient):
-    return _call_backward(*saved, gradient, interpret)
+    return _call_backward(saved, gradient, interpret)
 
 
 biased_attention.defvjp(_forward, _backward)
 
 
 class _Sizes:
-    """Of one call, and the blocks it is cut into."""
+    """Shapes of one call and of the blocks of its grid."""
 
     def __init__(self, query: jax.Array):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.together = _LANES // self.width
-        self.grid = (self.heads // self.together, self.batch)
-        # Heads outside, images inside: the bias stays, and its gradient adds up in place.
+        self.heads_per_block = _LANES // self.width
+        self.grid = (self.heads // self.heads_per_block, self.batch)
+        # Images are the inner axis, so that a block of the bias stays and its gradient accumulates.
         self.rows = pl.BlockSpec((None, self.tokens, _LANES), lambda h, b: (b, 0, h))
-        self.bias = pl.BlockSpec((self.together, self.tokens, self.tokens), lambda h, b: (h, 0, 0))
+        self.bias = pl.BlockSpec(
+            (self.heads_per_block, self.tokens, self.tokens), lambda h, b: (h, 0, 0)
+        )
         self.scale = self.width**-0.5
 
     def flat(self, x: jax.Array) -> jax.Array:
@@ -67,7 +70,7 @@ class _Sizes:
         return x.reshape(self.batch, self.tokens, -1)
 
     def cost(self, products: int, arrays: int, bias: jax.Array, dtype) -> pl.CostEstimate:
-        """Of matrix products (N, d) x (d, N), and of reading or writing (B, N, H*d) arrays."""
+        """Cost of a number of products (N, d) x (d, N) and of accesses to (B, N, H*d) arrays."""
         pairs = self.batch * self.heads * self.tokens**2
         size = self.batch * self.tokens * self.heads * self.width * jnp.dtype(dtype).itemsize
         return pl.CostEstimate(
@@ -92,7 +95,8 @@ def _call_forward(query, key, value, bias, interpret):
     return output.reshape(value.shape)
 
 
-def _call_backward(query, key, value, bias, output, gradient, interpret):
+def _call_backward(saved, gradient, interpret):
+    query, key, value, bias, output = saved
     sizes = _Sizes(query)
     shape = jax.ShapeDtypeStruct(sizes.flat(value).shape, value.dtype)
     *gradients, bias_gradient = pl.pallas_call(
@@ -125,7 +129,7 @@ def _probabilities(query, key, bias, scale):
 
 
 def _heads(width):
-    """Columns of each head in a block, with its number."""
+    """Index and columns of each head in a block."""
     return [(i, slice(i * width, (i + 1) * width)) for i in range(_LANES // width)]
 
 
@@ -136,9 +140,9 @@ def _forward_kernel(query, key, value, bias, output, *, width, scale):
         output[:, columns] = _dot(weights.astype(v.dtype), v, _PLAIN).astype(output.dtype)
 
 
-def _backward_kernel(
-    query, key, value, bias, output, gradient, d_query, d_key, d_value, d_bias, *, width, scale
-):
+def _backward_kernel(*refs, width, scale):
+    query, key, value, bias, output, gradient, d_query, d_key, d_value, d_bias = refs
+
     @pl.when(pl.program_id(1) == 0)
     def _():
         d_bias[...] = jnp.zeros_like(d_bias)
@@ -146,7 +150,7 @@ def _backward_kernel(
     for i, columns in _heads(width):
         q, k, v, g = (ref[:, columns] for ref in (query, key, value, gradient))
         weights = _probabilities(q, k, bias[i], scale)
-        # Softmax's Jacobian takes off each row's weighted mean, which is gradient . output.
+        # The Jacobian of softmax subtracts the weighted mean of each row, gradient . output.
         mean = (g.astype(jnp.float32) * output[:, columns].astype(jnp.float32)).sum(
             axis=1, keepdims=True
         )

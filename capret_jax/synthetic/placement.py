@@ -1,4 +1,4 @@
-"""Placing drawn garments in a picture, and measuring what can be seen of them there."""
+"""Placement of drawn garments in a picture, and the annotation of what is visible of them."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _OPAQUE = 128  # alpha from which a pixel counts as covered
 
 @dataclass(frozen=True)
 class Pose:
-    """How a body stands in front of the camera."""
+    """The position of a body in front of the camera."""
 
     tilt: float = 0.0  # sine of the turn in the picture's plane
     shear: float = 0.0
@@ -26,20 +26,20 @@ class Pose:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A garment in a picture: (H, W, 4) RGBA, and the share of it that the picture holds."""
+    """A garment placed in a picture: (H, W, 4) RGBA, and its share inside the picture."""
 
     picture: Image.Image
     inside: float
 
     @property
     def covered(self) -> np.ndarray:
-        """(H, W) bool: where the garment is, hidden or not."""
+        """(H, W) bool, True where the garment is, hidden or not."""
         return np.asarray(self.picture.getchannel("A")) >= _OPAQUE
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """How a garment appears in a picture, in the words of DeepFashion2."""
+    """DeepFashion2's annotation of a garment in a picture."""
 
     bounding_box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
     scale: int
@@ -53,7 +53,7 @@ def homography(
 ) -> np.ndarray:
     """(3, 3) float64 map from body units to pixels of a picture of `size` (width, height).
 
-    The middle of the cloth comes to `centre` and the cloth is about `height` high, in pixels.
+    The middle of the cloth is mapped to `centre`; the cloth is about `height` pixels high.
     """
     x1, y1, x2, y2 = cloth.extent
     middle, half = ((x1 + x2) / 2, (y1 + y2) / 2), max(x2 - x1, y2 - y1) / 2
@@ -108,9 +108,15 @@ def _level(value: float, steps: tuple[float, float]) -> int:
 
 
 def measure(layer: Layer, hidden: np.ndarray, viewpoint: int) -> Appearance | None:
-    """Measures a placed garment of which `hidden`, (H, W) bool, lies behind something.
+    """Annotates a placed garment.
 
-    Returns None where too little of it can be seen for an annotator to mark it.
+    Args:
+        layer: the garment.
+        hidden: (H, W) bool, True where an obstacle covers the picture.
+        viewpoint: DeepFashion2's viewpoint, 1 to 3.
+
+    Returns:
+        The annotation; None where too little of the garment is visible to be annotated.
     """
     covered = layer.covered
     area = np.count_nonzero(covered)

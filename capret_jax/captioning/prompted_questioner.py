@@ -1,0 +1,180 @@
+"""A questioner that prompts a language model, and checks its replies."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from capret_jax.captioning.conversation import Conversation, Turn
+from capret_jax.captioning.fact_captions import (
+    fact_sources,
+    missing_answers,
+    positive_facts,
+    unsupported_words,
+)
+from capret_jax.captioning.language_model import LanguageModel, NoReply
+from capret_jax.captioning.questioner import QuestionerError, Reply, ScriptedQuestioner, Usage
+from capret_jax.captioning.reply_parsing import InvalidReply, parse_caption, parse_question
+
+_NOT_SURE = "not sure"
+# Attempts at one text; each prompt but the first has the reason why the last reply was refused.
+_ATTEMPTS = 3
+
+_ASK = """\
+Someone looks at a photo of one garment from a shop and answers your questions. You cannot see it. \
+Find out what tells this garment from similar ones.
+
+Known so far:
+{known}
+
+Ask ONE short question with an answer of one to three words, about one of these: {topics}. \
+Write the question and nothing else; do not answer it. If there is nothing left to ask, write DONE.\
+"""
+_SUMMARIZE = """\
+Facts about a garment:
+{known}
+
+Write one short sentence in English that describes the garment with these facts. Leave none out, \
+add none. Write the sentence and nothing else.\
+"""
+_CONDENSE = """\
+Several people described the same garment, and none of them is always right:
+{known}
+
+Write one short sentence in English that keeps what most of them agree on. Use their words and no \
+others. Write the sentence and nothing else.\
+"""
+_RETRY = "\n\nYour last attempt was refused: {reason}. It was: {reply}"
+
+
+class PromptedQuestioner:
+    """A language model as questioner; where its replies stay invalid, the script replaces it.
+
+    Attributes:
+        name: the name that the journal records.
+    """
+
+    def __init__(self, model: LanguageModel, name: str, close: Callable[[], Awaitable[None]]):
+        """
+        Args:
+            model: the language model.
+            name: its name, for the journal.
+            close: releases the language model.
+        """
+        self._model, self.name, self._close = model, name, close
+        self._script = ScriptedQuestioner()
+
+    async def ask(self, conversation: Conversation) -> Reply:
+        """The next question.
+
+        Raises:
+            QuestionerError: the model gave no reply.
+        """
+        remaining = conversation.remaining_questions()
+        topics = ", ".join(question.topic for question in remaining)
+        prompt = _ASK.format(
+            known=_list_answers(conversation), topics=topics or "anything else worth knowing"
+        )
+        return await self._attempt(
+            prompt,
+            lambda reply: _parse_next_question(reply, conversation),
+            lambda: self._script.ask(conversation),
+        )
+
+    async def summarize(self, conversation: Conversation) -> Reply:
+        """A caption with all facts and nothing else.
+
+        Raises:
+            QuestionerError: the model gave no reply.
+        """
+        facts = positive_facts(conversation.facts())
+        if not facts:
+            return await self._script.summarize(conversation)
+        known = "\n".join(f"- {turn.topic or turn.question}: {turn.answer}" for turn in facts)
+        return await self._attempt(
+            _SUMMARIZE.format(known=known),
+            lambda reply: _require_all(_parse_supported(reply, fact_sources(facts)), facts),
+            lambda: self._script.summarize(conversation),
+        )
+
+    async def condense(self, captions: Sequence[str]) -> Reply:
+        """One caption of several, in their words (IC3, arXiv 2302.01328); the first as fallback.
+
+        Raises:
+            QuestionerError: the model gave no reply.
+        """
+
+        async def first() -> Reply:
+            return Reply(captions[0])
+
+        return await self._attempt(
+            _CONDENSE.format(known="\n".join(f"- {caption}" for caption in captions)),
+            lambda reply: _parse_supported(reply, captions),
+            first,
+        )
+
+    async def close(self) -> None:
+        """Releases the language model."""
+        await self._close()
+
+    async def _attempt(
+        self,
+        prompt: str,
+        parse: Callable[[str], str | None],
+        fallback: Callable[[], Awaitable[Reply]],
+    ) -> Reply:
+        """The first valid reply of a few attempts, or the fallback; with the cost of all."""
+        calls = prompt_tokens = completion_tokens = 0
+        retry = ""
+        refused: list[str] = []
+        for _ in range(_ATTEMPTS):
+            try:
+                completion = await self._model(prompt + retry)
+            except NoReply as error:
+                usage = Usage(calls, prompt_tokens, completion_tokens, tuple(refused))
+                raise QuestionerError(str(error), usage) from error
+            calls += 1
+            prompt_tokens += completion.prompt_tokens
+            completion_tokens += completion.completion_tokens
+            usage = Usage(calls, prompt_tokens, completion_tokens, tuple(refused))
+            try:
+                return Reply(parse(completion.text), usage)
+            except InvalidReply as error:
+                refused.append(completion.text)
+                shortened = " ".join(completion.text.split())[:200]
+                retry = _RETRY.format(reason=error, reply=shortened)
+        usage = Usage(calls, prompt_tokens, completion_tokens, tuple(refused))
+        return (await fallback())._replace(usage=usage)
+
+
+def _list_answers(conversation: Conversation) -> str:
+    lines = [
+        f"- {turn.question} {turn.answer if turn.sure else _NOT_SURE}"
+        for turn in conversation.turns
+    ]
+    return "\n".join(lines) or "- nothing yet"
+
+
+def _parse_next_question(reply: str, conversation: Conversation) -> str | None:
+    question = parse_question(reply)
+    if question is None:
+        if not conversation.turns:
+            raise InvalidReply("nothing is known yet, so it is too early to be done")
+        return None
+    if question.lower() in {turn.question.lower() for turn in conversation.turns}:
+        raise InvalidReply("that was asked before")
+    if not conversation.applies(topic := conversation.topic_of(question)):
+        raise InvalidReply(f"this garment has no {topic}")
+    if conversation.is_uninformative(question):
+        raise InvalidReply("yes and no say little of a garment: ask what, which or how")
+    return question
+
+
+def _parse_supported(reply: str, sources: Sequence[str]) -> str:
+    caption = parse_caption(reply)
+    if extra := unsupported_words(caption, sources):
+        raise InvalidReply(f"it says what is not known: {', '.join(extra[:5])}")
+    return caption
+
+
+def _require_all(caption: str, facts: Sequence[Turn]) -> str:
+    if missing := missing_answers(caption, facts):
+        raise InvalidReply(f"it leaves out: {', '.join(missing)}")
+    return caption

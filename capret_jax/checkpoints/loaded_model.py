@@ -1,0 +1,160 @@
+"""A model with its parameters, ready to be called."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.config import ModelConfig
+from capret_jax.errors import InputError
+from capret_jax.models.answer_generation import Answers, Question, rank_answers
+from capret_jax.models.beam_search import BeamConfig
+from capret_jax.models.caption_generation import SpecialTokens, write_captions
+from capret_jax.models.x2vlm import X2VLM, abstract_model, bind
+
+Array = jax.Array | np.ndarray
+
+
+class LoadedModel:
+    """X2-VLM with its parameters; every method is compiled once per shape of its arguments.
+
+    B images, N patches, T tokens, D width, E embedding. Arrays may be those of NumPy or JAX. A
+    method raises an InputError if the converted file lacks a part of the model that it needs, since
+    its result would be random.
+
+    Attributes:
+        params: parameters at the model's image size, a nested dict on the device.
+        config: their shapes.
+    """
+
+    def __init__(
+        self, params: dict, config: ModelConfig, untrained_parts: list[str], image_size: int
+    ):
+        """
+        Args:
+            params: parameters, a nested dict with the structure of `init_params`.
+            config: shapes of the parameters.
+            untrained_parts: parts of the model that methods refuse to use.
+            image_size: pixels, for `self.params` and `self.config`.
+        """
+        # Tables are always interpolated from the trained ones: a second interpolation loses more.
+        self._source = params, config
+        self._at_size = functools.lru_cache(maxsize=4)(self._interpolated)
+        self.params, self.config = self._at_size(image_size)
+        self._untrained_parts = frozenset(untrained_parts)
+        self._compiled = functools.cache(_compile)
+
+    def encode_image(self, pixels: Array) -> jax.Array:
+        """(B, S, S, 3) normalised float, S any multiple of 16 -> (B, 1+N, D)."""
+        if pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+            raise InputError(f"images must be (B, S, S, 3) and are {pixels.shape}.")
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise InputError(
+                f"images are {pixels.dtype} and must be normalised floats: apply "
+                "capret_jax.models.x2vlm.normalize_pixels."
+            )
+        params, config = self._at_size(pixels.shape[1])
+        return self._compiled(config, X2VLM.encode_image)(params, pixels)
+
+    def pool_regions(self, image: Array, mask: Array) -> jax.Array:
+        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D), the region's mean at position 0."""
+        return self._call(X2VLM.pool_regions, (), image, mask)
+
+    def encode_text(self, token_ids: Array, token_mask: Array) -> jax.Array:
+        """(B, T) int ids and 0/1 mask -> (B, T, D)."""
+        return self._call(X2VLM.encode_text, (), token_ids, token_mask)
+
+    def fuse(
+        self, text: Array, token_mask: Array, image: Array, image_mask: Array | None = None
+    ) -> jax.Array:
+        """text (B*K, T, D), image (B, 1+N, D'), masks 0/1 -> (B*K, T, D)."""
+        return self._call(X2VLM.fuse, ("fusion",), text, token_mask, image, image_mask)
+
+    def image_features(self, image: Array) -> jax.Array:
+        """(B, 1+N, D) -> (B, E), L2-normalised."""
+        return self._call(X2VLM.image_features, ("vision_proj",), image)
+
+    def text_features(self, text: Array) -> jax.Array:
+        """(B, T, D) -> (B, E), L2-normalised."""
+        return self._call(X2VLM.text_features, ("text_proj",), text)
+
+    def match_logits(self, fused: Array) -> jax.Array:
+        """(B, T, D) -> (B, 2); class 1 means that text and image match."""
+        return self._call(X2VLM.match_logits, ("fusion", "itm_head"), fused)
+
+    def predict_boxes(self, fused: Array) -> jax.Array:
+        """(B, T, D) -> (B, 4) cx, cy, w, h as fractions of the image."""
+        return self._call(X2VLM.predict_boxes, ("fusion", "bbox_head"), fused)
+
+    def masked_lm_logits(self, fused: Array) -> jax.Array:
+        """(B, T, D) -> (B, T, vocab)."""
+        return self._call(X2VLM.masked_lm_logits, ("fusion", "mlm_head"), fused)
+
+    def rank_answers(
+        self,
+        answer_ids: Array,
+        answer_mask: Array,
+        question: Array,
+        question_mask: Array,
+        k: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Ranks the best k of a list of answers; see `models.answer_generation.rank_answers`.
+
+        Args:
+            answer_ids, answer_mask: (N, A), the list of answers.
+            question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
+            k: number of answers, at most N.
+
+        Raises:
+            InputError: the model has no answer decoder, or k is not in 1..N.
+        """
+        if not self.config.decoder_layers:
+            raise InputError("this model has no answer decoder: convert a vqa checkpoint.")
+        rank = self._compiled(self.config, rank_answers, k=k)
+        answers = Answers(jnp.asarray(answer_ids), jnp.asarray(answer_mask))
+        questions = Question(jnp.asarray(question), jnp.asarray(question_mask))
+        return rank(self.params, answers, questions)
+
+    def write_captions(
+        self,
+        image: Array,
+        prompt_ids: Array,
+        special: SpecialTokens,
+        config: BeamConfig = BeamConfig(),
+    ) -> tuple[jax.Array, jax.Array]:
+        """Generates one caption per image; see `models.caption_generation.write_captions`."""
+        self.check_trained("fusion", "mlm_head")
+        write = self._compiled(self.config, write_captions, special=special, config=config)
+        return write(self.params, image, prompt_ids)
+
+    def _interpolated(self, image_size: int) -> tuple[dict, ModelConfig]:
+        params, config = with_image_size(*self._source, image_size)
+        return jax.device_put(params), config
+
+    def _call(self, method: Callable, parts: tuple[str, ...], *arguments):
+        self.check_trained(*parts)
+        return self._compiled(self.config, method)(self.params, *arguments)
+
+    def check_trained(self, *parts: str) -> None:
+        """Checks that parts of the model ("itm_head") have trained values.
+
+        Raises:
+            InputError: a part is random.
+        """
+        for part in parts:
+            if part in self._untrained_parts:
+                raise InputError(
+                    f"the converted checkpoint held no {part}: its output would be random. "
+                    "Convert another kind of checkpoint, or train this one first."
+                )
+
+
+def _compile(config: ModelConfig, function: Callable, /, **options):
+    """Compiles `function(model, *arguments)` to a function of parameters and arguments."""
+    graphdef, _ = abstract_model(config)
+    return jax.jit(
+        lambda params, *arguments: function(bind(graphdef, params), *arguments, **options)
+    )

@@ -1,0 +1,62 @@
+"""The protocol of garment detectors, and the detections that they return."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from capret_jax.config import DetectionConfig
+from capret_jax.data.images import Photograph
+from capret_jax.detection.boxes import non_max_suppression
+
+
+class Detection(NamedTuple):
+    """A detected garment.
+
+    Attributes:
+        category_id: 1..13.
+        box: (4,) float64 x1, y1, x2, y2 in pixels of the photograph.
+        score: confidence in [0, 1].
+    """
+
+    category_id: int
+    box: np.ndarray
+    score: float
+
+
+class Detector(Protocol):
+    """A model that finds garments in photographs.
+
+    Attributes:
+        config: the detection settings, which also hold the IoU of `suppress_across_categories`.
+    """
+
+    config: DetectionConfig
+
+    def __call__(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
+        """Returns the detections of each photograph, highest score first, without a threshold.
+
+        Boxes of different categories may overlap.
+
+        Raises:
+            InputError: a photograph cannot be decoded.
+        """
+
+
+def suppress_across_categories(
+    detections: Sequence[Detection], threshold: float, overlap: float
+) -> list[Detection]:
+    """Keeps one detection per garment, of whichever category scores highest.
+
+    Args:
+        detections: detections in one photograph, highest score first.
+        threshold: the lowest score that is kept.
+        overlap: IoU from which two boxes count as the same garment.
+
+    Returns:
+        The remaining detections, highest score first.
+    """
+    confident = [detection for detection in detections if detection.score >= threshold]
+    boxes = np.array([detection.box for detection in confident]).reshape(-1, 4)
+    scores = np.array([detection.score for detection in confident])
+    return [confident[i] for i in non_max_suppression(boxes, scores, overlap)]

@@ -1,0 +1,94 @@
+"""All evaluators that a config asks for, and the folder of results that they leave."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from capret_jax.evaluation.context import EvaluationContext
+from capret_jax.evaluation.detection import DetectedBoxEvaluator, DetectionEvaluator
+from capret_jax.evaluation.report import ReportExamples, write_report
+from capret_jax.evaluation.reranking import RerankingEvaluator
+from capret_jax.evaluation.retrieval import BaselineEvaluator, RetrievalEvaluator
+from capret_jax.train.evaluator import Evaluator
+from capret_jax.train.run import Run
+from capret_jax.train.state import TrainState
+
+EVALUATION = "evaluation"
+
+
+class EvaluationSuite:
+    """The evaluators of a config. Everything that can be refused is refused on construction.
+
+    Attributes:
+        folder: of the results.
+        context: that the evaluators share.
+    """
+
+    def __init__(self, run: Run, name: str = EVALUATION):
+        """
+        Args:
+            run: whose states are evaluated.
+            name: of the folder of results in its workdir.
+
+        Raises:
+            InputError: the validation split, or a file of detections, cannot be evaluated.
+        """
+        self.folder, self.context = run.workdir / name, EvaluationContext(run)
+        self._evaluators = _choose(self.context)
+
+    def run(self, state: TrainState) -> dict[str, Any]:
+        """Runs all evaluators; leaves their results in the folder, all of them or none.
+
+        These are `metrics.json`, `queries.json`, `deepfashion2_retrieval.json`, `report.html` and,
+        with detections, `deepfashion2_retrieval_detected.json`.
+
+        Returns:
+            The content of `metrics.json`.
+        """
+        metrics: dict[str, Any] = {}
+        for evaluator in self._evaluators:
+            metrics |= evaluator.run(state)
+        if jax.process_index() == 0:
+            self._write(state, metrics)
+        # A process that left earlier would end the job's coordination for the others.
+        multihost_utils.sync_global_devices("evaluation")
+        return metrics
+
+    def _write(self, state: TrainState, metrics: dict[str, Any]) -> None:
+        run = self.context.run
+        partial = self.folder.with_name(self.folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        for name, content in self.context.files.items():
+            (partial / name).write_text(json.dumps(content))
+        title = f"Photo → shop item: {run.config.data.name}, step {int(state.step)}"
+        self._write_report(partial / "report.html", title, metrics, state)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        partial.replace(self.folder)
+
+    def _write_report(
+        self, path: pathlib.Path, title: str, metrics: dict[str, Any], state: TrainState
+    ) -> None:
+        context = self.context
+        ranking = context.ranking(state)
+        split = context.run.dataset.validation
+        examples = ReportExamples(split, context.protocol, ranking)
+        write_report(path, title, metrics, examples)
+
+
+def _choose(context: EvaluationContext) -> list[Evaluator]:
+    """The evaluators of a config, in the order of their metrics."""
+    wanted = context.run.config.evaluation
+    evaluators: list[Evaluator] = [RetrievalEvaluator(context), BaselineEvaluator(context)]
+    if wanted.detect or wanted.detections:
+        evaluators.append(DetectedBoxEvaluator(context))
+    if wanted.detect:
+        evaluators.append(DetectionEvaluator(context))
+    if wanted.rerank:
+        evaluators.append(RerankingEvaluator(context))
+    return evaluators

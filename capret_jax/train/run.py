@@ -1,0 +1,203 @@
+"""One run: a config in a workdir, with everything that training and evaluation share."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+
+import jax
+import numpy as np
+
+from capret_jax.checkpoints.converted import is_converted
+from capret_jax.checkpoints.initialization import (
+    check_projection,
+    fresh_parameters,
+    initial_params,
+)
+from capret_jax.checkpoints.loading import ModelFolder
+from capret_jax.checkpoints.training import Checkpoints
+from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
+from capret_jax.data.captions import (
+    TrainingCaptions,
+    load_captions,
+    template_captions,
+    template_phrases,
+)
+from capret_jax.data.sampler import make_sampler
+from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.data.vqa import questions_about, vocabulary_of
+from capret_jax.datasets import open_dataset, open_tokenizer
+from capret_jax.distributed.mesh import batch_parts, first_process_first, make_mesh
+from capret_jax.distributed.part import Part
+from capret_jax.errors import InputError
+from capret_jax.train.forward import trained_parts
+from capret_jax.train.optimizer import make_optimizer
+from capret_jax.train.setup import StepSetup
+from capret_jax.train.state import TrainState, abstract_state, init_state
+
+# Captions of a split that are tokenised to find out how many are truncated.
+_CAPTIONS_CHECKED = 1000
+
+
+class Run:
+    """A config in a workdir. Everything that can be refused is refused on construction.
+
+    Attributes:
+        config: of the run.
+        workdir: folder of checkpoints, curves and results.
+        part: this process's part of every global batch.
+        mesh: all devices.
+        dataset: both splits.
+        captions: of training items.
+        evaluation_captions: one text for each validation item, which embeddings that read captions
+            read; empty texts where `embedding.captions` is "none".
+        encode: texts -> tokens.
+        sampler: order of the training items.
+        setup: what the training step is compiled for.
+        checkpoints: of this run.
+    """
+
+    def __init__(self, config: ExperimentConfig, workdir: pathlib.Path):
+        """
+        Args:
+            config: checked.
+            workdir: exists and can be written.
+
+        Raises:
+            InputError: the devices, the dataset, the tokenizer or a checkpoint does not fit.
+        """
+        self.config, self.workdir = config, workdir
+        if is_converted(workdir):
+            raise InputError(
+                f"--workdir={workdir} is a converted checkpoint: choose another folder, and start "
+                f"from this one with --config.init_from={workdir}."
+            )
+        self.part = Part(jax.process_index(), jax.process_count())
+        self.mesh = make_mesh(config.mesh)
+        _check_divisible(config, batch_parts(self.mesh))
+        # Refuses a mistake before there are checkpoints, whose thread would print after its line.
+        make_optimizer(config.optimizer, config.loop.steps)
+        self.checkpoints = Checkpoints(workdir)
+        self._check_start()
+        self.dataset = first_process_first(lambda: open_dataset(config.data))
+        self.captions = TrainingCaptions(config.data.captions, self.dataset.train.items)
+        self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens)
+        self.sampler = make_sampler(self.dataset.train.items, config, self.part)
+        self.evaluation_captions = self._load_evaluation_captions()
+        self.setup = StepSetup.create(config, self.mesh, self.sampler.class_sizes)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return abstract_state(self.setup)
+
+    def fresh_state(self) -> TrainState:
+        """The state of an untrained model."""
+        return init_state(self.setup)
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step: from `config.init_from`, or from scratch.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
+        """
+        state, source = self.fresh_state(), self.config.init_from
+        if not source:
+            print("starting from scratch")
+            return state
+        params, kind, fresh = initial_params(
+            source, state.params["model"], self.config.model.image_size, self.mesh
+        )
+        random = f"; fresh: {', '.join(fresh)}" if fresh else ""
+        print(f"starting from {source}, a {kind} checkpoint{random}")
+        return state.with_model(params)
+
+    def state_to_evaluate(self) -> TrainState:
+        """The newest checkpoint's state; before any training that of `config.init_from`.
+
+        Raises:
+            InputError: there is neither, or its embedding would be random.
+        """
+        if self.checkpoints.latest_step() is not None:
+            return self.checkpoints.restore(self.abstract_state)
+        if not self.config.init_from:
+            raise InputError(
+                f"{self.workdir} has no checkpoint to evaluate: train first, with "
+                "--config.mode=train_and_evaluate, or set --config.init_from."
+            )
+        check_projection(self.config.init_from, self.config.model)
+        return self.initial_state()
+
+    def truncated_captions(self) -> float:
+        """Share of captions that have more than T tokens, of a sample: the larger split's share."""
+        texts = self.evaluation_captions
+        samples = (
+            self.captions.some(_CAPTIONS_CHECKED),
+            texts[:: max(len(texts) // _CAPTIONS_CHECKED, 1)],
+        )
+        return float(max(np.mean([*map(self.encode.cuts, sample)]) for sample in samples))
+
+    def untrained_parameters(self) -> list[str]:
+        """Paths of the model's parameters that neither its start nor its losses train."""
+        if self.checkpoints.latest_step() is not None:
+            return self.checkpoints.metadata().get("untrained", [])
+        fresh = fresh_parameters(self.config.init_from, self.config.model)
+        trained = trained_parts(self.config.loss, self.config.embedding.kind)
+        return [path for path in fresh if path.split("/")[0] not in trained]
+
+    def _check_start(self) -> None:
+        """Compares the config with the checkpoint that the run goes on, or starts, from."""
+        config = self.config
+        if self.checkpoints.latest_step() is not None:
+            saved = self.checkpoints.metadata()["config"]
+            check_same_training(saved, dataclasses.asdict(config), str(self.workdir))
+        elif config.init_from:
+            card = ModelFolder(config.init_from).card
+            check_same_shapes(config.model, card.config, config.init_from)
+
+    def _open_tokenizer(self):
+        config = self.config
+        questions = vocabulary_of(questions_about(config.data.name)) if config.loss.vqa else []
+        # Read only to build a vocabulary.
+        texts = itertools.chain(self.captions, questions, template_phrases(config.data.vocabulary))
+        return first_process_first(
+            lambda: open_tokenizer(config.data, texts, self.workdir, config.model.vocab_size)
+        )
+
+    def _load_evaluation_captions(self) -> list[str]:
+        config, items = self.config.embedding, self.dataset.validation.items
+        if config.file:
+            return [texts[0] for texts in load_captions(config.file, items, "validation")]
+        if config.captions == "oracle":
+            return template_captions(self.config.data.captions.fields, items)
+        return [""] * len(items)
+
+
+def _check_divisible(config: ExperimentConfig, parts: int) -> None:
+    """Checks that batches divide over the mesh.
+
+    Args:
+        config: of the run.
+        parts: in which the mesh splits a batch.
+
+    Raises:
+        InputError: a size does not divide; the message names it.
+    """
+    for name, size, over in (
+        ("batch_size", config.batch_size, parts * config.accumulation),
+        ("evaluation.batch_size", config.evaluation.batch_size, parts),
+    ):
+        if size % over:
+            raise InputError(
+                f"config.{name}={size} does not divide over mesh.data x mesh.fsdp = {parts} "
+                f"parts and config.accumulation={config.accumulation}; make it a multiple of "
+                f"{over}."
+            )
+    group = config.loss.matching_group
+    examples = config.batch_size // config.accumulation // parts
+    examples *= config.data.view.regions_per_image
+    if config.loss.itm and examples % group:
+        raise InputError(
+            f"config.loss.matching_group={group} does not divide the "
+            f"{examples} items of each of {parts} parts of the batch."
+        )

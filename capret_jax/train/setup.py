@@ -1,0 +1,49 @@
+"""The fixed surroundings of a training step: configuration, mesh, model structure, optimizer."""
+
+import dataclasses
+
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from capret_jax.config import ExperimentConfig
+from capret_jax.models.x2vlm import abstract_model
+from capret_jax.train.optimizer import make_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSetup:
+    """Everything that a training step is compiled for.
+
+    Attributes:
+        config: of the run, with `compute` decided for the mesh's platform.
+        mesh: devices that state and batch are sharded over.
+        class_sizes: (C,) int, training examples per identity.
+        graphdef: the model's structure.
+        optimizer: the update rule.
+    """
+
+    config: ExperimentConfig
+    mesh: Mesh
+    class_sizes: np.ndarray
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def create(cls, config: ExperimentConfig, mesh: Mesh, class_sizes: np.ndarray) -> "StepSetup":
+        """Builds the model's structure and the optimizer.
+
+        Args:
+            config: of the run.
+            mesh: from `make_mesh`, of this machine's devices or of a topology to plan for.
+            class_sizes: (C,) int, training examples per identity.
+
+        Raises:
+            InputError: the warm-up does not end before the last step.
+        """
+        compute = config.compute.on(mesh.devices.flat[0].platform)
+        config = dataclasses.replace(config, compute=compute)
+        optimizer = make_optimizer(config.optimizer, config.loop.steps)
+        graphdef, _ = abstract_model(config.model, compute)
+        return cls(config, mesh, class_sizes, graphdef, optimizer)

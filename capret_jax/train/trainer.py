@@ -1,0 +1,93 @@
+"""The trainer: from the newest checkpoint, or from the start, to the last step of a run."""
+
+import dataclasses
+
+import grain
+
+from capret_jax.data.masking import Masker
+from capret_jax.data.pipeline import TrainingText, training_iterator
+from capret_jax.data.vqa import VqaSampler, questions_about
+from capret_jax.train.evaluator import Evaluator
+from capret_jax.train.loop import LoopServices, run_loop
+from capret_jax.train.metrics import MetricsWriter
+from capret_jax.train.preemption import RESUME, PreemptionSignal
+from capret_jax.train.run import Run
+from capret_jax.train.state import TrainState
+from capret_jax.train.step import make_step
+
+
+class Trainer:
+    """Trains a run."""
+
+    def __init__(self, run: Run, evaluator: Evaluator | None = None):
+        """
+        Args:
+            run: to train.
+            evaluator: of states in the middle of training, every `loop.evaluate_every` steps.
+        """
+        self._run, self._evaluator = run, evaluator
+
+    def train(self) -> bool:
+        """Trains to the last step, from the newest checkpoint if there is one.
+
+        Returns:
+            False when SIGTERM came first: everything is saved, and the next call goes on.
+
+        Raises:
+            InputError: an image does not decode.
+            FloatingPointError: a loss is not finite.
+        """
+        run, last = self._run, self._run.config.loop.steps
+        done = run.checkpoints.latest_step() or 0
+        if done >= last:
+            print(f"{run.workdir} is trained to step {done} already.")
+            return True
+        if share := run.truncated_captions():
+            print(
+                f"config.data.max_tokens={run.config.data.max_tokens} cuts {100 * share:.1f} % of "
+                "the captions: they lose their ends."
+            )
+        iterator = self.iterator()
+        if done:
+            state = run.checkpoints.restore(run.abstract_state, iterator)
+            done = int(state.step)
+            print(f"resuming from step {done} of {last}")
+        else:
+            state = run.initial_state()
+        done = int(self._train(state, iterator, done).step)
+        if done < last:
+            print(f"stopped by SIGTERM at step {done} of {last}, saved: {RESUME}")
+        return done == last
+
+    def iterator(self) -> grain.DatasetIterator:
+        """This process's training batches, from the first."""
+        run, loss = self._run, self._run.config.loss
+        masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
+        vqa = None
+        if loss.vqa:
+            questions = questions_about(run.config.data.name)
+            vqa = VqaSampler(questions, run.dataset.train.items, run.encode)
+        text = TrainingText(run.captions, run.encode, masker, vqa)
+        return training_iterator(run.dataset.train, run.sampler, text, run.config)
+
+    def _train(self, state: TrainState, iterator: grain.DatasetIterator, done: int) -> TrainState:
+        run = self._run
+        metadata = {
+            "config": dataclasses.asdict(run.config),
+            "untrained": run.untrained_parameters(),
+        }
+        writer = MetricsWriter(run.workdir, start=done)
+        try:
+            with PreemptionSignal() as preemption:
+                services = LoopServices(
+                    make_step(run.setup),
+                    run.checkpoints,
+                    metadata,
+                    writer,
+                    preemption,
+                    self._evaluator,
+                )
+                return run_loop(state, iterator, run.config.loop, run.mesh, services)
+        finally:
+            run.checkpoints.close()
+            writer.close()

@@ -1,0 +1,48 @@
+"""The command line of the ablation: mistakes are one line and exit code 2."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands.in_process import call
+from tests.test_configs import CONFIGS
+
+ROOT = CONFIGS.parent
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--captions=haiku", "captions has no arm 'haiku'"),
+        ("--seeds=one", "--seeds=one: whole numbers"),
+        ("more", "unexpected argument 'more'"),
+        ("--config.sead=1", "sead"),
+        ("--config.collected.conversation.looker=DIR", "config.collected.conversation.vqa_model"),
+        ("--config.embeddings.text.said=('none',)", "config.embeddings.text.captions"),
+    ],
+)
+def test_a_mistake_is_one_line(argument, message, tmp_path):
+    code, _, stderr = call(
+        "capret_jax.commands.run_ablation",
+        f"--config={CONFIGS / 'ablation.py'}",
+        f"--workdir={tmp_path / 'x'}",
+        argument,
+    )
+    assert code == 2
+    assert message in stderr and stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_reports_a_mistake_from_its_own_process(tmp_path):
+    command = [sys.executable, "tools/run_ablation.py", "--config=configs/ablation.py"]
+    result = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'x'}", "--captions=haiku"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    assert "no arm 'haiku'" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
