@@ -1,14 +1,16 @@
-"""Shared fixtures: golden values, a tiny model, the mini dataset, and compiled functions."""
+"""Shared fixtures: golden values, a tiny model, the mini dataset, and one trained workdir."""
 
 import dataclasses
+import fcntl
 import os
 import pathlib
-import tempfile
+from collections.abc import Callable
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Several tests build the same step anew, as a restarted run does, and programs that they start do,
-# too: compile it once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="capret_jax_compiled_")
+ROOT = pathlib.Path(__file__).parent.parent
+# Compiled programs are kept between runs, and shared with the programs that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import numpy as np
@@ -18,12 +20,25 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.state_dict import read_state_dict
-from capret_jax.config import SIZES
+from capret_jax.config import (
+    SIZES,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    ReadConfig,
+)
 from capret_jax.data.items import read_items
 from capret_jax.data.pipeline import Split
 from capret_jax.data.records import Records
+from capret_jax.evaluation.retrieval import CurveEvaluator
+from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.models.x2vlm import abstract_model, bind
 from capret_jax.synthetic import builder as synthetic
+from capret_jax.train.run import Run
+from capret_jax.train.trainer import Trainer
 
 # Compiles in seconds, with every part of the model in it.
 SMALL_MODEL = dataclasses.replace(
@@ -36,6 +51,7 @@ SMALL_MODEL = dataclasses.replace(
     dropout=0.0,
     drop_path=0.0,
 )
+ANSWERING_MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
 DATA = pathlib.Path(__file__).parent / "data"
 
 
@@ -72,11 +88,30 @@ def golden_model(graphdef, golden_params):
 
 
 @pytest.fixture(scope="session")
-def prepared_dir(tmp_path_factory) -> pathlib.Path:
+def once(
+    tmp_path_factory, worker_id
+) -> Callable[[str, Callable[[pathlib.Path], None]], pathlib.Path]:
+    """Makes a folder once for all of pytest's processes; tests must not change what is in it."""
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
+
+    def make(name: str, fill: Callable[[pathlib.Path], None]) -> pathlib.Path:
+        folder, done = root / name, root / f"{name}.done"
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepared_dir(once) -> pathlib.Path:
     """A folder with the synthetic dataset's mini variant in it."""
-    path = tmp_path_factory.mktemp("prepared")
-    synthetic.prepare(path, "mini")
-    return path
+    return once("prepared", lambda path: synthetic.prepare(path, "mini"))
 
 
 @pytest.fixture(scope="session")
@@ -85,3 +120,36 @@ def splits(prepared_dir) -> dict[str, Split]:
     builder = synthetic.prepare(prepared_dir, "mini")
     records = {name: Records(builder, name) for name in ("train", "validation")}
     return {name: Split(r, read_items(r)) for name, r in records.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(prepared_dir) -> ExperimentConfig:
+    """A short run that trains every part of a model, and evaluates everything."""
+    return ExperimentConfig(
+        batch_size=16,
+        model=ANSWERING_MODEL,
+        data=DataConfig(
+            variant="mini",
+            prepared_dir=str(prepared_dir),
+            views_per_identity=2,
+            max_tokens=24,
+            read=ReadConfig(threads=2, prefetch=2),
+        ),
+        loss=LossConfig(mlm=1.0, mlm_causal=True, vqa=1.0, matching_group=2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9),
+        loop=LoopConfig(steps=6, log_every=2, checkpoint_every=3, evaluate_every=6),
+        evaluation=EvaluationConfig(detect=True, rerank=5),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_dir(tiny_config, once) -> pathlib.Path:
+    """The workdir of `tiny_config`, trained and evaluated: for every test that needs a model."""
+
+    def fill(path: pathlib.Path) -> None:
+        run = Run(tiny_config, path)
+        suite = EvaluationSuite(run)
+        Trainer(run, CurveEvaluator(suite.context)).train()
+        suite.run(run.state_to_evaluate())
+
+    return once("trained", fill)

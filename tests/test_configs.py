@@ -18,8 +18,10 @@ from capret_jax.config import (
     from_config_dict,
 )
 from capret_jax.errors import InputError
+from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.models.x2vlm import init_params
-from capret_jax.train.experiment import Experiment
+from capret_jax.train.run import Run
+from capret_jax.train.trainer import Trainer
 from tests.conftest import SMALL_MODEL
 from tests.data.raw_deepfashion2 import write_raw
 
@@ -65,6 +67,10 @@ def shrink(splits, tmp_path_factory):
     return apply
 
 
+def evaluate(run: Run) -> None:
+    EvaluationSuite(run).run(run.state_to_evaluate())
+
+
 @pytest.mark.parametrize("name", ["demo", "df2_finetune", "df2_zeroshot", "df2_pretrain"])
 def test_every_config_is_valid(name):
     assert load(name).mode in ("train_and_evaluate", "evaluate")
@@ -79,7 +85,7 @@ def test_the_demo_can_be_long():
 
 @pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain"])
 def test_training_configs_train(name, shrink, tmp_path):
-    Experiment(shrink(load(name)), tmp_path).train()
+    Trainer(Run(shrink(load(name)), tmp_path)).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2
     assert ("loss/mlm" in lines[0]) == (name == "df2_pretrain")
@@ -96,16 +102,14 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
         # What compiles fast: tests/train/test_forward.py has the other terms with regions.
         loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
     )
-    tokens = tmp_path / "tokens"
-    evaluation = dataclasses.replace(config.evaluation, rerank=3, cache_dir=str(tokens))
+    evaluation = dataclasses.replace(config.evaluation, rerank=3)
     config = dataclasses.replace(config, evaluation=evaluation)
-    experiment = Experiment(config, tmp_path)
-    experiment.train()
-    experiment.evaluate()
+    run = Run(config, tmp_path)
+    Trainer(run).train()
+    evaluate(run)
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["view"] == "region" and metrics["queries"] > 0
     assert metrics["reranked"]["k"] == 3 and metrics["reranked"]["items_encoded"] > 0
-    assert list(tokens.glob("*/states.npy"))
 
 
 def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):
@@ -143,7 +147,7 @@ def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):
     (tmp_path / "found.json").write_text(json.dumps(found))
 
     evaluation = dataclasses.replace(config.evaluation, detections=str(tmp_path / "found.json"))
-    Experiment(dataclasses.replace(config, evaluation=evaluation), tmp_path / "run").evaluate()
+    evaluate(Run(dataclasses.replace(config, evaluation=evaluation), tmp_path / "run"))
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
     asked = sum(query["style"] > 0 for query in queries)
     assert metrics["queries"] == metrics["official"]["queries"] == asked - 1
@@ -159,8 +163,7 @@ def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):
 
 
 def test_the_zero_shot_config_evaluates_what_it_starts_from(shrink, tmp_path, capsys):
-    experiment = Experiment(shrink(load("df2_zeroshot")), tmp_path)
-    experiment.evaluate()
+    evaluate(Run(shrink(load("df2_zeroshot")), tmp_path))
     assert "starting from" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["official"]["queries"] == metrics["queries"] > 0

@@ -97,7 +97,8 @@ def contrasts_of(table: ResultTable, read_by: Sequence[str]) -> list[Contrast]:
         specs.append(
             _ContrastSpec("stage", "fine_tuned", "zero_shot", "mean over all", tuned, untuned)
         )
-    image_arm = Arm(*read_by, embedding=IMAGE, caption_source=NONE)
+    captions, objects, stage = read_by
+    image_arm = Arm(captions, objects, stage, IMAGE, NONE)
     for arm in table.precision:
         if arm.embedding != IMAGE:
             name = f"{arm.embedding}, {arm.caption_source} captions"

@@ -10,7 +10,11 @@ from capret_jax.ablation.grid import EvaluationRun, Grid
 from capret_jax.ablation.provenance import is_complete, model_digest, write_provenance
 from capret_jax.config import ExperimentConfig
 from capret_jax.errors import InputError
-from capret_jax.train.experiment import Experiment
+from capret_jax.evaluation.retrieval import CurveEvaluator
+from capret_jax.evaluation.suite import EvaluationSuite
+from capret_jax.evaluation.summary import summary
+from capret_jax.train.run import Run
+from capret_jax.train.trainer import Trainer
 
 # Share of truncated captions above which an arm's captions would not be what its name promises.
 _MAX_TRUNCATED = 0.01
@@ -36,7 +40,8 @@ def run_grid(grid: Grid, workdir: pathlib.Path, keep_models: bool) -> None:
         print("== initial model")
         folder = pathlib.Path(grid.initial_model)
         folder.mkdir(parents=True, exist_ok=True)
-        _train(Experiment(grid.pretraining, folder))
+        run = Run(grid.pretraining, folder)
+        _train(run, EvaluationSuite(run))
     initial_digest = model_digest(grid.initial_model)
     provide_captions(grid, questioners, initial_digest)
     pending = [
@@ -66,7 +71,7 @@ def _check_truncation(grid: Grid, pending: Sequence[EvaluationRun], workdir: pat
     for evaluation in kinds.values():
         folder = workdir / "cells" / evaluation.cell.folder
         folder.mkdir(parents=True, exist_ok=True)
-        truncated = Experiment(grid.config_of(evaluation), folder).captions_cut()
+        truncated = Run(grid.config_of(evaluation), folder).truncated_captions()
         if truncated > _MAX_TRUNCATED:
             raise InputError(
                 f"data.max_tokens cuts {100 * truncated:.0f} % of the captions of "
@@ -79,13 +84,15 @@ def _train_and_evaluate(
     config: ExperimentConfig, evaluation: EvaluationRun, folder: pathlib.Path
 ) -> None:
     """Trains a cell where there is anything to train, and writes one evaluation's results."""
-    experiment = Experiment(config, folder)
+    run = Run(config, folder)
+    suite = EvaluationSuite(run, evaluation.caption_source)
     if config.mode != "evaluate":
-        _train(experiment)
-    experiment.evaluate(evaluation.caption_source)
+        _train(run, suite)
+    print(summary(suite.run(run.state_to_evaluate()), suite.folder))
 
 
-def _train(experiment: Experiment) -> None:
+def _train(run: Run, suite: EvaluationSuite) -> None:
     """Trains to the last step; exits after SIGTERM, since half a training has no result."""
-    if not experiment.train():
+    evaluator = CurveEvaluator(suite.context) if run.config.loop.evaluate_every else None
+    if not Trainer(run, evaluator).train():
         raise SystemExit(0)

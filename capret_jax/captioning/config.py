@@ -70,7 +70,7 @@ class CollectConfig:
         Args:
             dataset: `DataConfig.name`.
         """
-        picture = "what it sees in the picture, and no annotation"
+        picture = "the picture, and no annotation"
         if self.method == "annotations":
             return f"the annotations: {', '.join(known_topics(dataset))}"
         if self.method == "captioner":
@@ -78,6 +78,6 @@ class CollectConfig:
         if self.method == "ic3":
             return f"X2-VLM's captions condensed by {self.questioner}: {picture}"
         return (
-            f"answers of X2-VLM to {self.questioner}: what it sees in the picture; annotations, of "
-            "training items, say how far its probabilities are trusted, and no more"
+            f"answers of X2-VLM to {self.questioner}: the picture; annotations, of training items, "
+            "only calibrate its probabilities"
         )

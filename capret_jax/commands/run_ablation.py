@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     """Runs the cells that are not complete, and writes the report."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}.")
-    workdir = pathlib.Path(_WORKDIR.value).absolute()
+    workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
     values = load_config(_CONFIG)
     grid = Grid(values, workdir, _subset())
     workdir.mkdir(parents=True, exist_ok=True)

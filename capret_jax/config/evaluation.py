@@ -58,9 +58,9 @@ class EvaluationConfig:
         detection: settings of this detection.
         rerank: number of nearest candidates of each query that the fusion encoder re-ranks; 0 for
             none.
-        cache_mb: megabytes of vision tokens kept in memory for re-ranking.
-        cache_dir: folder to keep all vision tokens in instead, for the next evaluation of the same
-            model.
+        cache_mb: megabytes of vision tokens kept in memory for re-ranking; more go to a file.
+        cache_dir: folder of that file, which is deleted when the evaluation ends; empty for the
+            system's temporary folder.
     """
 
     batch_size: int = 128

@@ -29,7 +29,7 @@ class VisionTokenStore:
     """Vision tokens by row of the item table.
 
     Attributes:
-        in_memory: False where they are in a file, which is deleted with the store.
+        in_memory: False where they are in a file, which the system deletes with the store.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class VisionTokenStore:
         try:
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
-            # Without a name: the system removes it, however the process ends.
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the store
-            self._states = np.memmap(self._file, np.float16, "w+", shape=size)
+            # Without a name: the system removes it with the last view of it.
+            with tempfile.TemporaryFile(dir=folder) as file:
+                self._states = np.memmap(file, np.float16, "w+", shape=size)
         except OSError as error:
             raise InputError(
                 f"evaluation.cache_dir={str(folder or tempfile.gettempdir())!r} cannot hold "

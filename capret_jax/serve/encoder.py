@@ -57,15 +57,16 @@ class Encoder:
         image_size: int | None = None,
         detection: DetectionConfig = DetectionConfig(batch_size=1),
     ) -> "Encoder":
-        """
+        """Loads a model.
+
         Args:
-            folder: a training workdir, or what convert_torch_ckpt.py wrote.
-            tokenizer: another than the model's own.
-            image_size: pixels; the model's own when None.
-            detection: how garments are looked for.
+            folder: training workdir, or folder of a converted checkpoint.
+            tokenizer: tokenizer to use in place of the model's own.
+            image_size: side of the input in pixels; the model's own when None.
+            detection: settings of garment detection.
 
         Raises:
-            InputError: the folder holds no model, or one whose embeddings read captions.
+            InputError: the folder holds no model, or one whose embeddings need captions.
         """
         model_folder = ModelFolder(folder)
         embedding = model_folder.card.config.embedding

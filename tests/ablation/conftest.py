@@ -1,5 +1,6 @@
 """The shipped configuration of the ablation, and a small one for tests."""
 
+import pathlib
 import runpy
 
 import ml_collections
@@ -8,7 +9,8 @@ import pytest
 from capret_jax.config import DataConfig, to_config_dict
 from capret_jax.data.schema import LEVELS
 from tests.captioning.conftest import answering_config, serve  # noqa: F401 - fixture
-from tests.test_configs import CONFIGS
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def shipped_config(data: str = "demo") -> ml_collections.ConfigDict:

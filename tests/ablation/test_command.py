@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from tests.ablation.conftest import CONFIGS
 from tests.commands.in_process import call
-from tests.test_configs import CONFIGS
 
 ROOT = CONFIGS.parent
 

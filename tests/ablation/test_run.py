@@ -8,6 +8,7 @@ from capret_jax.ablation import run as ablation_run
 from capret_jax.ablation.grid import Grid
 from capret_jax.ablation.report import write_results
 from capret_jax.ablation.run import run_grid
+from capret_jax.config.loss import TERMS
 from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
@@ -21,18 +22,30 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def minimal(small_config, tmp_path_factory):
+def minimal_config(small_config):
+    """Cells either train as the initial model does, in the same compiled step, or not at all."""
+    config = small_config.copy_and_resolve_references()
+    config.experiment = config.pretraining.copy_and_resolve_references()
+    config.experiment.evaluation = small_config.experiment.evaluation
+    config.captions.none = {"loss": dict.fromkeys(TERMS, 0.0)}
+    config.captions.category = {"data": {"captions": {"fields": ("category",)}}}
+    config.objects.none, config.stages.zero_shot = {}, {}
+    return config
+
+
+@pytest.fixture(scope="module")
+def minimal(minimal_config, tmp_path_factory):
     """One cell without and one with training, both without collected captions."""
     workdir = tmp_path_factory.mktemp("ablation")
-    grid = Grid(small_config, workdir, ARMS)
+    grid = Grid(minimal_config, workdir, ARMS)
     run_grid(grid, workdir, keep_models=False)
     return grid, workdir
 
 
-def test_results_and_reports_are_written(minimal, small_config):
+def test_results_and_reports_are_written(minimal, minimal_config):
     grid, workdir = minimal
     dataset = open_dataset(grid.config_of(grid.evaluations()[0]).data)
-    results = write_results(grid, dataset, workdir, tuple(small_config.read_by))
+    results = write_results(grid, dataset, workdir, tuple(minimal_config.read_by))
     assert json.loads((workdir / "ablation.json").read_text()) == json.loads(json.dumps(results))
     assert [arm["captions"] for arm in results["arms"]] == ["none", "category"]
     (contrast,) = results["contrasts"]
@@ -51,7 +64,7 @@ def test_a_cell_without_losses_is_the_initial_model(minimal):
         assert not (folder / "checkpoints").exists()  # keep_models=False
 
 
-def test_complete_cells_are_not_run_again(minimal, monkeypatch, small_config):
+def test_complete_cells_are_not_run_again(minimal, monkeypatch, minimal_config):
     grid, workdir = minimal
     evaluated = []
     monkeypatch.setattr(
@@ -61,13 +74,13 @@ def test_complete_cells_are_not_run_again(minimal, monkeypatch, small_config):
     )
     run_grid(grid, workdir, keep_models=False)
     assert not evaluated
-    run_grid(Grid(small_config, workdir, ARMS | {"seeds": (0, 2)}), workdir, keep_models=True)
+    run_grid(Grid(minimal_config, workdir, ARMS | {"seeds": (0, 2)}), workdir, keep_models=True)
     assert {evaluation.cell.seed for evaluation in evaluated} == {2}
 
 
-def test_results_of_other_settings_are_refused(minimal, small_config):
+def test_results_of_other_settings_are_refused(minimal, minimal_config):
     _, workdir = minimal
-    other = small_config.copy_and_resolve_references()
+    other = minimal_config.copy_and_resolve_references()
     other.experiment.optimizer.weight_decay = 0.5
     message = r"another configuration: config\.optimizer\.weight_decay was .* and is 0\.5"
     with pytest.raises(InputError, match=message):
@@ -81,8 +94,8 @@ def test_results_of_another_initial_model_are_refused(minimal, monkeypatch):
         run_grid(grid, workdir, keep_models=False)
 
 
-def test_truncated_captions_are_refused(minimal, small_config, tmp_path):
-    config = small_config.copy_and_resolve_references()
+def test_truncated_captions_are_refused(minimal, minimal_config, tmp_path):
+    config = minimal_config.copy_and_resolve_references()
     config.experiment.init_from = str(minimal[1] / "pretrained")
     config.experiment.data.max_tokens = 4
     grid = Grid(config, tmp_path, ARMS | {"captions": ("category",)})
@@ -108,15 +121,15 @@ def test_models_without_the_needed_heads_are_refused(
         run_grid(grid, tmp_path, keep_models=False)
 
 
-def test_an_unfinished_ablation_has_no_report(small_config, tmp_path):
-    grid = Grid(small_config, tmp_path, ARMS)
+def test_an_unfinished_ablation_has_no_report(minimal_config, tmp_path):
+    grid = Grid(minimal_config, tmp_path, ARMS)
     dataset = open_dataset(grid.config_of(grid.evaluations()[0]).data)
     with pytest.raises(InputError, match="has no results"):
-        write_results(grid, dataset, tmp_path, tuple(small_config.read_by))
+        write_results(grid, dataset, tmp_path, tuple(minimal_config.read_by))
 
 
-def test_sigterm_in_training_leaves_no_result(small_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation_run.Experiment, "train", lambda self: False)
+def test_sigterm_in_training_leaves_no_result(minimal_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_run.Trainer, "train", lambda self: False)
     with pytest.raises(SystemExit):
-        run_grid(Grid(small_config, tmp_path, ARMS), tmp_path, keep_models=True)
+        run_grid(Grid(minimal_config, tmp_path, ARMS), tmp_path, keep_models=True)
     assert not (tmp_path / "cells").exists()

@@ -1,14 +1,15 @@
-"""What is sharded how: a golden table for base and large, and meshes that do not fit."""
+"""Shardings of parameters and optimizer, against a golden table; meshes that do not fit."""
 
 import json
 
 import jax
+import numpy as np
 import pytest
 
-from capret_jax.config import SIZES, MeshConfig, OptimizerConfig
+from capret_jax.config import SIZES, ExperimentConfig, LossConfig, MeshConfig
 from capret_jax.distributed.mesh import make_mesh, param_shardings, path_name
 from capret_jax.errors import InputError
-from capret_jax.train.optimizer import make_optimizer
+from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import abstract_state
 from tests.conftest import DATA
 
@@ -27,26 +28,29 @@ def specs(tree) -> dict[str, str]:
 
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_every_parameter_lies_as_the_golden_table_says(size, mesh):
-    """To renew it: python -m tests.test_mesh"""
+    """To renew it: python -m tests.distributed.test_mesh"""
     assert table(size, mesh) == json.loads(GOLDEN.read_text())[size]
 
 
+def state_of(size: str, mesh, classes: int = 4096, subcentres: int = 1):
+    loss = LossConfig(arcface_subcentres=subcentres)
+    config = ExperimentConfig(model=SIZES[size], loss=loss)
+    return abstract_state(StepSetup.create(config, mesh, np.broadcast_to(1, classes)))
+
+
 def table(size, mesh) -> dict[str, str]:
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    return specs(abstract_state(SIZES[size], 4096, optimizer, mesh).params)
+    return specs(state_of(size, mesh).params)
 
 
 def test_the_optimiser_lies_as_its_parameters_do(mesh):
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    state = abstract_state(SIZES["base"], 4096, optimizer, mesh)
+    state = state_of("base", mesh)
     params, moments = specs(state.params), specs(state.opt_state)
     for path, spec in params.items():
         assert [s for p, s in moments.items() if p.endswith(f"/{path}")] == [spec, spec]
 
 
 def test_the_arcface_head_is_padded_and_split_over_all_devices(mesh):
-    optimizer = make_optimizer(OptimizerConfig(), 1000)
-    head = abstract_state(SIZES["base"], 1_000_000, optimizer, mesh, 2).params["arcface"]
+    head = state_of("base", mesh, classes=1_000_000, subcentres=2).params["arcface"]
     width = SIZES["base"].embed_dim
     assert head.shape == (1_000_192, 2, width)  # the next multiple of 256
     assert head.sharding.shard_shape(head.shape) == (1_000_192 // 8, 2, width)

@@ -1,10 +1,9 @@
-"""Re-ranking through the protocol: precision of what changed places, against the whole ranking."""
+"""Metrics of re-ranked candidates, against those of the whole ranking."""
 
 import numpy as np
 
 from capret_jax.evaluation.protocol import GroundTruth, Protocol
-from capret_jax.evaluation.retrieval import rank
-from capret_jax.evaluation.second_look import RerankedMetrics
+from capret_jax.evaluation.ranking import RerankedMetrics, rank
 from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.metrics import average_precision, first_hit
 

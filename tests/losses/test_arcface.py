@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from capret_jax.config import MeshConfig
+from capret_jax.config import LossConfig, MeshConfig
 from capret_jax.distributed.mesh import AXES, batch_sharding, make_mesh, replicated
-from capret_jax.losses import arcface
-from capret_jax.losses.arcface import arcface_loss, draw_classes
+from capret_jax.losses import StepContext, arcface
+from capret_jax.losses.arcface import ClassHead, arcface_loss, draw_classes
 
 MARGIN, SCALE = 0.15, 30.0
 CLASSES, ROWS, K, E = 11, 16, 2, 8
@@ -25,6 +25,12 @@ KEY = jax.random.key(0)
 
 def mesh_of(shape):
     return make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+
+
+def config_of(**options) -> LossConfig:
+    """`arcface_` settings by their names without the prefix."""
+    settings = {"margin": MARGIN, "scale": SCALE, **options}
+    return LossConfig(**{f"arcface_{name}": value for name, value in settings.items()})
 
 
 def make_inputs(rows=ROWS, subcentres=K):
@@ -65,9 +71,8 @@ def loss_and_gradients(
     mesh, features, weights, labels=LABELS, sizes=CLASS_SIZES, key=KEY, **options
 ):
     def loss(features, weights):
-        result = arcface_loss(
-            features, weights, labels, sizes, mesh, key, margin=MARGIN, scale=SCALE, **options
-        )
+        head, context = ClassHead(weights, sizes), StepContext(mesh, key)
+        result = arcface_loss(features, head, labels, context, config_of(**options))
         return result.value, result
 
     function = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
@@ -187,14 +192,11 @@ class TestSampled:
 
         def odds(key, sampled):
             loss = arcface_loss(
-                *map(jnp.float32, (features[:1], weights)),
+                jnp.float32(features[:1]),
+                ClassHead(jnp.float32(weights), sizes),
                 jnp.array([5]),
-                sizes,
-                mesh,
-                key,
-                margin=MARGIN,
-                scale=1.0,
-                sampled=sampled,
+                StepContext(mesh, key),
+                config_of(scale=1.0, sampled=sampled),
             )
             return jnp.expm1(loss.value)  # others' sum / true class's
 
@@ -235,10 +237,8 @@ def compile_head(shape, classes, batch, width):
     examples = batch_sharding(mesh)
 
     def loss(features, weights, labels, key):
-        sizes = np.broadcast_to(1, classes)
-        return arcface_loss(
-            features, weights, labels, sizes, mesh, key, margin=MARGIN, scale=SCALE
-        ).value
+        head = ClassHead(weights, np.broadcast_to(1, classes))
+        return arcface_loss(features, head, labels, StepContext(mesh, key), config_of()).value
 
     function = jax.jit(
         jax.value_and_grad(loss, (0, 1)),

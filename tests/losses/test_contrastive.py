@@ -8,7 +8,8 @@ import pytest
 from capret_jax.config import MeshConfig
 from capret_jax.distributed.mesh import batch_sharding, make_mesh, replicated
 from capret_jax.losses import contrastive
-from capret_jax.losses.contrastive import SIGMOID_BIAS, positive_pairs
+from capret_jax.losses.contrastive import SIGMOID_BIAS, ContrastiveFeatures
+from capret_jax.losses.pairs import PairLabels, positive_pairs
 
 ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
 EVERY = np.ones(9, bool)
@@ -19,29 +20,24 @@ contrastive_loss = jax.jit(contrastive.contrastive_loss, static_argnames=("mesh"
 @pytest.mark.parametrize("name, ids", [("loss_itc", False), ("loss_itc_idx", True)])
 def test_equals_the_reference(golden, golden_state, name, ids):
     identity = jnp.array(golden["itc_idx"]) if ids else jnp.full(3, -1)
-    loss = contrastive_loss(
-        ONE_DEVICE,
-        golden["image_feat"],
-        golden["text_feat"],
-        golden_state["temp"],
-        identity,
-        jnp.arange(3),
-        EVERY[:3],
-    )
+    features = ContrastiveFeatures(golden["image_feat"], golden["text_feat"], golden_state["temp"])
+    labels = PairLabels(identity, jnp.arange(3), EVERY[:3])
+    loss = contrastive_loss(features, labels, ONE_DEVICE)
     assert float(loss.value) == pytest.approx(float(golden[name]), rel=1e-4)
 
 
 def test_identical_features_give_the_logarithm_of_the_batch():
     features, rows = jnp.tile(jnp.array([[1.0, 0.0]]), (5, 1)), jnp.arange(5)
-    loss = contrastive_loss(
-        ONE_DEVICE, features, features, jnp.float32(0.07), jnp.full(5, -1), rows, EVERY[:5]
-    )
+    inputs = ContrastiveFeatures(features, features, jnp.float32(0.07))
+    labels = PairLabels(jnp.full(5, -1), rows, EVERY[:5])
+    loss = contrastive_loss(inputs, labels, ONE_DEVICE)
     assert float(loss.value) == pytest.approx(np.log(5), rel=1e-6)
     assert float(loss.count) == 5
 
 
 def test_positives_are_identities_and_captions_but_not_the_missing_identity():
-    pairs = positive_pairs(jnp.array([4, 4, -1, -1, 7]), jnp.array([1, 2, 3, 4, 2]))
+    labels = PairLabels(jnp.array([4, 4, -1, -1, 7]), jnp.array([1, 2, 3, 4, 2]), EVERY[:5])
+    pairs = positive_pairs(labels, labels)
     expected = np.eye(5, dtype=bool)
     expected[0, 1] = expected[1, 0] = True  # same identity
     expected[1, 4] = expected[4, 1] = True  # same caption
@@ -50,15 +46,9 @@ def test_positives_are_identities_and_captions_but_not_the_missing_identity():
 
 def test_a_positive_of_the_same_caption_is_not_pushed_away():
     def value(text):
-        return contrastive_loss(
-            ONE_DEVICE,
-            jnp.eye(2),
-            text,
-            jnp.float32(1.0),
-            jnp.array([-1, -1]),
-            jnp.array([3, 3]),
-            EVERY[:2],
-        ).value
+        features = ContrastiveFeatures(jnp.eye(2), text, jnp.float32(1.0))
+        labels = PairLabels(jnp.array([-1, -1]), jnp.array([3, 3]), EVERY[:2])
+        return contrastive_loss(features, labels, ONE_DEVICE).value
 
     np.testing.assert_allclose(jax.grad(value)(jnp.ones((2, 2)) / np.sqrt(2)), 0, atol=1e-7)
 
@@ -74,11 +64,13 @@ def batch():
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     identity = rng.integers(-1, 8, B)
     caption = rng.integers(0, 30, B)
-    return (image, text, np.float32(0.2)), (identity, caption, rng.random(B) < 0.8)
+    features = ContrastiveFeatures(image, text, np.float32(0.2))
+    return features, PairLabels(identity, caption, rng.random(B) < 0.8)
 
 
-def dense(image, text, temperature, identity, caption, valid, kind):
+def dense(features, labels, kind):
     """The definition, on (B, B) matrices, without the invalid rows."""
+    (image, text, temperature), (identity, caption, valid) = features, labels
     kept = np.flatnonzero(valid)
     image, text, identity, caption = (x[kept] for x in (image, text, identity, caption))
     same = (identity[:, None] == identity) & (identity[:, None] != -1)
@@ -98,27 +90,24 @@ def dense(image, text, temperature, identity, caption, valid, kind):
 )
 def test_tiles_equal_the_dense_loss_and_its_gradients(batch, mesh, chunk, kind):
     mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))])
-    differentiable, labels = batch
+    features, labels = batch
 
-    def tiled(*features):
-        return contrastive_loss(mesh, *features, *labels, kind, chunk).value
+    def tiled(features):
+        return contrastive_loss(features, labels, mesh, kind=kind, chunk=chunk).value
 
-    every = (0, 1, 2)
-    ours = jax.jit(jax.value_and_grad(tiled, every), in_shardings=replicated(mesh))(*differentiable)
-    theirs = jax.value_and_grad(lambda *x: dense(*x, *labels, kind), every)(*differentiable)
+    ours = jax.jit(jax.value_and_grad(tiled), in_shardings=replicated(mesh))(features)
+    theirs = jax.value_and_grad(dense)(features, labels, kind)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
 
 
 def test_accuracy_is_the_share_of_images_whose_best_text_is_a_positive(batch):
-    (image, text, temperature), (identity, caption, valid) = batch
+    (image, text, _), (identity, caption, valid) = batch
     kept = np.flatnonzero(valid)
     best = kept[(image[kept] @ text[kept].T).argmax(axis=1)]
     right = (identity[kept] == identity[best]) & (identity[kept] != -1)
     right |= (caption[kept] == caption[best]) | (kept == best)
     for chunk in (5, 100):
-        loss = contrastive_loss(
-            ONE_DEVICE, image, text, temperature, identity, caption, valid, chunk=chunk
-        )
+        loss = contrastive_loss(*batch, ONE_DEVICE, chunk=chunk)
         assert float(loss.metrics["accuracy"][0]) == right.sum() > 0
         assert float(loss.count) == len(kept)
 
@@ -133,17 +122,15 @@ def test_memory_per_device_does_not_grow_with_the_devices():
             return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
 
         count = rows * devices
-        arrays = (array(count, width), array(count, width))
-        labels = (array(count, dtype=jnp.int32), array(count, dtype=jnp.int32))
+        ids = array(count, dtype=jnp.int32)
+        labels = PairLabels(ids, ids, array(count, dtype=bool))
 
-        def value(image, text, identity, caption, valid):
-            temperature = jnp.float32(0.1)
-            return contrastive_loss(
-                mesh, image, text, temperature, identity, caption, valid, chunk=chunk
-            ).value
+        def value(image, text, labels):
+            features = ContrastiveFeatures(image, text, jnp.float32(0.1))
+            return contrastive_loss(features, labels, mesh, chunk=chunk).value
 
         function = jax.jit(jax.grad(value, argnums=(0, 1)))
-        compiled = function.lower(*arrays, *labels, array(count, dtype=bool)).compile()
+        compiled = function.lower(array(count, width), array(count, width), labels).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     two, eight = scratch(2), scratch(8)

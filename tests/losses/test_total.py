@@ -12,12 +12,13 @@ from capret_jax.config import SIZES, LossConfig, MeshConfig
 from capret_jax.data.batch import Batch, Outputs
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
+from capret_jax.losses import StepContext
 from capret_jax.losses.total import total_loss
 from capret_jax.models.x2vlm import bind
 from tests.conftest import DATA
 
 MESH = make_mesh(MeshConfig(), jax.devices()[:1])
-KEY = jax.random.key(0)
+CONTEXT = StepContext(MESH, jax.random.key(0))
 WEIGHTS = LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=0)
 
 
@@ -57,7 +58,7 @@ def total_and_gradients(golden, golden_params, graphdef):
             boxes=model.predict_boxes(fused[0]),
             masked_lm_logits=model.masked_lm_logits(masked),
         )
-        return total_loss(outputs, batch, WEIGHTS, MESH, KEY, np.ones(1, int))[0]
+        return total_loss(outputs, batch, WEIGHTS, CONTEXT, np.ones(1, int))[0]
 
     return jax.jit(jax.value_and_grad(objective))(golden_params)
 
@@ -89,7 +90,7 @@ def test_a_term_of_weight_zero_is_not_traced():
     outputs = Outputs(image_features=jnp.eye(2), class_weights=jnp.eye(2)[:, None])
     batch = Batch(*[np.zeros(2, np.int32)] * 7)
     config = LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=2.0)
-    value, metrics = total_loss(outputs, batch, config, MESH, KEY, np.ones(2, int))
+    value, metrics = total_loss(outputs, batch, config, CONTEXT, np.ones(2, int))
     assert {name for name in metrics if "/" in name} == {"loss/arcface", "arcface/accuracy"}
     assert float(value) == pytest.approx(2 * float(metrics["loss/arcface"][0]))
 
@@ -115,7 +116,7 @@ def test_every_arcface_setting_reaches_the_loss(setting):
 
         def loss(features):
             outputs = Outputs(image_features=features, class_weights=weights)
-            return total_loss(outputs, batch, config, MESH, KEY, np.arange(1, 17))[0]
+            return total_loss(outputs, batch, config, CONTEXT, np.arange(1, 17))[0]
 
         return jax.jit(jax.grad(loss))(jnp.eye(2, 4))
 

@@ -38,7 +38,7 @@ def test_no_query_chooses_its_own_weight():
     fitted = cross_fit(found, match, quality, np.array([True, True, False, False]))
     # The first half is ranked with the weight of the second, 0, and the other way round.
     assert fitted.weights[0] == 0.0 and fitted.weights[1] > 0.1
-    np.testing.assert_array_equal(fitted.found.rows[:, 0], [0, 0, 1, 1])
+    np.testing.assert_array_equal(fitted.neighbours.rows[:, 0], [0, 0, 1, 1])
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.config import SIZES, ComputeConfig, LossConfig, MeshConfig
+from capret_jax.config import (
+    SIZES,
+    ComputeConfig,
+    DataConfig,
+    ExperimentConfig,
+    LossConfig,
+    MeshConfig,
+)
 from capret_jax.data.batch import Batch
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.kernels import tpu_attention
 from capret_jax.models.x2vlm import abstract_model, init_params, normalize_pixels
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops, program_flops
+from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
 
@@ -82,6 +90,10 @@ def batch():
         masked_ids=np.ones((B, T), np.int32),
         masked_positions=np.zeros((B, 12), np.int32),
         masked_labels=np.zeros((B, 12), np.int32),
+        question_ids=np.ones((B, T), np.int32),
+        question_mask=np.ones((B, T), np.int32),
+        answer_ids=np.ones((B, 10), np.int32),
+        answer_mask=np.ones((B, 10), np.int32),
     )
 
 
@@ -91,15 +103,21 @@ def batch():
         LossConfig(itc=1, itm=0, box_l1=0, box_giou=0, arcface=1),
         LossConfig(itc=0, itm=0, box_l1=1, box_giou=0, arcface=0),
         LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=1, matching_group=4),
+        LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, vqa=1),
     ],
 )
 def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    graphdef, _ = abstract_model(MODEL)
-    params = make_params(MODEL, CLASSES, jax.random.key(0))
-    function = make_loss(graphdef, loss, False, mesh, np.ones(CLASSES, int))
+    config = ExperimentConfig(
+        batch_size=B,
+        model=dataclasses.replace(MODEL, decoder_layers=2 * bool(loss.vqa)),
+        data=DataConfig(max_tokens=T),
+        loss=loss,
+    )
+    params = make_params(config.model, CLASSES, jax.random.key(0))
+    function = make_loss(StepSetup.create(config, mesh, np.ones(CLASSES, int)))
     traced = flops(function, params, batch, jax.random.key(0))
-    ideal = ideal_step_flops(MODEL, loss, B, B, T, CLASSES) / 3
+    ideal = ideal_step_flops(config, CLASSES) / 3
     # The two-layer heads and mining are left out of the closed form; and with ITM the negative
     # images' keys and values are projected again.
     again = 4 * 5 * MODEL.vision_width * MODEL.text_width * MODEL.fusion_layers * B

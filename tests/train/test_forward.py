@@ -6,15 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.config import LossConfig, MeshConfig
+from capret_jax.config import DataConfig, LossConfig, MeshConfig, ViewConfig
 from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.distributed.mesh import make_mesh
-from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
 from tests.conftest import SMALL_MODEL
-from tests.train.test_step import CLASS_SIZES, CLASSES, make_batch
+from tests.train.test_step import CLASSES, make_batch, make_setup
 
 # Hard negatives depend on a batch's places, all other terms on what is in them alone.
 LOSS = LossConfig(mlm=1.0, itm=0.0)
@@ -23,11 +22,12 @@ LOSS = LossConfig(mlm=1.0, itm=0.0)
 @pytest.fixture(scope="module")
 def metrics_of():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    graphdef, _ = abstract_model(SMALL_MODEL)
     params = jax.jit(make_params, static_argnums=(0, 1))(SMALL_MODEL, CLASSES, jax.random.key(0))
 
     def run(batch, regions):
-        loss = jax.jit(make_loss(graphdef, LOSS, regions, mesh, CLASS_SIZES))
+        view = ViewConfig("region" if regions else "crop")
+        setup = make_setup(mesh, loss=LOSS, data=DataConfig(view=view))
+        loss = jax.jit(make_loss(setup))
         return merge([loss(params, batch, jax.random.key(1))[1]])
 
     return run

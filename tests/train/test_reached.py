@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.config import LossConfig, MeshConfig
+from capret_jax.config import EmbeddingConfig, LossConfig, MeshConfig
 from capret_jax.config.loss import TERMS
 from capret_jax.config.model import EMBEDDINGS
 from capret_jax.distributed.mesh import make_mesh
@@ -18,7 +18,7 @@ from capret_jax.train.forward import trained_parts
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
 from tests.conftest import SMALL_MODEL
-from tests.train.test_step import CLASS_SIZES, CLASSES, make_batch
+from tests.train.test_step import CLASSES, make_batch, make_setup
 
 ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
 
@@ -39,9 +39,10 @@ def quiz_batch():
 def evaluate(config, loss, batch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     params = make_params(config, CLASSES, jax.random.key(0))
-    compute = jax.value_and_grad(
-        make_loss(abstract_model(config)[0], loss, False, mesh, CLASS_SIZES), has_aux=True
-    )
+    source = "oracle" if config.embedding == "text" else "none"
+    embedding = EmbeddingConfig(config.embedding, source)
+    setup = make_setup(mesh, config, loss, embedding=embedding)
+    compute = jax.value_and_grad(make_loss(setup), has_aux=True)
     (_, metrics), gradients = jax.jit(compute)(params, batch, jax.random.key(1))
     reached = {
         part

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from capret_jax.config import LossConfig, MeshConfig, OptimizerConfig
+from capret_jax.config import (
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from capret_jax.data.batch import IGNORED_LABEL, Batch
 from capret_jax.distributed.mesh import make_mesh, param_shardings, to_global
-from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.metrics import merge
-from capret_jax.train.optimizer import make_optimizer
-from capret_jax.train.state import abstract_state, init_state, make_params
+from capret_jax.train.setup import StepSetup
+from capret_jax.train.state import init_state, make_params
 from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_loss, make_step
 from tests.conftest import SMALL_MODEL
 
@@ -42,14 +48,24 @@ def make_batch(seed: int) -> Batch:
     )
 
 
+def make_setup(mesh, model: ModelConfig = SMALL_MODEL, loss: LossConfig = LOSS, **changes):
+    """A step's setup for batches of `make_batch`."""
+    config = ExperimentConfig(
+        batch_size=16,
+        model=model,
+        loss=loss,
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=1),
+        loop=LoopConfig(steps=20),
+        **changes,
+    )
+    return StepSetup.create(config, mesh, CLASS_SIZES)
+
+
 def run(data: int, fsdp: int, tensor: int):
     """A few steps on as many devices: the curve, and the final parameters."""
     mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup_steps=1), 20)
-    graphdef, _ = abstract_model(SMALL_MODEL)
-    abstract = abstract_state(SMALL_MODEL, CLASSES, optimizer, mesh)
-    step = make_step(graphdef, LOSS, False, "float32", optimizer, mesh, abstract, 0, CLASS_SIZES)
-    state = init_state(SMALL_MODEL, CLASSES, optimizer, 0, mesh)
+    setup = make_setup(mesh)
+    step, state = make_step(setup), init_state(setup)
     curve = []
     for i in range(STEPS):
         state, metrics = step(state, to_global(mesh, make_batch(i % 2)))
@@ -91,10 +107,9 @@ def test_the_temperature_stays_in_its_range():
 
 def gradients(shape: tuple[int, int, int], parts: int = 1):
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
-    graphdef, _ = abstract_model(SMALL_MODEL)
     params = make_params(SMALL_MODEL, CLASSES, jax.random.key(0))
     params = jax.device_put(params, param_shardings(mesh, params))
-    loss = make_loss(graphdef, LOSS, False, mesh, CLASS_SIZES, parts=parts)
+    loss = make_loss(make_setup(mesh, accumulation=parts))
     compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return jax.device_get(compute(params, to_global(mesh, make_batch(0)), jax.random.key(1)))
 

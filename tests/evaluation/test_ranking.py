@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from capret_jax.evaluation import retrieval as evaluate
+from capret_jax.evaluation import ranking
 from capret_jax.evaluation.protocol import GroundTruth, Protocol
-from capret_jax.evaluation.retrieval import rank
+from capret_jax.evaluation.ranking import rank
 from capret_jax.retrieval import engines
 
 
@@ -23,7 +23,7 @@ def protocol():
 def test_chunks_change_nothing(protocol, monkeypatch):
     embeddings = np.random.default_rng(0).normal(size=(27, 8)).astype(np.float32)
     whole = rank(protocol, embeddings)
-    monkeypatch.setattr(evaluate, "_CHUNK", 3)
+    monkeypatch.setattr(ranking, "_CHUNK", 3)
     monkeypatch.setattr(engines, "_MAX_SCORES_IN_MEMORY", 40)  # two queries
     chunked = rank(protocol, embeddings)
     np.testing.assert_array_equal(chunked.neighbours, whole.neighbours)

@@ -1,0 +1,100 @@
+"""Evaluation pictures in batches: every item once, in order, on any number of processes."""
+
+import types
+
+import numpy as np
+import pytest
+
+from capret_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ReadConfig,
+    ViewConfig,
+)
+from capret_jax.data.transforms import whole_view
+from capret_jax.distributed.part import Part
+from capret_jax.evaluation.colour_histogram import histograms
+from capret_jax.evaluation.photograph_reader import PhotographReader
+from tests.conftest import SMALL_MODEL
+
+SIZE, BATCH = 32, 8
+CROP, WHOLE = ViewConfig(), ViewConfig("image")
+
+
+@pytest.fixture(scope="module")
+def split(splits):
+    return splits["validation"]
+
+
+def reader(split, view=CROP, part=Part(), batch_size=BATCH, **options):
+    config = ExperimentConfig(
+        model=SMALL_MODEL,
+        data=DataConfig(view=view, read=ReadConfig(threads=2, prefetch=2)),
+        evaluation=EvaluationConfig(batch_size=batch_size),
+    )
+    run = types.SimpleNamespace(config=config, part=part)
+    return PhotographReader(run, split, **options)
+
+
+def test_every_item_comes_once_and_in_order(split):
+    count = len(split.items)
+    assert count % BATCH, "the last batch should have padding"
+    images = np.concatenate([pictures.image for pictures, _ in reader(split).batches()])
+    assert len(images) == -(-count // BATCH) * BATCH
+    for row in range(count):
+        np.testing.assert_array_equal(images[row], split.crop_view(row, SIZE, 0.1).image)
+
+
+@pytest.mark.parametrize("view", [CROP, WHOLE], ids=["crop", "image"])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_read_equal_parts_of_every_batch(split, view, processes):
+    readers = [reader(split, view, Part(i, processes), 6) for i in range(processes)]
+    batches = [[pictures.boxes for pictures, _ in each.batches()] for each in readers]
+    together = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    assert {len(boxes) for boxes in together} == {6}
+    alone = reader(split, view)
+    expected = alone.by_item(np.concatenate([batch.boxes for batch, _ in alone.batches()]))
+    np.testing.assert_array_equal(readers[0].by_item(np.concatenate(together)), expected)
+    # The rows of a batch are known on every process, before it is there.
+    for number, boxes in enumerate(together):
+        rows, places = readers[-1].batch_rows(number)
+        np.testing.assert_array_equal(boxes[places], expected[rows])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 40])
+def test_every_photograph_is_completed_on_one_process(split, processes):
+    """Those where the parts of two processes meet are read by both, and begin on one."""
+    readers = [reader(split, CROP, Part(i, processes), processes) for i in range(processes)]
+    readings = [one for each in readers for _, ready in each.batches() for one in ready]
+    begun = [one.first_row for one in readings if one.rows[0] == one.first_row]
+    first_rows = np.unique(split.items.record, return_index=True)[1]
+    np.testing.assert_array_equal(begun, first_rows)
+    rows = np.concatenate([one.rows for one in readings])
+    np.testing.assert_array_equal(rows, np.arange(len(split.items)))
+
+
+def test_items_of_a_photograph_share_its_picture(split):
+    whole = reader(split, WHOLE)
+    photographs = np.unique(split.items.record)
+    assert len(whole.rows) == len(photographs) < len(split.items)
+    batches = [pictures for pictures, _ in whole.batches()]
+    boxes = whole.by_item(np.concatenate([batch.boxes for batch in batches]))
+    images = np.concatenate([batch.image for batch in batches])
+    for row, record in enumerate(split.items.record):
+        image, (box,) = whole_view(split.photograph(row), split.items.box[[row]], SIZE)
+        np.testing.assert_array_equal(images[np.searchsorted(photographs, record)], image)
+        np.testing.assert_array_equal(boxes[row], box)
+
+
+def test_histograms_are_of_the_boxes_without_a_margin(split):
+    rows, values = zip(
+        *(
+            (one.rows, one.histograms)
+            for _, ready in reader(split, with_histograms=True).batches()
+            for one in ready
+        ),
+        strict=True,
+    )
+    crops = [split.crop_view(row, SIZE, 0.0).image for row in np.concatenate(rows)]
+    np.testing.assert_array_equal(np.concatenate(values), histograms(np.stack(crops)))
