@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo serve test lint format clean
+.PHONY: demo serve test test-all lint format clean
 
 # Huge pages for XLA's buffers: a third off a training step on a CPU (docs/performance.md).
 demo: $(INSTALLED)
@@ -20,6 +20,10 @@ runs/demo/index/manifest.json:
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
+
+# With the slow tests: several processes, a browser, whole ablations. What CI runs.
+test-all: $(INSTALLED) lint
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,4 +44,4 @@ $(INSTALLED): setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .jax_cache

@@ -73,7 +73,22 @@ EXTRAS = {
 }
 # A real browser (Debian's Chromium) for the page, and a client for the API.
 EXTRAS["dev"] += ["playwright>=1.49,<2", "httpx>=0.28"]
+# Both cores; a notebook that is run as a test.
+EXTRAS["dev"] += ["pytest-xdist>=3.6,<4", "nbclient>=0.10", "ipykernel>=6.29"]
 EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"] + EXTRAS["captioning"]
+
+# Each of them is a `cli()` in capret_jax/commands; tools/ has the same as scripts.
+COMMANDS = {
+    "capret-train": "capret_jax.main",
+    "capret-convert": "capret_jax.commands.convert_torch_ckpt",
+    "capret-prepare": "capret_jax.commands.prepare_deepfashion2",
+    "capret-index": "capret_jax.commands.build_index",
+    "capret-serve": "capret_jax.commands.serve",
+    "capret-score": "capret_jax.commands.score_deepfashion2",
+    "capret-collect": "capret_jax.commands.collect_captions",
+    "capret-ablate": "capret_jax.commands.run_ablation",
+    "capret-plan": "capret_jax.commands.plan",
+}
 
 setuptools.setup(
     name="capret_jax",
@@ -84,9 +99,12 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["capret_jax", "capret_jax.*"]),
+    entry_points={
+        "console_scripts": [f"{name} = {module}:cli" for name, module in COMMANDS.items()]
+    },
     package_data={
         "capret_jax.ablation": ["report.html.jinja", "report.md.jinja"],
-        "capret_jax.retrieval": ["report.html.jinja"],
+        "capret_jax.evaluation": ["report.html.jinja"],
         "capret_jax.serve": ["page.html"],
     },
     install_requires=REQUIREMENTS,

@@ -131,7 +131,8 @@ def test_a_slurm_job_that_is_stopped_is_requeued_once_it_has_saved(slurm, tmp_pa
 
 def test_processes_find_each_other_through_slurm():
     program = (
-        "import jax; from capret_jax.distributed.process_group import join; join(None, None, None, True); "
+        "import jax; from capret_jax.distributed.process_group import join; "
+        "join(None, None, None, True); "
         "print('process', jax.process_index(), jax.process_count(), len(jax.devices()))"
     )
     # The port follows from the job's number.

@@ -6,6 +6,7 @@ Runs on CPU devices; what is measured is the loss and its gradients, features to
 """
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from capret_jax.config import MeshConfig
+from capret_jax.config import LossConfig, MeshConfig
 from capret_jax.distributed.mesh import AXES, make_mesh, replicated
-from capret_jax.losses.arcface import arcface_loss
+from capret_jax.losses import StepContext
+from capret_jax.losses.arcface import ClassHead, arcface_loss
 
 _CLASSES = flags.DEFINE_integer("classes", 1_000_000, "C; a multiple of --devices.")
 _DEVICES = flags.DEFINE_integer("devices", 8, "Devices to split them over.")
@@ -40,14 +42,15 @@ def _row(devices: int) -> str:
     sizes, key = np.broadcast_to(1, _CLASSES.value), jax.random.key(0)
 
     def loss(weights, features, labels):
-        options = {"margin": 0.15, "scale": 30.0, "sampled": _SAMPLED.value}
-        return arcface_loss(features, weights, labels, sizes, mesh, key, **options).value
+        config = LossConfig(arcface_sampled=float(_SAMPLED.value))
+        head, context = ClassHead(weights, sizes), StepContext(mesh, key)
+        return arcface_loss(features, head, labels, context, config).value
 
     shape = (_CLASSES.value, 1, _WIDTH.value)
     weights = jax.jit(lambda: 0.02 * jax.random.normal(key, shape), out_shardings=split)()
     features = jax.random.normal(key, (_BATCH.value, _WIDTH.value))
     features /= jnp.linalg.norm(features, axis=1, keepdims=True)
-    labels = jax.random.randint(key, _BATCH.value, 0, _CLASSES.value)
+    labels = jax.random.randint(key, (int(_BATCH.value),), 0, _CLASSES.value)
     function = jax.jit(
         jax.value_and_grad(loss, (0, 1)),
         in_shardings=(split, whole, whole),
@@ -58,7 +61,7 @@ def _row(devices: int) -> str:
     start = time.perf_counter()
     value, _ = jax.block_until_ready(compiled(*arguments))
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     sizes_mb = (
         memory.argument_size_in_bytes / 1e6,
         memory.output_size_in_bytes / 1e6,

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: input, training step and embedding, each on its own.
+"""Speed of the input, of the training step and of the embedding, each measured alone.
 
     python tools/bench_step.py --config=configs/demo.py
 
@@ -23,9 +23,13 @@ from ml_collections import config_flags
 from capret_jax.command_line import load_config, run
 from capret_jax.config import from_config_dict
 from capret_jax.distributed.mesh import to_global
+from capret_jax.evaluation.context import EvaluationContext
+from capret_jax.evaluation.photograph_reader import PhotographReader
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops
 from capret_jax.roofline.peak import matmul_peak
-from capret_jax.train.experiment import Experiment
+from capret_jax.train.run import Run
+from capret_jax.train.step import make_step
+from capret_jax.train.trainer import Trainer
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The experiment.")
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.", lower_bound=1)
@@ -36,27 +40,26 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as workdir:
-        experiment = Experiment(from_config_dict(load_config(_CONFIG)), pathlib.Path(workdir))
-        peak = matmul_peak(experiment.mesh, experiment.config.compute.dtype)
+        bench = Run(from_config_dict(load_config(_CONFIG)), pathlib.Path(workdir))
+        peak = matmul_peak(bench.mesh, bench.config.compute.dtype)
         print(f"{'matrix product':12}{peak / 1e9:10.0f} GFLOP/s")
-        _bench_input(experiment)
-        _bench_step(experiment, peak)
-        _bench_embedding(experiment, peak)
+        _bench_input(bench)
+        _bench_step(bench, peak)
+        _bench_embedding(bench, peak)
 
 
-def _bench_input(experiment: Experiment) -> None:
-    iterator = experiment.training_iterator()
+def _bench_input(bench: Run) -> None:
+    iterator = Trainer(bench).iterator()
     next(iterator)
-    _show("input", experiment.config.batch_size, _seconds(lambda: next(iterator)))
+    _show("input", bench.config.batch_size, _seconds(lambda: next(iterator)))
     iterator.close()
 
 
-def _bench_step(experiment: Experiment, peak: float) -> None:
-    config = experiment.config
-    iterator = experiment.training_iterator()
-    batch = to_global(experiment.mesh, next(iterator))
+def _bench_step(bench: Run, peak: float) -> None:
+    iterator = Trainer(bench).iterator()
+    batch = to_global(bench.mesh, next(iterator))
     iterator.close()
-    step, state = experiment.make_step(), experiment.fresh_state()
+    step, state = make_step(bench.setup), bench.fresh_state()
     classes = state.params["arcface"].shape[0]
 
     def train():
@@ -65,26 +68,26 @@ def _bench_step(experiment: Experiment, peak: float) -> None:
         jax.block_until_ready(metrics)
 
     _show_compilation("step", train)
-    items, tokens = batch.token_ids.shape
-    images = len(batch.image)
-    flops = ideal_step_flops(config.model, config.loss, images, items, tokens, classes)
-    _show("step", images, _seconds(train), flops / peak)
+    flops = ideal_step_flops(bench.config, classes)
+    _show("step", len(batch.image), _seconds(train), flops / peak)
 
 
-def _bench_embedding(experiment: Experiment, peak: float) -> None:
-    params, pictures = experiment.fresh_state().params["model"], next(iter(experiment.views()))
+def _bench_embedding(bench: Run, peak: float) -> None:
+    context, state = EvaluationContext(bench), bench.fresh_state()
+    reader = PhotographReader(bench, bench.dataset.validation)
+    pictures, _ = next(reader.batches())
 
     def embed():
-        experiment.embedder.embed(params, pictures)
+        context.embedder.embed(state.model, pictures)
 
     _show_compilation("embedding", embed)
     images = len(pictures.image)
-    flops = ideal_embedding_flops(experiment.config.model, images)
+    flops = ideal_embedding_flops(bench.config.model, images)
     _show("embedding", images, _seconds(embed), flops / peak)
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Of one call, on average."""
+    """Mean seconds of a call."""
     start = time.perf_counter()
     for _ in range(_BATCHES.value):
         function()
@@ -92,7 +95,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def _show(name: str, images: int, seconds: float, ideal: float | None = None) -> None:
-    """`ideal` is the time in seconds that the matrix products alone would take."""
+    """Prints a rate; `ideal` is the time in seconds that the matrix products alone would take."""
     share = "" if ideal is None else f"{ideal / seconds:8.1%} of the matrix product's rate"
     print(f"{name:14}{images / seconds:8.0f} images/s{share}")
 

@@ -22,15 +22,22 @@ from absl import app, flags
 from jax.sharding import Mesh
 from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 
-from capret_jax.config import SIZES, ComputeConfig, LossConfig, MeshConfig, OptimizerConfig
+from capret_jax.config import (
+    SIZES,
+    DataConfig,
+    ExperimentConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
 from capret_jax.data.batch import Batch
 from capret_jax.distributed.mesh import make_mesh, to_global
-from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops
 from capret_jax.roofline.peak import matmul_peak
-from capret_jax.train.optimizer import make_optimizer
-from capret_jax.train.state import abstract_state, init_state
+from capret_jax.train.setup import StepSetup
+from capret_jax.train.state import init_state
 from capret_jax.train.step import make_step
 
 _BATCH = flags.DEFINE_integer("batch_size", 8, "Images, and texts.")
@@ -48,7 +55,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     ours, theirs = Ours(config), Theirs(config)
     images = _BATCH.value
-    step_flops = ideal_step_flops(config, _LOSS, images, images, _TOKENS.value, _CLASSES)
+    step_flops = ideal_step_flops(_experiment(config), _CLASSES)
     peaks = matmul_peak(_one_device()), _torch_peak()
     print(f"matmul peak: JAX {peaks[0] / 1e9:.0f}, PyTorch {peaks[1] / 1e9:.0f} GFLOP/s")
     print(f"{'images/s':12}{'JAX':>8}{'of peak':>9}{'PyTorch':>9}{'of peak':>9}{'ratio':>7}")
@@ -65,28 +72,32 @@ def main(argv: list[str]) -> None:
         )
 
 
+def _experiment(model: ModelConfig) -> ExperimentConfig:
+    return ExperimentConfig(
+        batch_size=_BATCH.value,
+        model=model,
+        data=DataConfig(max_tokens=_TOKENS.value),
+        loss=dataclasses.replace(_LOSS, matching_group=_BATCH.value),
+        optimizer=OptimizerConfig(warmup_steps=1),
+    )
+
+
 class Ours:
     """The library's own step and embedding."""
 
-    def __init__(self, config):
+    def __init__(self, model: ModelConfig):
         mesh = _one_device()
-        optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), 1000)
-        graphdef, params = abstract_model(config, ComputeConfig().on("cpu"))
-        abstract = abstract_state(config, _CLASSES, optimizer, mesh)
-        sizes = np.ones(_CLASSES, int)
-        loss = dataclasses.replace(_LOSS, matching_group=_BATCH.value)
-        self._step = make_step(
-            graphdef, loss, False, "float32", optimizer, mesh, abstract, 0, sizes
-        )
-        self._state = init_state(config, _CLASSES, optimizer, 0, mesh)
-        self._embedder = Embedder(graphdef, params, False, "float32", mesh)
+        config = _experiment(model)
+        setup = StepSetup.create(config, mesh, np.ones(_CLASSES, int))
+        self._step, self._state = make_step(setup), init_state(setup)
+        self._embedder = Embedder(model, config.data.view, setup.config.compute, mesh)
         rng = np.random.default_rng(0)
         images, tokens = _BATCH.value, _TOKENS.value
         picture = rng.integers(0, 256, (images, _SIZE.value, _SIZE.value, 3), np.uint8)
         self._pictures = PictureBatch.without_captions(picture, np.ones((images, 1, 4), np.float32))
         batch = Batch(
             image=picture,
-            token_ids=rng.integers(0, config.vocab_size, (images, tokens), np.int32),
+            token_ids=rng.integers(0, model.vocab_size, (images, tokens), np.int32),
             token_mask=np.ones((images, tokens), np.int32),
             identity=np.arange(images, dtype=np.int32),
             caption_id=np.arange(images, dtype=np.int32),

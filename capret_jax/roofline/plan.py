@@ -86,7 +86,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
             "libtpu, which pip install 'capret_jax[tpu]' brings "
             f"({str(error).splitlines()[0]})."
         ) from error
-    devices = list(found.devices)
+    devices: list[Any] = list(found.devices)
     if devices[0].device_kind not in CHIPS:
         raise InputError(f"--topology={topology}: nothing is known of {devices[0].device_kind}.")
     return devices
