@@ -77,13 +77,13 @@ EXTRAS["dev"] += ["playwright>=1.49,<2", "httpx>=0.28"]
 EXTRAS["dev"] += ["pytest-xdist>=3.6,<4", "nbclient>=0.10", "ipykernel>=6.29"]
 EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"] + EXTRAS["captioning"]
 
-# Each of them is a `cli()` in capret_jax/commands; tools/ has the same as scripts.
+# Modules with a function `cli`. The scripts in tools/ run the same functions.
 COMMANDS = {
     "capret-train": "capret_jax.main",
     "capret-convert": "capret_jax.commands.convert_torch_ckpt",
     "capret-prepare": "capret_jax.commands.prepare_deepfashion2",
     "capret-index": "capret_jax.commands.build_index",
-    "capret-serve": "capret_jax.commands.serve",
+    "capret-serve": "capret_jax.serve.app",
     "capret-score": "capret_jax.commands.score_deepfashion2",
     "capret-collect": "capret_jax.commands.collect_captions",
     "capret-ablate": "capret_jax.commands.run_ablation",

@@ -1,4 +1,4 @@
-"""What every program here does around its `main`."""
+"""Parsing of flags and reporting of errors, common to all commands."""
 
 import sys
 import traceback
@@ -9,27 +9,34 @@ import ml_collections
 from absl import app, flags, logging
 
 from capret_jax.distributed.part import Part
-from capret_jax.distributed.process_group import label, leave
+from capret_jax.distributed.process_group import exit_after_error, process_label
 from capret_jax.errors import InputError
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Parses flags, calls `main`; a mistake in the input is one line on stderr and exit code 2."""
+    """Parses the flags and calls a command's `main`.
+
+    An `InputError` or a diverged loss is reported as one line on stderr with exit code 2, any other
+    exception by its traceback with exit code 1.
+
+    Args:
+        main: a function of the arguments that are no flags, the program's name first.
+    """
     logging.set_verbosity(logging.WARNING)
     _adopt_flags(sys.modules[main.__module__])
     try:
         app.run(main, flags_parser=_parse_flags)
     except (InputError, FloatingPointError) as error:
-        print(f"error{label()}: {' '.join(str(error).split())}", file=sys.stderr)
-        leave(2)
+        print(f"error{process_label()}: {' '.join(str(error).split())}", file=sys.stderr)
+        exit_after_error(2)
     except Exception:
         traceback.print_exc()
-        print(f"failed{label()}", file=sys.stderr)
-        leave(1)
+        print(f"failed{process_label()}", file=sys.stderr)
+        exit_after_error(1)
 
 
 def _adopt_flags(module: types.ModuleType) -> None:
-    """Lets --help show a command's own text and flags, whatever script it was started by."""
+    """Makes --help show the docstring and flags of a command's module, not of its script."""
     if module.__name__ == "__main__":
         return
     sys.modules["__main__"].__doc__ = module.__doc__
@@ -38,10 +45,10 @@ def _adopt_flags(module: types.ModuleType) -> None:
 
 
 def load_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
-    """What a `DEFINE_config_file` flag names, with its overrides.
+    """Loads the config of a `DEFINE_config_file` flag, with its overrides applied.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
     """
     try:
         return flag.value.copy_and_resolve_references()
@@ -50,10 +57,10 @@ def load_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:
 
 
 def parse_part(text: str) -> Part:
-    """Parses "i/n", the i-th of n parts of the work, from 0.
+    """Parses the value "i/n" of a flag --part, i from 0.
 
     Raises:
-        InputError: it is something else.
+        InputError: the text has another form, or i is not less than n.
     """
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
@@ -62,7 +69,7 @@ def parse_part(text: str) -> Part:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Flag mistakes, unknown config keys among them, end like every other mistake."""
+    """Parses the flags, raising `InputError` for mistakes, unknown config keys included."""
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

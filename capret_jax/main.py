@@ -6,7 +6,7 @@ import signal
 import sys
 from types import FrameType
 
-# Read by libraries when they are first imported: no advice on installing torch, no XLA banners.
+# Libraries read these at import: no advice on installing torch, no XLA banners.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -26,13 +26,13 @@ from capret_jax.train.preemption import RESUME
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, e.g. configs/demo.py.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/demo.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, curves and results.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, when there are several processes."
 )
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Join the processes that Slurm, Open MPI or a TPU pod started."
 )
@@ -40,7 +40,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
-    """Trains and evaluates the config that the flags name."""
+    """Trains and evaluates the run that the flags describe."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
     signal.signal(signal.SIGTERM, _stop)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Outside of training there is nothing to save."""
+    """Handles SIGTERM outside of training, where there is nothing to save."""
     del number, frame
     print(f"stopped by SIGTERM: {RESUME}", flush=True)
     sys.exit(0)

@@ -1,7 +1,7 @@
-"""The whole system in minutes on two CPU cores: a tiny X2-VLM, trained from scratch on drawings.
+"""A demo in minutes on two CPU cores: a tiny X2-VLM, trained from scratch on synthetic pictures.
 
-`configs/demo.py:long` takes a quarter of an hour: more pixels, depth, garments and steps, and
-more of the views that teach to find garments.
+`configs/demo.py:long` takes a quarter of an hour: more pixels, layers, garments and steps, and more
+wide views, from which the model learns to detect garments.
 """
 
 import dataclasses
@@ -23,7 +23,10 @@ from capret_jax.errors import InputError
 
 
 def get_config(kind: str = "short"):
-    """Every key can be overridden: --config.loop.steps=200.
+    """Returns the config; every key can be overridden: --config.loop.steps=200.
+
+    Args:
+        kind: "short" or "long".
 
     Raises:
         InputError: `kind` is neither "short" nor "long".
@@ -46,20 +49,20 @@ def _short():
                 SIZES["tiny"],
                 embed_dim=128,
                 vocab_size=256,
-                # Categories are told apart by shape, which takes more than colours and patterns do.
+                # Categories differ in shape, which takes a wider model than colours and patterns.
                 vision_width=96,
-                # Captions from a template need little depth, and their layers cost the most here.
+                # Template captions need few layers, and text layers cost the most time here.
                 text_layers=1,
                 fusion_layers=1,
                 drop_path=0.0,
                 dropout=0.0,
             ),
             data=DataConfig(
-                # The other fields say nothing of the garment, and cost a third of the time.
+                # The other fields do not describe the garment, and cost a third of the time.
                 captions=CaptionConfig(fields=("category",)),
                 max_tokens=12,
-                # Every identity comes back twice as often as with 4 views, which ArcFace needs to
-                # get going: its class directions move only when their identity is seen.
+                # Each identity is in twice as many batches as with 4 views. ArcFace needs that: its
+                # class directions change only in batches with their identity.
                 views_per_identity=2,
                 augment=AugmentConfig(brightness=0.15, erase=0.0, wide=0.45),
                 read=ReadConfig(threads=1, cached_images=10_000),
@@ -71,8 +74,8 @@ def _short():
                 decay="cosine",
                 weight_decay=0.05,
                 clip_norm=1.0,
-                # 768 correlated pixels feed each output: at the full rate the brightness of a
-                # patch swings by more than anything else it could say.
+                # Each output sums 768 correlated pixel values: at the full rate a patch's
+                # brightness would dominate its embedding.
                 rate_multipliers=(("model/vision/patch_embed", 0.2),),
             ),
             loop=LoopConfig(steps=3200, log_every=50, checkpoint_every=800),

@@ -1,7 +1,7 @@
-"""A tiny X2-VLM that knows language and objects: what a published checkpoint is to photographs.
+"""Pre-training of a tiny X2-VLM, the demo's counterpart of a published checkpoint.
 
-It learns from drawings of garments that the demo never shows, with captions that tell their
-details, and to answer questions about them. Nobody tells it which drawings are of one garment.
+The model learns from synthetic pictures of garments that are not in the demo's dataset, with
+captions that describe their details and questions about them, without their identities.
 """
 
 import pathlib
@@ -11,13 +11,13 @@ from capret_jax.data.schema import DETAILS, LEVELS
 
 
 def get_config():
-    """Every key can be overridden: --config.loop.steps=200."""
+    """Returns the config; every key can be overridden: --config.loop.steps=200."""
     config = _demo()
     config.model.vocab_size, config.model.decoder_layers = 320, 1
     data = config.data
     data.variant, data.read.cached_images = "pretrain", 20_000
     data.captions.fields, data.captions.short = ("category", *DETAILS), 0.2
-    # As a published model does, it knows the words that others will use of other things.
+    # As in a published model, the vocabulary holds words of captions that it is not trained on.
     data.vocabulary, data.max_tokens = tuple(LEVELS), 28
     data.views_per_identity, data.augment.wide = 0, 0.1
     config.loss.update(
@@ -29,6 +29,6 @@ def get_config():
 
 
 def _demo():
-    """The same tiny model and optimizer."""
+    """Returns the demo's config, with the same model and optimizer."""
     path = pathlib.Path(__file__).with_name("demo.py")
     return runpy.run_path(str(path))["get_config"]()

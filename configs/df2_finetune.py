@@ -22,10 +22,10 @@ from capret_jax.config import (
 
 
 def get_config():
-    """Every key can be overridden: --config.batch_size=256."""
+    """Returns the config; every key can be overridden: --config.batch_size=256."""
     return to_config_dict(
         ExperimentConfig(
-            # On a v5e:4x4 (docs/scaling.md); fewer chips or smaller ones want a smaller batch.
+            # For a v5e:4x4 (docs/scaling.md); fewer or smaller chips need a smaller batch.
             batch_size=1024,
             init_from="checkpoints/base",
             model=dataclasses.replace(SIZES["base"], image_size=384),
@@ -42,8 +42,8 @@ def get_config():
                 learning_rate=8e-5,
                 warmup_steps=500,
                 clip_norm=1.0,
-                # Class directions start from nothing and move only when their identity is seen:
-                # at the backbone's rate they would not get anywhere.
+                # Class directions are random at first and change only in batches with their
+                # identity: the backbone's learning rate is too low for them.
                 rate_multipliers=(("arcface", 100.0),),
             ),
             loop=LoopConfig(steps=5_000, checkpoint_every=500),

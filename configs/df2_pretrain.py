@@ -4,7 +4,7 @@
         --config.data.source_dir=/data/DeepFashion2
 
 Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`, or BEiT-v2 and BERT
-(docs/checkpoints.md); `df2_finetune.py` then goes on with --config.init_from=runs/df2_pretrain.
+(docs/checkpoints.md); `df2_finetune.py` then starts with --config.init_from=runs/df2_pretrain.
 """
 
 from capret_jax.config import (
@@ -21,7 +21,7 @@ from capret_jax.config import (
 
 
 def get_config():
-    """Every key can be overridden: --config.loss.mlm=0.5."""
+    """Returns the config; every key can be overridden: --config.loss.mlm=0.5."""
     return to_config_dict(
         ExperimentConfig(
             batch_size=256,
@@ -35,7 +35,7 @@ def get_config():
                 views_per_identity=2,
                 read=ReadConfig(threads=16, prefetch=8),
             ),
-            # Identities wait for the fine-tuning: they know nothing of language or boxes.
+            # Identities are for the fine-tuning: they teach neither language nor boxes.
             loss=LossConfig(itc=1.0, itm=1.0, mlm=1.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2500, clip_norm=1.0),
             loop=LoopConfig(steps=50_000, checkpoint_every=2500),

@@ -1,4 +1,4 @@
-"""X2-VLM base as it was pre-trained, evaluated on DeepFashion2 without seeing any of it.
+"""Zero-shot evaluation on DeepFashion2 of X2-VLM base as it was pre-trained.
 
     python -m capret_jax.main --config=configs/df2_zeroshot.py --workdir=runs/df2_zeroshot \\
         --config.data.source_dir=/data/DeepFashion2
@@ -19,7 +19,7 @@ from capret_jax.config import (
 
 
 def get_config():
-    """Every key can be overridden: --config.init_from=checkpoints/coco."""
+    """Returns the config; every key can be overridden: --config.init_from=checkpoints/coco."""
     return to_config_dict(
         ExperimentConfig(
             mode="evaluate",

@@ -2,9 +2,9 @@
 
     python launch/local_processes.py 2 --config=configs/demo.py --workdir=runs/two
 
-The first process prints; the others are silent unless they fail. SIGTERM goes on to all of them:
-they save and end. The exit code is 0, or that of the first process that failed, whose companions
-are then stopped: they would wait for it forever.
+The first process prints; the others are silent unless they fail. SIGTERM is passed on to all of
+them: they save and end. When a process fails, the others are killed, since they would wait for it
+forever. The exit code is 0, or that of the process that failed first.
 """
 
 import os
@@ -16,7 +16,7 @@ import time
 
 
 def main() -> int:
-    """Starts the processes and waits for them."""
+    """Starts the processes and waits for them; returns the exit code."""
     if len(sys.argv) < 2 or not sys.argv[1].isdigit() or int(sys.argv[1]) < 1:
         print(f"usage: {sys.argv[0]} PROCESSES --config=... --workdir=...", file=sys.stderr)
         return 2

@@ -1,13 +1,13 @@
 #!/bin/bash
-# Trains on all hosts of a TPU slice that runs already, from a machine with gcloud:
+# Trains on all hosts of a running TPU slice, started from a machine with gcloud:
 #
 #     launch/tpu_pod.sh my-v5e-16 us-west4-a \
 #         --config=configs/df2_finetune.py --workdir=/mnt/shared/runs/df2
 #
-# It sends the project as it is here, brings Python 3.11 (the images may have 3.10) and starts one
+# Copies the project's working tree, installs Python 3.11 (the images may have 3.10) and starts one
 # process per host. Workdir and dataset lie on a disk that all hosts share, such as Filestore or a
-# bucket mounted with gcsfuse. A run of before is told to save and end first, so the same command
-# takes it up again, after a preemption as well as after Ctrl-C.
+# bucket mounted with gcsfuse. A run that is still active gets SIGTERM first, so that it saves and
+# ends. So the same command resumes a run, after a preemption as well as after Ctrl-C.
 
 set -euo pipefail
 
@@ -25,7 +25,7 @@ on_all_hosts() {
 
 archive=$(mktemp --suffix=.tar.gz)
 trap 'rm -f "$archive"' EXIT
-# What git knows or would: neither .venv nor runs.
+# Files that git tracks or does not ignore, so neither .venv nor runs.
 git -C "$project" ls-files --cached --others --exclude-standard -z |
     tar -C "$project" --null --ignore-failed-read -czf "$archive" -T -
 gcloud compute tpus tpu-vm scp "$archive" "$name:capret_jax.tar.gz" --zone="$zone" --worker=all
@@ -38,7 +38,7 @@ on_all_hosts '
     mkdir -p capret_jax
     tar -C capret_jax -xzf capret_jax.tar.gz
     cd capret_jax
-    # In a folder of its own, since some images lock the Python they come with.
+    # Into a separate folder, since some images forbid installing into their Python.
     python3 -m pip install --quiet --upgrade --target .uv uv
     [ -x .venv/bin/python ] || .uv/bin/uv venv --quiet --python 3.11 .venv
     .uv/bin/uv pip install --quiet --python .venv/bin/python --editable ".[tpu]"

@@ -37,7 +37,7 @@ def load(name: str, *kind: str) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def shrink(splits, tmp_path_factory):
-    """Sizes, places and steps for this machine; everything else is the config's own."""
+    """Replaces sizes, paths and numbers of steps; all other settings are the config's."""
     root = tmp_path_factory.mktemp("df2")
     write_raw(root / "raw", splits)
     params = init_params(SMALL_MODEL, jax.random.key(0))
@@ -99,7 +99,7 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
         config,
         compute=ComputeConfig(),
         data=dataclasses.replace(config.data, view=view),
-        # What compiles fast: tests/train/test_forward.py has the other terms with regions.
+        # These compile fast; tests/train/test_forward.py has the other terms with regions.
         loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
     )
     evaluation = dataclasses.replace(config.evaluation, rerank=3)
@@ -112,7 +112,7 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
     assert metrics["reranked"]["k"] == 3 and metrics["reranked"]["items_encoded"] > 0
 
 
-def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):
+def test_official_files_and_detected_boxes_are_evaluated(shrink, tmp_path):
     config = shrink(load("df2_zeroshot"))
     raw = pathlib.Path(config.data.source_dir)
     # Perfect detections of all but the first consumer's photograph, and official files that name
@@ -149,20 +149,20 @@ def test_official_files_and_detected_boxes_have_their_numbers(shrink, tmp_path):
     evaluation = dataclasses.replace(config.evaluation, detections=str(tmp_path / "found.json"))
     evaluate(Run(dataclasses.replace(config, evaluation=evaluation), tmp_path / "run"))
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
-    asked = sum(query["style"] > 0 for query in queries)
-    assert metrics["queries"] == metrics["official"]["queries"] == asked - 1
+    query_count = sum(query["style"] > 0 for query in queries)
+    assert metrics["queries"] == metrics["official"]["queries"] == query_count - 1
     assert metrics["official"]["ground_truth"] == "val_query.json and val_gallery.json"
     detected = metrics["detected"]
     without = sum(q["query_image_id"] == first and q["style"] > 0 for q in queries)
     assert detected["official"]["without_results"] == without > 0
     assert detected["official"]["missed"] == 0
-    # The same boxes, so the same answers but for those that nobody speaks for.
+    # Equal boxes give equal results, except for the queries without a detection.
     assert detected["top_20"] <= metrics["top_20"]
     assert detected["mAP"] <= metrics["mAP"] + 1e-6
     assert detected["queries"] == metrics["queries"]
 
 
-def test_the_zero_shot_config_evaluates_what_it_starts_from(shrink, tmp_path, capsys):
+def test_the_zero_shot_config_evaluates_its_initial_model(shrink, tmp_path, capsys):
     evaluate(Run(shrink(load("df2_zeroshot")), tmp_path))
     assert "starting from" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())

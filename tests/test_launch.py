@@ -1,4 +1,4 @@
-"""The launch scripts, with stand-ins for the commands of clusters that are not here."""
+"""The launch scripts, with fake commands in place of a cluster's."""
 
 import os
 import pathlib
@@ -11,13 +11,13 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What a run prints when it ends in order: its arguments.
+# A program that writes its arguments to a file.
 FAKE_PYTHON = '#!/bin/bash\nprintf "%s\\n" "$@" > arguments\n'
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """Puts a shell script into the PATH."""
+    """Adds shell scripts to the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -32,7 +32,7 @@ def commands(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pod(tmp_path, commands):
-    """Two hosts behind a stand-in for gcloud; their Python writes down its arguments."""
+    """Two hosts behind a fake gcloud; their Python writes its arguments to a file."""
     hosts = [tmp_path / "host0", tmp_path / "host1"]
     for host in hosts:
         (host / "capret_jax" / ".uv" / "bin").mkdir(parents=True)
@@ -77,7 +77,7 @@ def test_a_pod_runs_the_project_on_every_host(pod):
         assert "--editable .[tpu]" in calls
         arguments = (host / "capret_jax" / "arguments").read_text().splitlines()
         assert arguments == ["-m", "capret_jax.main", "--distributed", *flags]
-        # The run of before was told to save.
+        # An active run gets SIGTERM, to save its state.
         assert "-TERM" in (host / "pkill_calls").read_text()
 
 
@@ -89,7 +89,7 @@ def test_a_pod_without_a_zone_is_refused():
 
 @pytest.fixture
 def slurm(tmp_path, commands):
-    """Starts the batch script where `srun` runs what follows its flags, as on one node."""
+    """Starts the batch script with an `srun` that runs a fake command, as on one node."""
     commands("srun", 'shift 2; echo "$@" > command; exec bash fake_run')
     commands("scancel", 'echo "$@" > scancel_call; kill -TERM $(cat pid)')
     commands("scontrol", 'echo "$@" > scontrol_call')
@@ -129,13 +129,13 @@ def test_a_slurm_job_that_is_stopped_is_requeued_once_it_has_saved(slurm, tmp_pa
     assert (tmp_path / "scontrol_call").exists() is (code == 0)
 
 
-def test_processes_find_each_other_through_slurm():
+def test_processes_join_through_slurm_variables():
     program = (
         "import jax; from capret_jax.distributed.process_group import join; "
         "join(None, None, None, True); "
         "print('process', jax.process_index(), jax.process_count(), len(jax.devices()))"
     )
-    # The port follows from the job's number.
+    # JAX derives the port from the job id.
     cluster = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost"}
     processes = [
         subprocess.Popen(
@@ -156,5 +156,5 @@ def test_processes_find_each_other_through_slurm():
         for index in range(2)
     ]
     printed = [process.communicate(timeout=60)[0] for process in processes]
-    # The second process is silent.
+    # Only process 0 prints.
     assert printed == ["process 0 2 4\n", ""]

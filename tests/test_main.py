@@ -1,22 +1,28 @@
-"""The command line: one line and exit code 2 for every mistake, and nothing half-written."""
+"""The command line of training: a mistake gives one line, exit code 2 and no workdir."""
 
 import pathlib
-import subprocess
-import sys
+import signal
 
 import pytest
+
+from tests.commands import in_process
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def call(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "capret_jax.main", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@pytest.fixture(autouse=True)
+def restore_sigterm():
+    """Restores the handler that the command replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def check(workdir: pathlib.Path, code: int, errors: str, message: str) -> None:
+    assert code == 2, errors
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1, errors
+    assert not workdir.exists()
 
 
 @pytest.mark.parametrize(
@@ -27,12 +33,12 @@ def call(*flags: str) -> subprocess.CompletedProcess:
         (["--config.mode=dream"], "config.mode='dream'"),
         (["--workdir=/proc/nowhere"], "--workdir=/proc/nowhere cannot be written"),
         (["--config=configs/absent.py"], "configs/absent.py"),
+        (["config.seed=1"], "unexpected argument 'config.seed=1'"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, flags, message):
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(ROOT)
     workdir = tmp_path / "run"
-    done = call("--config=configs/demo.py", f"--workdir={workdir}", *flags)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not workdir.exists()
+    default = "--config=configs/demo.py", f"--workdir={workdir}"
+    code, _, errors = in_process.call("capret_jax.main", *default, *flags)
+    check(workdir, code, errors, message)

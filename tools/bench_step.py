@@ -1,11 +1,11 @@
-"""Speed of the input, of the training step and of the embedding, each measured alone.
+"""Benchmark of the input pipeline, the training step and the embedding, each measured alone.
 
     python tools/bench_step.py --config=configs/demo.py
 
-Compilation is timed apart. Figures are images per second of this machine, and the FLOPs that the
-model's mathematics needs for them as a fraction of what a plain matrix product reaches here (the
-model FLOPs utilisation, with a measured peak). The input is measured alone and so has all cores,
-which in training it shares with the step.
+Compilation is timed separately. Figures are images per second on this machine, and the model FLOPs
+utilisation: the FLOPs that the model needs for them as a fraction of the measured peak rate of a
+matrix product. Measured alone, the input pipeline has all cores, which it shares with the step in
+training.
 """
 
 import os
@@ -31,8 +31,8 @@ from capret_jax.train.run import Run
 from capret_jax.train.step import make_step
 from capret_jax.train.trainer import Trainer
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "The experiment.")
-_BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.", lower_bound=1)
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "Config file.")
+_BATCHES = flags.DEFINE_integer("batches", 20, "Number of batches to time.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
@@ -87,7 +87,7 @@ def _bench_embedding(bench: Run, peak: float) -> None:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    """Mean seconds of a call."""
+    """Returns the mean seconds of a call."""
     start = time.perf_counter()
     for _ in range(_BATCHES.value):
         function()
@@ -95,7 +95,7 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def _show(name: str, images: int, seconds: float, ideal: float | None = None) -> None:
-    """Prints a rate; `ideal` is the time in seconds that the matrix products alone would take."""
+    """Prints a rate; `ideal` is the time in seconds of the matrix products at the peak rate."""
     share = "" if ideal is None else f"{ideal / seconds:8.1%} of the matrix product's rate"
     print(f"{name:14}{images / seconds:8.0f} images/s{share}")
 

@@ -1,11 +1,12 @@
-"""Embedding and training on this machine, against the same mathematics in PyTorch.
+"""Benchmark of embedding and training against an equivalent model in PyTorch.
 
     pip install torch
     python tools/bench_torch.py --batch_size=8 --image_size=224
 
-Base size, float32, random weights, no dropout. In PyTorch: BEiT and BERT layers of `transformers`
-with their fused attention, AdamW fused. Both have the same threads, take turns in one process, and
-show the fraction of the machine's own matmul peak, each measured with its own library.
+Base size, float32, random weights, no dropout. The PyTorch model has BEiT and BERT layers of
+`transformers` with fused attention, and fused AdamW. Both use the same threads and take turns in
+one process. Rates are also given as a fraction of the peak rate of matrix products, measured with
+each library.
 """
 
 import dataclasses
@@ -40,10 +41,10 @@ from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import init_state
 from capret_jax.train.step import make_step
 
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Images, and texts.")
-_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels.")
-_TOKENS = flags.DEFINE_integer("tokens", 32, "Of each text.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each; the fastest counts.")
+_BATCH = flags.DEFINE_integer("batch_size", 8, "Number of images, and of texts.")
+_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the images in pixels.")
+_TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens of each text.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of measurements; the fastest counts.")
 _CLASSES = 256
 _LOSS = LossConfig(itc=1.0, itm=1.0, box_l1=1.0, box_giou=1.0, arcface=1.0)
 
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
     del argv
     config = dataclasses.replace(SIZES["base"], image_size=_SIZE.value, dropout=0.0, drop_path=0.0)
     torch.set_num_threads(os.cpu_count() or 1)
-    ours, theirs = Ours(config), Theirs(config)
+    ours, theirs = JaxModel(config), TorchModel(config)
     images = _BATCH.value
     step_flops = ideal_step_flops(_experiment(config), _CLASSES)
     peaks = matmul_peak(_one_device()), _torch_peak()
@@ -82,8 +83,8 @@ def _experiment(model: ModelConfig) -> ExperimentConfig:
     )
 
 
-class Ours:
-    """The library's own step and embedding."""
+class JaxModel:
+    """The training step and the embedding of capret_jax."""
 
     def __init__(self, model: ModelConfig):
         mesh = _one_device()
@@ -107,17 +108,17 @@ class Ours:
         self._batch = to_global(mesh, batch)
 
     def embed(self):
-        """One batch."""
+        """Embeds one batch."""
         self._embedder.embed(self._state.params["model"], self._pictures)
 
     def train(self):
-        """One step."""
+        """Takes one training step."""
         self._state, metrics = self._step(self._state, self._batch)
         jax.block_until_ready(metrics)
 
 
-class Theirs(torch.nn.Module):
-    """The stand-in in PyTorch, losses included."""
+class TorchModel(torch.nn.Module):
+    """An equivalent model in PyTorch, with losses and optimizer."""
 
     def __init__(self, config):
         super().__init__()
@@ -151,12 +152,12 @@ class Theirs(torch.nn.Module):
         self._mask = torch.ones(images, _TOKENS.value)
 
     def embed(self):
-        """One batch."""
+        """Embeds one batch."""
         with torch.no_grad():
             self._image_features(self._states())
 
     def train(self, mode: bool | None = None):
-        """One step; with a mode, what `torch.nn.Module` means by it."""
+        """Takes one training step; with a mode, sets it as `torch.nn.Module.train` does."""
         if mode is not None:
             return super().train(mode)
         self._optimizer.zero_grad()
@@ -222,14 +223,14 @@ def _torch_peak(size: int = 2048) -> float:
 
 
 def _fastest(calls: list[Callable[[], object]]) -> list[float]:
-    """Seconds of each call's fastest turn, after one to warm up."""
+    """Returns the seconds of each function's fastest call, after one to warm up."""
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(1 + _ROUNDS.value):
-        for call, found in zip(calls, times, strict=True):
+        for call, seconds in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            found.append(time.perf_counter() - start)
-    return [min(found[1:]) for found in times]
+            seconds.append(time.perf_counter() - start)
+    return [min(seconds[1:]) for seconds in times]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Kills a run again and again, and compares its end with that of an undisturbed one.
+"""Kills and restarts a run repeatedly, and compares its final state with an undisturbed run's.
 
     python tools/check_restart.py --kills=10 --workdir=runs/restart -- \\
         --config=configs/demo.py --config.loop.checkpoint_every=50
 
-What follows `--` goes to `capret_jax.main`. Every kill is a SIGKILL at a random moment: while
-Python starts, while XLA compiles, in a step or in the middle of a save. Exits 0 when parameters,
-optimiser state and step are the same to the bit.
+Arguments after `--` are passed to `capret_jax.main`. Every kill is a SIGKILL at a random moment:
+while Python starts, while XLA compiles, in a step or during a save. The exit code is 0 when
+parameters, optimizer state and step are equal bit for bit.
 """
 
 import pathlib
@@ -25,31 +25,31 @@ from capret_jax.checkpoints.training import FOLDER
 from capret_jax.command_line import run
 from capret_jax.errors import InputError
 
-_KILLS = flags.DEFINE_integer("kills", 10, "How often.", lower_bound=1)
+_KILLS = flags.DEFINE_integer("kills", 10, "Number of kills.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for both runs, emptied.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
 
 
 def main(argv: list[str]) -> None:
-    """Runs both, compares, prints."""
-    root, overrides = pathlib.Path(_WORKDIR.value), argv[1:]
+    """Runs both, and compares their final states."""
+    root, arguments = pathlib.Path(_WORKDIR.value), argv[1:]
     whole, killed = root / "whole", root / "killed"
     for path in (whole, killed):
         shutil.rmtree(path, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
-    starting, training = _time(overrides, whole)
-    # Tries that all train from their first moment on would together just reach the end.
-    longest = starting + training / _KILLS.value
-    moments = random.Random(_SEED.value)
+    startup, training = _time(arguments, whole)
+    # So short that all killed runs together cannot reach the last step.
+    longest = startup + training / _KILLS.value
+    rng = random.Random(_SEED.value)
     for _ in tqdm(range(_KILLS.value), desc="kills"):
-        _kill(overrides, killed, moments.uniform(0, longest))
-    _finish(overrides, killed)
+        _kill(arguments, killed, rng.uniform(0, longest))
+    _finish(arguments, killed)
     arrays = _compare(_final_state(whole), _final_state(killed))
-    print(f"{_KILLS.value} kills, then the end of an undisturbed run to the bit: {arrays} arrays")
+    print(f"after {_KILLS.value} kills, {arrays} arrays equal an undisturbed run's bit for bit")
 
 
-def _start(overrides: list[str], workdir: pathlib.Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "capret_jax.main", f"--workdir={workdir}", *overrides]
+def _start(arguments: list[str], workdir: pathlib.Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "capret_jax.main", f"--workdir={workdir}", *arguments]
     with _log(workdir).open("w") as log:
         return subprocess.Popen([*command, "--config.mode=train"], stdout=log, stderr=log)
 
@@ -58,19 +58,19 @@ def _log(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.with_suffix(".log")
 
 
-def _time(overrides: list[str], workdir: pathlib.Path) -> tuple[float, float]:
-    """Seconds of a whole run, until its first step is done and from then on."""
-    begun, process = time.monotonic(), _start(overrides, workdir)
+def _time(arguments: list[str], workdir: pathlib.Path) -> tuple[float, float]:
+    """Measures a whole run: seconds until its first step is logged, and from then on."""
+    start, process = time.monotonic(), _start(arguments, workdir)
     curve = workdir / "metrics.jsonl"
     while process.poll() is None and not (curve.exists() and curve.stat().st_size):
         time.sleep(0.1)
-    starting = time.monotonic() - begun
+    startup = time.monotonic() - start
     _wait(process, workdir)
-    return starting, time.monotonic() - begun - starting
+    return startup, time.monotonic() - start - startup
 
 
-def _finish(overrides: list[str], workdir: pathlib.Path) -> None:
-    _wait(_start(overrides, workdir), workdir)
+def _finish(arguments: list[str], workdir: pathlib.Path) -> None:
+    _wait(_start(arguments, workdir), workdir)
 
 
 def _wait(process: subprocess.Popen, workdir: pathlib.Path) -> None:
@@ -78,8 +78,8 @@ def _wait(process: subprocess.Popen, workdir: pathlib.Path) -> None:
         raise InputError(f"the run failed, see {_log(workdir)}")
 
 
-def _kill(overrides: list[str], workdir: pathlib.Path, after: float) -> None:
-    process = _start(overrides, workdir)
+def _kill(arguments: list[str], workdir: pathlib.Path, after: float) -> None:
+    process = _start(arguments, workdir)
     try:
         process.wait(timeout=after)
     except subprocess.TimeoutExpired:
@@ -99,16 +99,16 @@ def _final_state(workdir: pathlib.Path) -> dict:
     return jax.device_get(ocp.load_checkpointables(path, {"state": abstract})["state"])
 
 
-def _compare(here: dict, there: dict) -> int:
-    """How many arrays are the same in both.
+def _compare(expected: dict, actual: dict) -> int:
+    """Compares two states bit for bit; returns their number of arrays.
 
     Raises:
-        InputError: one is not; the message names it.
+        InputError: an array differs; the message names it.
     """
-    pairs = zip(jax.tree.leaves_with_path(here), jax.tree.leaves_with_path(there), strict=True)
+    pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves_with_path(actual), strict=True)
     count = 0
-    for (path, ours), (other, theirs) in pairs:
-        if path != other or _bits(ours) != _bits(theirs):
+    for (path, first), (other_path, second) in pairs:
+        if path != other_path or _bits(first) != _bits(second):
             raise InputError(f"{jax.tree_util.keystr(path)} differs between the two runs")
         count += 1
     return count

@@ -12,7 +12,7 @@ from capret_jax.checkpoints.converted import ModelCard
 from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.checkpoints.relative_position import with_image_size
 from capret_jax.config import ModelConfig
-from capret_jax.distributed.mesh import place
+from capret_jax.distributed.mesh import with_shardings
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 
@@ -65,7 +65,7 @@ def initial_params(
         InputError: the checkpoint cannot be read.
     """
     folder = ModelFolder(source)
-    card, loaded = folder.card, folder.load_params(functools.partial(place, mesh))
+    card, loaded = folder.card, folder.load_params(functools.partial(with_shardings, mesh))
     loaded, _ = with_image_size(loaded, card.config, image_size)
     loaded, initial = (flatten_dict(tree, sep="/") for tree in (loaded, fresh))
     trained = loaded.keys() - set(card.fresh)

@@ -1,12 +1,12 @@
-"""Does it fit, and how fast can it be? Compiles the real step for TPUs that are not here.
+"""Plans a config for a TPU slice: compiles its real step without a TPU, and predicts its limits.
 
     pip install -e '.[tpu]'
     python tools/plan.py --config=configs/df2_finetune.py --topology=v5e:4x4 [--json=OUT]
 
-Needs no TPU and no data: libtpu compiles for the topology on this machine, in minutes. Per chip and
-step: memory, FLOPs of matrix products (recomputation included) against the model's ideal, bytes to
-and from HBM, bytes between chips, and the time that the slowest of the three allows (the roofline).
-Neither latency nor imperfect kernels are in it: it is a bound.
+Needs neither a TPU nor data: libtpu compiles for the topology on this machine, in minutes. The
+output has, per chip and step: memory; FLOPs of matrix products, recomputation included, and their
+ratio to the model's ideal; bytes to and from HBM; bytes between chips; and the roofline, the time
+of the slowest of the three at its peak rate. It is a lower bound, without latency.
 """
 
 import json
@@ -15,7 +15,7 @@ import pathlib
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# libtpu only compiles here: it need not look for a TPU, nor keep others from doing the same.
+# libtpu only compiles here: it need not look for a TPU, and several processes may use it at once.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_LOG_DIR", "disabled")
@@ -37,14 +37,14 @@ from capret_jax.roofline.plan import (
     training_program,
 )
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/df2_finetune.py", "The experiment.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/df2_finetune.py", "Config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Kind and shape of the TPU slice.")
 _CLASSES = flags.DEFINE_integer("classes", 20_000, "Identities of the training split.")
 _JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints, and writes, the plans of the training step and of the evaluation's embedding."""
+    """Prints and writes the plans of the training step and of the embedding at evaluation."""
     del argv
     config = from_config_dict(load_config(_CONFIG))
     devices = topology_devices(str(_TOPOLOGY.value))

@@ -1,36 +1,43 @@
-"""The arrays that travel from the input pipeline through the model to the losses."""
+"""Batches, which the input pipeline yields, and the outputs of the model for them."""
 
 import dataclasses
 from typing import Any
 
 import jax
 
-# NumPy in the input pipeline, jax.Array from `mesh.to_global` on.
+# np.ndarray in the input pipeline, jax.Array from `mesh.to_global` on.
 Array = Any
 
+# Class of an item without an identity.
 NO_IDENTITY = -1
+# Label of a token that does not count.
 IGNORED_LABEL = -100
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """B item views with their captions. B is global: the arrays are sharded over the mesh.
+    """B items in I pictures, with their captions.
 
-    I pictures show M = B / I items each: item b is in picture b // M. M is 1 but for regions.
+    Every picture has M = B / I items: item b is in picture b // M. M is 1 unless items are regions
+    of their pictures. B and I are global: the arrays are sharded over the mesh. P is the number of
+    masked positions, A that of answer tokens.
 
     Attributes:
-        image: (I, H, W, 3) uint8 RGB.
-        token_ids, token_mask: (B, T) int32; mask 1 for real tokens.
-        identity: (B,) int32 class of the item's identity, `NO_IDENTITY` where it has none.
-        caption_id: (B,) int32, equal for equal captions.
-        box: (B, 4) float32 cx, cy, w, h of the item as fractions of the image.
-        valid: (B,) bool, False where a picture has fewer items than M: no loss counts these.
-        masked_ids: (B, T) int32, the tokens with some of them masked; None without MLM.
-        masked_positions: (B, M) int32 positions to predict; None without MLM.
-        masked_labels: (B, M) int32 tokens there, `IGNORED_LABEL` where unused; None without MLM.
-        question_ids, question_mask: (B, T) int32 of a question about the item; None without VQA.
-        answer_ids, answer_mask: (B, A) int32 of its answer; None without VQA.
+        image: (I, H, W, 3) uint8 RGB pictures.
+        token_ids, token_mask: (B, T) int32 tokens of the captions; mask 1 for real tokens.
+        identity: (B,) int32 class of the item, `NO_IDENTITY` where it has none.
+        caption_id: (B,) int32 id of the caption, equal for equal captions.
+        box: (B, 4) float32 cx, cy, w, h of the item as fractions of the picture.
+        valid: (B,) bool, False for padding where a picture has fewer than M items; no loss counts
+            it.
+        masked_ids: (B, T) int32 tokens, some of them masked; None without MLM.
+        masked_positions: (B, P) int32 positions to predict; None without MLM.
+        masked_labels: (B, P) int32 original tokens there, `IGNORED_LABEL` for unused positions;
+            None without MLM.
+        question_ids, question_mask: (B, T) int32 tokens of a question about the item; None without
+            VQA.
+        answer_ids, answer_mask: (B, A) int32 tokens of its answer; None without VQA.
     """
 
     image: Array
@@ -52,21 +59,21 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What the model says about a `Batch`; a term that no loss weighs is None.
+    """Outputs of the model for a `Batch`; None where no loss with a weight needs them.
 
     Attributes:
-        image_features, text_features: (B, E) float32, L2-normalised.
-        temperature: () float32, by which contrastive logits are divided.
-        class_weights: (R, K, E or 2E) float32, K directions of any length for each of the C
-            training identities; the R - C rows behind them are padding.
+        image_features, text_features: (B, E) float32 features, L2-normalised.
+        temperature: () float32 divisor of the contrastive logits.
+        class_weights: (R, K, E or 2E) float32 weights of the ArcFace head: K sub-centres of any
+            norm for each of C classes; the last R - C rows are padding.
         match_logits: (B, 3, 2) float32 for the pair itself, its text with a hard-negative image,
-            and its image with a hard-negative text; class 1 means that they match.
+            and its image with a hard-negative text; class 1 is a match.
         match_valid: (B, 3) bool, False where no negative could be drawn.
-        boxes: (B, 4) float32 cx, cy, w, h as fractions of the image.
-        masked_lm_logits: (B, M, vocab) float32.
-        answer_logits: (B, A-1, vocab) float32, of each next token of the answer.
-        embedding: (B, E or 2E) float32, L2-normalised, by which items are compared; None
-            where these are the image features.
+        boxes: (B, 4) float32 predicted cx, cy, w, h as fractions of the picture.
+        masked_lm_logits: (B, P, vocab) float32 at the masked positions.
+        answer_logits: (B, A-1, vocab) float32 for each next token of the answer.
+        embedding: (B, E or 2E) float32 embeddings that ArcFace compares, L2-normalised; None where
+            these are the image features.
     """
 
     image_features: Array

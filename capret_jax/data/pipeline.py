@@ -1,4 +1,4 @@
-"""The input pipeline: records -> item views -> batches, as a Grain dataset."""
+"""The input pipeline: a Grain dataset from records to views of items to batches."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ from capret_jax.data.vqa import ANSWER_TOKENS, VqaSampler
 
 
 class Split:
-    """Records of photographs, and the table of the items in them."""
+    """Records of the photographs of a split, and the table of their items."""
 
     def __init__(self, records: Records, items: ItemTable, cached_images: int = 0):
         """
         Args:
-            records: the photographs.
-            items: their items, from `read_items`.
-            cached_images: photographs to keep in memory.
+            records: records of the photographs.
+            items: table of their items, from `read_items`.
+            cached_images: number of photographs to keep in memory.
         """
         self.records = records
         self.items = items
@@ -41,23 +41,29 @@ class Split:
         return Photograph(self.records.image(record), name)
 
     def photograph(self, row: int) -> Photograph:
-        """The photograph of the item in `row`."""
+        """Reads the photograph of the item in a row of the table."""
         return self._cached(int(self.items.record[row]), str(self.items["image_id"][row]))
 
     def crop_view(self, row: int, size: int, margin: float) -> View:
-        """The crop of the item in `row`, with a margin."""
+        """Returns the crop of the item in a row of the table.
+
+        Args:
+            row: row of the item.
+            size: S, side of the crop in pixels.
+            margin: margin on each side as a fraction of the box.
+        """
         return crop_view(self.photograph(row), self.items.box[row], size, margin)
 
 
 def evaluation_view(
     photograph: Photograph, boxes: np.ndarray, size: int, config: DataConfig
 ) -> View:
-    """Boxes of a photograph as the model sees them at evaluation.
+    """Returns the view of items that the model gets at evaluation.
 
     Args:
-        photograph: of the boxes.
-        boxes: (M, 4) x1, y1, x2, y2 in pixels; one, where items are seen as crops.
-        size: S, pixels.
+        photograph: the photograph of the items.
+        boxes: (M, 4) boxes x1, y1, x2, y2 of the items in pixels; M is 1 where views are crops.
+        size: S, side of the view in pixels.
         config: kind of view, and margin of crops.
     """
     if config.view.whole:
@@ -69,10 +75,10 @@ class TrainingText(NamedTuple):
     """Sources of the texts of training examples.
 
     Attributes:
-        captions: item -> caption.
-        encode: caption -> tokens.
-        masker: hides tokens for masked language modelling; None without it.
-        vqa: draws questions and answers; None without visual question answering.
+        captions: captions of the items.
+        encode: encoder of captions as tokens.
+        masker: masker of tokens for masked language modelling; None without it.
+        vqa: sampler of questions and answers; None without visual question answering.
     """
 
     captions: TrainingCaptions
@@ -84,16 +90,16 @@ class TrainingText(NamedTuple):
 def training_iterator(
     split: Split, sampler: Sampler, text: TrainingText, config: ExperimentConfig
 ) -> grain.DatasetIterator:
-    """This process's `Batch`es, NumPy arrays, in an order that depends on the sampler alone.
+    """Makes the iterator of this process's part of the training batches.
 
     Args:
         split: the training split.
-        sampler: order of the items, and the identities that losses may know.
+        sampler: order of the items, and the identities that batches may reveal.
         text: sources of captions and questions.
         config: image size, view, augmentation and reading ahead.
 
     Returns:
-        An iterator whose position Orbax can save and restore.
+        An iterator over `Batch`es of NumPy arrays, whose position Orbax can save and restore.
     """
     examples = _Examples(split, sampler.identities, text, config)
     dataset = grain.MapDataset.source(sampler).map(examples)
@@ -104,10 +110,11 @@ def training_iterator(
 
 
 def abstract_batch(config: ExperimentConfig) -> Batch:
-    """Global shapes and dtypes of the batches that `training_iterator` yields.
+    """Returns the global shapes and dtypes of the batches that `training_iterator` yields.
 
     Returns:
-        A `Batch` of `jax.ShapeDtypeStruct`, with None where the config's losses need no array.
+        A `Batch` of `jax.ShapeDtypeStruct`, with None for arrays that the config's losses do not
+        need.
     """
     images, size, tokens = config.batch_size, config.model.image_size, config.data.max_tokens
     items = images * config.data.view.regions_per_image
@@ -145,7 +152,7 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
 
 
 class _Examples:
-    """Maps draws to batches of one picture."""
+    """A function from draws to batches of one picture."""
 
     def __init__(
         self, split: Split, identities: np.ndarray, text: TrainingText, config: ExperimentConfig
@@ -154,7 +161,7 @@ class _Examples:
         self._view, self._wide = config.data.view, config.data.augment.wide
         self._augment = Augmentation(config.data.augment, config.model.image_size)
         unlabelled = np.flatnonzero(identities == NO_IDENTITY)
-        # Rows that wide views show: items without identity, where there are any.
+        # Rows of wide views: items without identity, where there are any.
         self._wide_rows = unlabelled if len(unlabelled) else np.arange(len(split.items))
 
     def __call__(self, draw: Draw) -> Batch:
@@ -162,32 +169,34 @@ class _Examples:
         wide = bool(self._wide) and rng.random() < self._wide
         rows = self._rows(int(rng.choice(self._wide_rows)) if wide else draw.row, rng)
         captions = [self._text.captions(row, rng) for row in rows]
-        view = self._look(rows, wide, not any(map(mentions_sides, captions)), rng)
+        view = self._augmented_view(rows, wide, not any(map(mentions_sides, captions)), rng)
         identities = [NO_IDENTITY] if wide else self._identities[rows]
-        empty = self._view.regions_per_image - len(rows)
-        tokens = [self._text.encode(caption) for caption in (*captions, *[""] * empty)]
-        masked = [self._text.masker(each, rng) for each in tokens] if self._text.masker else None
+        padding = self._view.regions_per_image - len(rows)
+        tokens = [self._text.encode(caption) for caption in (*captions, *[""] * padding)]
+        masked = [self._text.masker(x, rng) for x in tokens] if self._text.masker else None
         ids = [zlib.crc32(caption.encode()) & 0x7FFFFFFF for caption in captions]
         return Batch(
             image=view.image[None],
-            token_ids=np.stack([each.ids for each in tokens]),
-            token_mask=np.stack([each.mask for each in tokens]),
-            identity=np.array([*identities, *[NO_IDENTITY] * empty], np.int32),
-            caption_id=np.array([*ids, *[0] * empty], np.int32),
-            box=np.concatenate([view.boxes, np.zeros((empty, 4), np.float32)]),
+            token_ids=np.stack([x.ids for x in tokens]),
+            token_mask=np.stack([x.mask for x in tokens]),
+            identity=np.array([*identities, *[NO_IDENTITY] * padding], np.int32),
+            caption_id=np.array([*ids, *[0] * padding], np.int32),
+            box=np.concatenate([view.boxes, np.zeros((padding, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
             **({} if masked is None else _stack_masked(masked)),
-            **(_questions(self._text.vqa, rows, empty, rng) if self._text.vqa else {}),
+            **(_draw_questions(self._text.vqa, rows, padding, rng) if self._text.vqa else {}),
         )
 
     def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """The item drawn, and those of its photograph that come along."""
+        """Returns the row of the drawn item, and of other items of its photograph for regions."""
         if self._view.regions_per_image == 1:
             return np.array([row])
         others = self._split.items.rows_beside(row)
         return np.array([row, *rng.permutation(others)[: self._view.regions_per_image - 1]])
 
-    def _look(self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator) -> View:
+    def _augmented_view(
+        self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator
+    ) -> View:
         photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]
         if self._view.whole:
             return self._augment.whole_view(photograph, boxes, rng, may_flip=may_flip)
@@ -195,10 +204,10 @@ class _Examples:
         return view(photograph, boxes[0], rng, may_flip=may_flip)
 
 
-def _questions(
-    vqa: VqaSampler, rows: np.ndarray, empty: int, rng: np.random.Generator
+def _draw_questions(
+    vqa: VqaSampler, rows: np.ndarray, padding: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    examples = [vqa(row, rng) for row in rows] + [vqa.padding()] * empty
+    examples = [vqa(row, rng) for row in rows] + [vqa.padding()] * padding
     return {
         f"{kind}_{name}": np.stack([getattr(getattr(example, kind), name) for example in examples])
         for kind in ("question", "answer")

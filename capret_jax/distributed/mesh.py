@@ -1,4 +1,4 @@
-"""The device mesh, and the one place that says what is sharded over which of its axes."""
+"""The device mesh, and the sharding of parameters and batches over its axes."""
 
 import math
 import re
@@ -16,28 +16,28 @@ from capret_jax.errors import InputError
 T = TypeVar("T")
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 AXES = (DATA, FSDP, TENSOR)
-# A batch is split over these; devices along `tensor` work on the same examples.
+# Axes that a batch is split over; devices along `tensor` compute the same examples.
 BATCH_AXES = (DATA, FSDP)
 
-# Path -> axis of the mesh for each axis of the parameter; the first pattern found in a path
-# decides. Matrices that a layer begins with are split by column over `tensor`, those that it ends
-# with by row, so that one sum joins the halves (Megatron-LM, arXiv 1909.08053).
+# Pattern of paths -> axis of the mesh for each axis of the parameter; the first pattern found in a
+# path applies. First matrices of a layer are split by column over `tensor`, last ones by row, so
+# that a layer needs a single all-reduce (Megatron-LM, arXiv 1909.08053).
 _RULES: tuple[tuple[str, tuple], ...] = (
     (r"arcface$", (AXES, None, None)),
     (r"(qkv|query|key|value|up)/kernel$", (FSDP, TENSOR)),
     (r"(attention|cross_attention)/out/kernel$|down/kernel$", (TENSOR, FSDP)),
     (r"embeddings/word/embedding$", (TENSOR, FSDP)),
 )
-# Smaller parameters stay whole on every device: gathering them costs more than they weigh.
+# Smaller parameters are replicated: gathering them costs more time than their memory is worth.
 _MIN_SHARDED_SIZE = 2**18
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices of all processes.
+    """Makes a mesh of all devices of all processes.
 
     Args:
-        config: its shape.
-        devices: others than the machine's own, such as those of a topology to plan for.
+        config: sizes of the axes; `data` may be -1 for the number of devices over the others.
+        devices: other devices to use, such as some of them, or those of a topology to plan for.
 
     Raises:
         InputError: the axes do not multiply to the number of devices.
@@ -58,15 +58,16 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 def per_device(
     function: Callable[..., jax.Array], inputs: list[tuple], output: tuple
 ) -> Callable[..., jax.Array]:
-    """`function` on each device's part of its arguments, for kernels that XLA cannot split.
+    """Applies a function to each device's part of its arguments, for kernels that XLA cannot split.
 
     Args:
-        function: arrays -> array.
-        inputs: for each argument the names of its axes, "batch", "heads" or None for whole ones.
-        output: the same of the result.
+        function: a function of arrays that returns an array.
+        inputs: names of the axes of each argument: "batch", "heads", or None for an axis that is
+            not split.
+        output: names of the axes of the result.
 
     Returns:
-        The function itself outside of `jax.sharding.use_abstract_mesh`.
+        The sharded function; `function` itself outside of `jax.sharding.use_abstract_mesh`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -77,43 +78,43 @@ def per_device(
         return PartitionSpec(*(names[axis] for axis in axes))
 
     specs = tuple(map(spec, inputs))
-    # Whether a kernel's results vary over the mesh cannot be checked.
+    # JAX cannot check how the results of a kernel vary over the mesh.
     return jax.shard_map(
         function, mesh=mesh, in_specs=specs, out_specs=spec(output), check_vma=False
     )
 
 
 def heads_per_device(heads: int) -> int:
-    """Attention heads that one device computes under the current mesh; 0 if they do not divide."""
+    """Returns the attention heads per device of the current mesh, or 0 if they do not divide."""
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape[TENSOR]
     return 0 if heads % parts else heads // parts
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Into how many parts a batch is split."""
+    """Returns the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis of every array of a batch is split over `BATCH_AXES`."""
+    """Returns the sharding of a batch: the first axis of each array is split over `BATCH_AXES`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding that puts a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_shardings(mesh: Mesh, params):
-    """A tree of shardings for parameters, or for anything shaped like them.
+    """Returns a tree of shardings for parameters, or for a tree with the same paths and shapes.
 
-    What `_RULES` name is split as they say, as far as its sizes divide; other large arrays over
-    `fsdp` along their longest axis that divides; the rest is replicated.
+    Parameters that `_RULES` match are split accordingly, along the axes whose size divides. Other
+    large ones are split over `fsdp` along their longest axis that divides. The rest is replicated.
 
     Args:
-        mesh: from `make_mesh`.
-        params: a tree of arrays or `jax.ShapeDtypeStruct`, an optimiser state for instance.
+        mesh: mesh from `make_mesh`.
+        params: a tree of arrays or `jax.ShapeDtypeStruct`: parameters, or an optimizer state.
     """
     return jax.tree.map_with_path(
         lambda path, x: NamedSharding(mesh, _param_spec(path_name(path), x.shape, mesh)), params
@@ -121,12 +122,12 @@ def param_shardings(mesh: Mesh, params):
 
 
 def path_name(path) -> str:
-    """A JAX key path as "model/vision/blocks/0/gamma_1"."""
+    """Formats a JAX key path as "model/vision/blocks/0/gamma_1"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def place(mesh: Mesh, abstract):
-    """The same `jax.ShapeDtypeStruct`s with the shardings of `param_shardings`."""
+def with_shardings(mesh: Mesh, abstract):
+    """Returns a tree of `jax.ShapeDtypeStruct` with the shardings of `param_shardings` added."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,
@@ -146,7 +147,7 @@ def _param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def _fitting(axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The axes that split something, and split it evenly."""
+    """Returns the axes of the mesh, None where one would not split its axis evenly."""
 
     def fit(axis, size):
         parts = math.prod(mesh.shape[name] for name in np.atleast_1d(axis)) if axis else 1
@@ -155,18 +156,27 @@ def _fitting(axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*(fit(axis, size) for axis, size in zip(axes, shape, strict=True)))
 
 
-def first_process_first(work: Callable[[], T]) -> T:
-    """Calls `work` on process 0 and then on the others, for what is made once on a shared disk."""
+def first_process_first(function: Callable[[], T]) -> T:
+    """Calls a function on process 0 and then on the others, for files made once on a shared disk.
+
+    Returns:
+        The result of this process's call.
+    """
     if jax.process_index():
         multihost_utils.sync_global_devices("first_process_first")
-        return work()
-    result = work()
+        return function()
+    result = function()
     multihost_utils.sync_global_devices("first_process_first")
     return result
 
 
 def to_global(mesh: Mesh, local_batch):
-    """This process's NumPy slice of a batch -> global arrays sharded as `batch_sharding` says."""
+    """Makes the global arrays of a batch, with `batch_sharding`.
+
+    Args:
+        mesh: mesh from `make_mesh`.
+        local_batch: a tree of NumPy arrays, this process's part of the batch.
+    """
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local_batch

@@ -1,11 +1,11 @@
-"""A part of work that several processes or machines divide among themselves."""
+"""A part of a task that is divided among processes or machines."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The i-th of n equal parts.
+    """The i-th of n equal parts of a task.
 
     Attributes:
         index: i, from 0.

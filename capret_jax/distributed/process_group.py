@@ -1,4 +1,4 @@
-"""The processes of one run on several hosts: joining them, and leaving them when one fails."""
+"""The process group of a run on several hosts: joining it, and leaving it after an error."""
 
 import os
 import sys
@@ -10,13 +10,13 @@ from capret_jax.errors import InputError
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, cluster: bool) -> None:
-    """Joins the run's other processes, if it has any; of all of them process 0 prints.
+    """Joins the process group of the run, if there is one; after that only process 0 prints.
 
     Args:
-        coordinator: host:port of process 0; None for a process on its own.
-        count: processes in all; with a coordinator.
-        index: which of them this is; with a coordinator.
-        cluster: take all that from Slurm, Open MPI or a TPU pod's metadata instead.
+        coordinator: host:port of process 0; None without a group, or with `cluster`.
+        count: number of processes; None without a coordinator.
+        index: index of this process, from 0; None without a coordinator.
+        cluster: True to read all three from Slurm, Open MPI or the metadata of a TPU pod.
 
     Raises:
         InputError: the arguments contradict each other, or there is no such cluster.
@@ -34,7 +34,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, cluster:
         )
     if not (cluster or coordinator):
         return
-    # Its handler of SIGTERM would take the place of ours.
+    # Its handler of SIGTERM would replace `PreemptionSignal`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(coordinator, count, index)
@@ -45,18 +45,18 @@ def join(coordinator: str | None, count: int | None, index: int | None, cluster:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
-def label() -> str:
-    """ " in process 1 of 2" when there are several, for messages."""
+def process_label() -> str:
+    """Returns " in process 1 of 2" for error messages; "" without a process group."""
     if not jax.distributed.is_initialized():
         return ""
     return f" in process {jax.process_index()} of {jax.process_count()}"
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process because of an error.
+def exit_after_error(code: int) -> NoReturn:
+    """Ends this process with an exit code.
 
-    Among several it ends at once: an orderly exit would wait for the others, which wait for this
-    one in a collective.
+    A process of a group ends at once: an orderly exit would wait for the others, which wait for
+    this one in a collective.
     """
     if not jax.distributed.is_initialized():
         sys.exit(code)

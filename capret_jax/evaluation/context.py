@@ -1,4 +1,4 @@
-"""Everything that a config's evaluators share: the protocol, and one reading of the photographs."""
+"""The inputs that a config's evaluators share, computed in one pass over the photographs."""
 
 import dataclasses
 import functools
@@ -12,8 +12,8 @@ from capret_jax.distributed.gather import gather_rows
 from capret_jax.evaluation.colour_histogram import BINS
 from capret_jax.evaluation.detected_boxes import read_detections
 from capret_jax.evaluation.detected_embeddings import (
-    Detected,
     DetectionCollector,
+    SplitDetections,
     local_params,
 )
 from capret_jax.evaluation.photograph_reader import PhotographReader
@@ -24,37 +24,39 @@ from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore
 from capret_jax.train.run import Run
 from capret_jax.train.state import TrainState
 
+# Names of the compared systems in metrics and reports.
 MODEL, UNTRAINED, HISTOGRAM = "this model", "untrained model", "colour histogram"
 
 
 @dataclasses.dataclass(frozen=True)
-class Readings:
-    """Results of one reading of the validation photographs.
+class EncodedSplit:
+    """Embeddings, vision tokens and detections of the validation split.
 
     Attributes:
-        embeddings: system -> (n, E) float32 by row of the item table; the model's come first.
+        embeddings: system -> (n, E) float32 embeddings by row of the item table; those of the model
+            come first.
         tokens: vision tokens of all items; None without re-ranking.
-        detected: garments found; None without detection.
+        detections: detections in all photographs; None without detection.
     """
 
     embeddings: dict[str, np.ndarray]
     tokens: VisionTokenStore | None = None
-    detected: Detected | None = None
+    detections: SplitDetections | None = None
 
 
 class EvaluationContext:
-    """The validation split, its protocol, and what evaluators compute of a state only once.
+    """The validation split, its protocol, and what several evaluators need of a state.
 
     Attributes:
-        run: whose states are evaluated.
+        run: the run whose states are evaluated.
         protocol: queries and gallery of the split.
-        files: name -> content of the JSON files that evaluators leave.
+        files: name -> content of the JSON files to write beside the metrics.
     """
 
     def __init__(self, run: Run):
         """
         Args:
-            run: of the states.
+            run: the run whose states are evaluated.
 
         Raises:
             InputError: the split has no queries or no gallery, or a file of detections does not fit
@@ -66,57 +68,55 @@ class EvaluationContext:
         items = dataset.validation.items
         self.protocol = make_protocol(items, read_ground_truth(dataset.folder))
         self._given_boxes = read_detections(path, items) if path else None
-        self._readings: tuple[TrainState, Readings] | None = None
-        self._rankings: tuple[TrainState, Ranking] | None = None
+        self._encoded: tuple[TrainState, EncodedSplit] | None = None
+        self._ranking: tuple[TrainState, Ranking] | None = None
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        """The jitted embedding."""
+        """The jitted embedding of items."""
         config = self.run.setup.config
         return Embedder(config.model, config.data.view, config.compute, self.run.mesh)
 
-    def readings(self, state: TrainState) -> Readings:
-        """Reads the photographs, or returns the results of the same state's last reading."""
-        if self._readings is None or self._readings[0] is not state:
-            self._readings = state, self._read(state)
-        return self._readings[1]
+    def encoded(self, state: TrainState) -> EncodedSplit:
+        """Encodes the validation split; the result of the last state is kept.
+
+        Every process has to call it.
+        """
+        if self._encoded is None or self._encoded[0] is not state:
+            self._encoded = state, self._encode(state)
+        return self._encoded[1]
 
     def ranking(self, state: TrainState) -> Ranking:
-        """The model's exact ranking of the gallery."""
-        if self._rankings is None or self._rankings[0] is not state:
-            embeddings = self.readings(state).embeddings[MODEL]
-            self._rankings = state, rank(self.protocol, embeddings)
-        return self._rankings[1]
-
-    @functools.cached_property
-    def rows_of_photographs(self) -> np.ndarray:
-        """(P,) row of the first item of each photograph."""
-        return np.unique(self.run.dataset.validation.items.record, return_index=True)[1]
+        """Returns the exact ranking of the gallery by the model's embeddings."""
+        if self._ranking is None or self._ranking[0] is not state:
+            embeddings = self.encoded(state).embeddings[MODEL]
+            self._ranking = state, rank(self.protocol, embeddings)
+        return self._ranking[1]
 
     def detector(self, state: TrainState) -> PhraseDetector:
-        """The model as a detector of garments."""
+        """Makes a garment detector of the model; every process has to call it."""
         config = self.run.config
         return PhraseDetector(
             config.model, local_params(state.model), self.run.encode, config.evaluation.detection
         )
 
     def embed(self, state: TrainState) -> np.ndarray:
-        """(n, E) float32 embeddings of the validation items, and nothing else."""
+        """Returns the (n, E) float32 embeddings of the validation items, and keeps nothing."""
         reader = PhotographReader(self.run, self.run.dataset.validation)
         features = [self.embedder.embed(state.model, batch) for batch, _ in reader.batches()]
         return reader.by_item(np.concatenate(features))
 
-    def _read(self, state: TrainState) -> Readings:
-        """Reads every photograph once, for all that the config's evaluators need."""
-        wanted, run = self.run.config.evaluation, self.run
-        reader = PhotographReader(run, run.dataset.validation, wanted.baselines)
-        untrained = run.fresh_state().model if wanted.baselines else None
-        store = self._token_store() if wanted.rerank else None
+    def _encode(self, state: TrainState) -> EncodedSplit:
+        """Reads every photograph once, for everything that the config's evaluators need."""
+        config, run = self.run.config.evaluation, self.run
+        reader = PhotographReader(run, run.dataset.validation, config.baselines)
+        untrained = run.fresh_state().model if config.baselines else None
+        store = self._token_store() if config.rerank else None
         collector = self._collector(state)
         features: list[np.ndarray] = []
         baseline: list[np.ndarray] = []
         histograms: list[tuple[np.ndarray, np.ndarray]] = []
-        for number, (batch, readings) in enumerate(reader.batches()):
+        for number, (batch, photographs) in enumerate(reader.batches()):
             if store is None:
                 features.append(self.embedder.embed(state.model, batch))
             else:
@@ -127,15 +127,15 @@ class EvaluationContext:
                 store.write(rows, tokens)
             if untrained is not None:
                 baseline.append(self.embedder.embed(untrained, batch))
-            for reading in readings:
-                histograms.append((reading.rows, reading.histograms))
+            for views in photographs:
+                histograms.append((views.rows, views.histograms))
                 if collector is not None:
-                    collector.add(reading)
+                    collector.add(views)
         embeddings = {MODEL: reader.by_item(np.concatenate(features))}
-        if wanted.baselines:
+        if config.baselines:
             embeddings[UNTRAINED] = reader.by_item(np.concatenate(baseline))
             embeddings[HISTOGRAM] = self._join_histograms(histograms)
-        return Readings(embeddings, store, collector.finish() if collector else None)
+        return EncodedSplit(embeddings, store, collector.finish() if collector else None)
 
     def _collector(self, state: TrainState) -> DetectionCollector | None:
         detect = self.run.config.evaluation.detect
@@ -153,7 +153,11 @@ class EvaluationContext:
         )
 
     def _join_histograms(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Rows and histograms of this process's items -> (n, 512) of all items."""
+        """Gathers the histograms of all processes: (n, 512) float32 by row of the item table.
+
+        Args:
+            parts: rows and histograms of this process's items.
+        """
         if not parts:
             parts = [(np.zeros(0, np.int64), np.zeros((0, BINS), np.float32))]
         rows, values = (gather_rows(np.concatenate(column)) for column in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""DetectionTable in photographs while these are decoded, and embeddings of the detected boxes."""
+"""Detection of garments in the photographs of a split, and embeddings of the detected boxes."""
 
 import dataclasses
 import time
@@ -17,31 +17,38 @@ from capret_jax.detection.detector import Detection, Detector, suppress_across_c
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.evaluation.detected_boxes import DetectionTable, make_detections
-from capret_jax.evaluation.photograph_reader import Reading
+from capret_jax.evaluation.photograph_reader import PhotographViews
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 from capret_jax.train.run import Run
 
-# DetectionTable of less confidence are neither queries nor gallery.
+# Detections with a lower score are neither queries nor gallery items.
 _MIN_SCORE = 0.05
-# Photographs that are passed to the detector at once.
-_PHOTOGRAPHS = 32
+# Photographs passed to the detector in one call.
+_PHOTOGRAPHS_PER_CALL = 32
 
 
 def local_params(params: dict) -> dict:
-    """Parameters on this process's first device, for work that processes do on their own."""
+    """Copies parameters to this process's first device, for computations without the others.
+
+    Every process has to call it.
+
+    Args:
+        params: a tree of arrays that are sharded over the mesh.
+    """
     return jax.device_put(multihost_utils.process_allgather(params, tiled=True))
 
 
 @dataclasses.dataclass(frozen=True)
-class Detected:
-    """Everything that a detector found in a split, on every process.
+class SplitDetections:
+    """Detections in all photographs of a split.
 
     Attributes:
-        rows: (P,) row of the first item of each photograph.
-        by_photograph: detections in each photograph, highest score first, without a threshold.
-        boxes: those that are searched with and for.
-        embeddings: (n, E) float32 of `boxes`.
-        seconds: that the detector took, on the slowest process.
+        rows: (I,) int64 row of the first item of each photograph.
+        by_photograph: detections in each photograph, highest score first, without a threshold;
+            empty where the boxes were given.
+        boxes: detections that serve as queries and gallery items.
+        embeddings: (n, E) float32 embeddings of `boxes`.
+        seconds: time that the detector took on the slowest process.
     """
 
     rows: np.ndarray
@@ -52,78 +59,86 @@ class Detected:
 
 
 class DetectionCollector:
-    """Detects garments in photographs as they come, and embeds the boxes.
+    """Detects garments in photographs as they are read, and embeds the boxes.
 
-    Each process works on its own photographs; `finish` gathers what all of them found.
+    Each process handles the photographs that it reads; `finish` gathers the results of all.
     """
 
     def __init__(self, run: Run, params: dict, detector: Detector | DetectionTable):
         """
         Args:
-            run: view and sizes.
-            params: of the model, on the mesh.
-            detector: of garments, or the boxes that another one found.
+            run: config and validation split.
+            params: parameters of the model, sharded over the mesh.
+            detector: detector of garments, or the detections of another detector.
         """
         self._run, self._detector = run, detector
         self._items = run.dataset.validation.items
         self._embed = _LocalEmbedding(run, params)
-        self._waiting: list[Reading] = []
+        self._waiting: list[PhotographViews] = []
         self._rows: list[int] = []
-        self._found: list[list[Detection]] = []
+        self._detections: list[list[Detection]] = []
         self._boxes: list[DetectionTable] = []
         self._seconds = 0.0
 
-    def add(self, reading: Reading) -> None:
-        """Takes a photograph; one that an earlier process begins with is passed over."""
-        if reading.first_row == reading.rows[0]:
-            self._waiting.append(reading)
-            if len(self._waiting) == _PHOTOGRAPHS:
+    def add(self, views: PhotographViews) -> None:
+        """Adds a photograph; ignores one whose first items another process reads."""
+        if views.first_row == views.rows[0]:
+            self._waiting.append(views)
+            if len(self._waiting) == _PHOTOGRAPHS_PER_CALL:
                 self._detect()
 
-    def finish(self) -> Detected:
-        """Completes the work, and gathers that of all processes."""
+    def finish(self) -> SplitDetections:
+        """Handles the remaining photographs, and gathers the results of all processes."""
         self._detect()
         embeddings = gather_rows(self._embed.finish())
         rows = gather_rows(np.array(self._rows, np.int64))
-        found = _unpack(gather_rows(_pack(self._found)), gather_rows(_lengths(self._found)))
+        detections = _unpack(
+            gather_rows(_pack(self._detections)), gather_rows(_lengths(self._detections))
+        )
         seconds = gather_rows(np.array([self._seconds])).max()
         boxes = self._detector
         if not isinstance(boxes, DetectionTable):
             boxes = _gather_boxes(self._boxes)
-        return Detected(rows, found, boxes, embeddings, float(seconds))
+        return SplitDetections(rows, detections, boxes, embeddings, float(seconds))
 
     def _detect(self) -> None:
         if not self._waiting:
             return
-        readings, self._waiting = self._waiting, []
-        rows = np.array([reading.first_row for reading in readings])
+        photographs, self._waiting = self._waiting, []
+        rows = np.array([views.first_row for views in photographs])
         self._rows += rows.tolist()
         if isinstance(self._detector, DetectionTable):
-            boxes = _of_photographs(self._detector, self._items.record[rows])
+            boxes = _in_photographs(self._detector, self._items.record[rows])
         else:
             start = time.perf_counter()
-            found = self._detector([reading.photograph for reading in readings])
+            detections = self._detector([views.photograph for views in photographs])
             self._seconds += time.perf_counter() - start
-            self._found += found
-            boxes = self._searchable(rows, found)
+            self._detections += detections
+            boxes = self._select_boxes(rows, detections)
             self._boxes.append(boxes)
-        for reading, row in zip(readings, rows, strict=True):
-            of_this = boxes.items.record == self._items.record[row]
-            self._embed.add(reading.photograph, boxes.items.box[of_this])
+        for views, row in zip(photographs, rows, strict=True):
+            in_photograph = boxes.items.record == self._items.record[row]
+            self._embed.add(views.photograph, boxes.items.box[in_photograph])
 
-    def _searchable(self, rows: np.ndarray, found: list[list[Detection]]) -> DetectionTable:
-        """Boxes to search with and for.
+    def _select_boxes(
+        self, rows: np.ndarray, by_photograph: list[list[Detection]]
+    ) -> DetectionTable:
+        """Selects the detections that serve as queries and gallery items.
 
-        In shop pictures one for each garment; in consumers' photographs one for each phrase, since
-        the official scorer assigns a query's detection by category.
+        In shop pictures there is one for each garment; in consumers' photographs one for each
+        category phrase, since the official scorer assigns a query's detection by category.
+
+        Args:
+            rows: (I,) row of the first item of each photograph.
+            by_photograph: detections in each photograph.
         """
         overlap = self._run.config.evaluation.detection.overlap
         kept = []
-        for row, detections in zip(rows, found, strict=True):
+        for row, detections in zip(rows, by_photograph, strict=True):
             if self._items.is_shop[row]:
                 kept.append(suppress_across_categories(detections, _MIN_SCORE, overlap))
             else:
-                kept.append([each for each in detections if each.score >= _MIN_SCORE])
+                kept.append([x for x in detections if x.score >= _MIN_SCORE])
         return make_detections(coco_entries(self._items["image_id"][rows], kept), self._items)
 
 
@@ -145,7 +160,12 @@ class _LocalEmbedding:
         self._features: list[np.ndarray] = []
 
     def add(self, photograph: Photograph, boxes: np.ndarray) -> None:
-        """Takes the (k, 4) boxes of a photograph."""
+        """Adds the boxes of a photograph.
+
+        Args:
+            photograph: the photograph.
+            boxes: (k, 4) float32 x1, y1, x2, y2 in pixels.
+        """
         size, data = self._run.config.model.image_size, self._run.config.data
         for box in boxes:
             self._views.append(evaluation_view(photograph, box[None], size, data))
@@ -153,7 +173,7 @@ class _LocalEmbedding:
                 self._call()
 
     def finish(self) -> np.ndarray:
-        """Embeds what is left; returns the (n, E) embeddings of all boxes."""
+        """Embeds the remaining boxes; returns the (n, E) float32 embeddings of all, in order."""
         if self._views:
             self._call()
         width = self._run.config.model.item_width
@@ -167,21 +187,21 @@ class _LocalEmbedding:
         self._features.append(self._embedder.embed(self._params, pictures)[: len(views), 0])
 
 
-def _of_photographs(detections: DetectionTable, records: np.ndarray) -> DetectionTable:
-    """The detections in some photographs."""
+def _in_photographs(detections: DetectionTable, records: np.ndarray) -> DetectionTable:
+    """Selects the detections in the photographs of some records."""
     items, kept = detections.items, np.isin(detections.items.record, records)
     attributes = {name: column[kept] for name, column in items.attributes.items()}
     table = ItemTable(items.record[kept], items.is_shop[kept], items.box[kept], attributes)
     return DetectionTable(table, detections.scores[kept], 0)
 
 
-def _lengths(found: list[list[Detection]]) -> np.ndarray:
-    return np.array([len(each) for each in found], np.int64)
+def _lengths(by_photograph: list[list[Detection]]) -> np.ndarray:
+    return np.array([len(detections) for detections in by_photograph], np.int64)
 
 
-def _pack(found: list[list[Detection]]) -> np.ndarray:
-    """(n, 6) float64: category, box, score."""
-    rows = [(d.category_id, *d.box, d.score) for each in found for d in each]
+def _pack(by_photograph: list[list[Detection]]) -> np.ndarray:
+    """Returns (n, 6) float64 rows of category, box and score."""
+    rows = [(d.category_id, *d.box, d.score) for detections in by_photograph for d in detections]
     return np.array(rows, np.float64).reshape(-1, 6)
 
 
@@ -194,12 +214,12 @@ def _unpack(rows: np.ndarray, lengths: np.ndarray) -> list[list[Detection]]:
 
 
 def _gather_boxes(boxes: list[DetectionTable]) -> DetectionTable:
-    """Joins the detections of all photographs of all processes."""
+    """Joins the detections in the photographs of all processes."""
     parts = [np.zeros((0, 9))]
-    for each in boxes:
-        items = each.items
+    for detections in boxes:
+        items, scores = detections.items, detections.scores
         ids = items["image_id"], items["category_id"]
-        parts.append(np.column_stack([items.record, items.is_shop, items.box, *ids, each.scores]))
+        parts.append(np.column_stack([items.record, items.is_shop, items.box, *ids, scores]))
     columns = gather_rows(np.concatenate(parts)).T
     record, is_shop, *box, image_id, category_id, scores = columns
     attributes = {

@@ -1,4 +1,4 @@
-"""Detection evaluators: average precision of garments found, and retrieval with detected boxes."""
+"""Detection evaluators: average precision of detections, and retrieval with detected boxes."""
 
 from typing import Any
 
@@ -23,16 +23,16 @@ from capret_jax.evaluation.detected_boxes import rank_detections
 from capret_jax.evaluation.retrieval import official_metrics, tables
 from capret_jax.train.state import TrainState
 
-# Photographs of the training split that the threshold is calibrated on.
+# Number of photographs of the training split that the threshold is calibrated on.
 _CALIBRATION_PHOTOGRAPHS = 400
-# Photographs that are decoded at once.
+# Photographs that are decoded and passed to the detector in one call.
 _CHUNK = 32
 
 
 class DetectionEvaluator:
     """Average precision by COCO's definition, and precision and recall at a calibrated threshold.
 
-    The threshold is calibrated on photographs of the training split, and left in the workdir for
+    The threshold is calibrated on photographs of the training split, and written to the workdir for
     serving.
     """
 
@@ -43,11 +43,12 @@ class DetectionEvaluator:
         """Detects garments in all validation photographs.
 
         Returns:
-            "detection": "AP", "AP50", "AP75" of all detections; "threshold", and "precision" and
-            "recall" of one detection for each garment from it on; "photographs", and "seconds".
+            "detection": "AP", "AP50", "AP75" of all detections; "threshold", and the "precision"
+            and "recall" of detections that reach it, one for each garment; "photographs", their
+            number, and "seconds", the time of the detector.
         """
-        run, detected = self._context.run, self._context.readings(state).detected
-        assert detected is not None, "the config has an evaluator that nothing is detected for"
+        run, detected = self._context.run, self._context.encoded(state).detections
+        assert detected is not None, "chosen only where evaluation.detect is set"
         overlap = run.config.evaluation.detection.overlap
         detector = self._context.detector(state)
         calibration = _calibrate(detector, run.dataset.train, run.part, overlap)
@@ -68,21 +69,21 @@ class DetectionEvaluator:
 
 
 class DetectedBoxEvaluator:
-    """The retrieval protocol with detected boxes in place of the ground truth's, on both sides."""
+    """Metrics of retrieval with detected boxes instead of ground-truth boxes, on both sides."""
 
     def __init__(self, context: EvaluationContext):
         self._context = context
 
     def run(self, state: TrainState) -> dict[str, Any]:
-        """Searches with the boxes detected in consumers' photographs among those in shop pictures.
+        """Ranks the boxes detected in shop pictures for those in consumers' photographs.
 
         Returns:
-            "detected": the same metrics as the ground truth's boxes have, "detections" and
-            "skipped_detections"; empty where a side has no detection. The official result file is
-            left in the context.
+            "detected": the metrics of `tables`, "detections" and "skipped_detections", and
+            "official"; without this key where a side has no detection. The official result file is
+            added to the context's files.
         """
-        context, detected = self._context, self._context.readings(state).detected
-        assert detected is not None, "the config has an evaluator that nothing is detected for"
+        context, detected = self._context, self._context.encoded(state).detections
+        assert detected is not None, "chosen only with evaluation.detect or evaluation.detections"
         boxes, protocol = detected.boxes, context.protocol
         if len(np.unique(boxes.items.is_shop)) < 2:
             return {}
@@ -101,15 +102,17 @@ class DetectedBoxEvaluator:
 def _calibrate(
     detector: Detector, split: Split, part: Part, overlap: float
 ) -> ThresholdCalibration:
-    """Finds the threshold with the best F1 on some photographs; processes share the work."""
+    """Finds the threshold with the best F1 on some photographs, divided among the processes."""
     _, rows = np.unique(split.items.record, return_index=True)
     if len(rows) > _CALIBRATION_PHOTOGRAPHS:
         rows = rows[np.linspace(0, len(rows) - 1, _CALIBRATION_PHOTOGRAPHS).astype(int)]
-    own = np.array_split(rows, part.count)[part.index]
-    found: list[list[Detection]] = []
-    for start in range(0, len(own), _CHUNK):  # or all of them would be in memory
-        found += detector([split.photograph(int(row)) for row in own[start : start + _CHUNK]])
-    matched = _match(split, own, _suppress(found, 0.0, overlap))
+    rows = np.array_split(rows, part.count)[part.index]
+    by_photograph: list[list[Detection]] = []
+    for start in range(0, len(rows), _CHUNK):  # so that few photographs are in memory
+        by_photograph += detector(
+            [split.photograph(int(row)) for row in rows[start : start + _CHUNK]]
+        )
+    matched = _match(split, rows, _suppress(by_photograph, 0.0, overlap))
     return calibrate_threshold(
         ScoredDetections(
             gather_rows(matched.scores.astype(np.float64)),
@@ -120,14 +123,22 @@ def _calibrate(
 
 
 def _suppress(
-    found: list[list[Detection]], threshold: float, overlap: float
+    by_photograph: list[list[Detection]], threshold: float, overlap: float
 ) -> list[list[Detection]]:
-    return [suppress_across_categories(each, threshold, overlap) for each in found]
+    return [suppress_across_categories(x, threshold, overlap) for x in by_photograph]
 
 
-def _match(split: Split, rows: np.ndarray, found: list[list[Detection]]) -> ScoredDetections:
-    """Compares detections with the items of the photographs of some rows."""
+def _match(
+    split: Split, rows: np.ndarray, by_photograph: list[list[Detection]]
+) -> ScoredDetections:
+    """Matches detections with the items of their photographs.
+
+    Args:
+        split: the photographs and items.
+        rows: (I,) row of an item of each photograph.
+        by_photograph: detections in each photograph.
+    """
     items = split.items
-    same = [np.flatnonzero(items.record == items.record[row]) for row in rows]
-    boxes = [items.box[each].astype(np.float64) for each in same]
-    return match_detections(found, boxes, [items["category_id"][each] for each in same])
+    item_rows = [np.flatnonzero(items.record == items.record[row]) for row in rows]
+    boxes = [items.box[x].astype(np.float64) for x in item_rows]
+    return match_detections(by_photograph, boxes, [items["category_id"][x] for x in item_rows])

@@ -1,4 +1,4 @@
-"""One reading of a split's photographs, each decoded once for everything that needs its pixels."""
+"""A single pass over the photographs of a split, each decoded once for all evaluators."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,20 +15,21 @@ from capret_jax.evaluation.colour_histogram import histograms
 from capret_jax.retrieval.embedding import PictureBatch
 from capret_jax.train.run import Run
 
-# Photographs that are ready and wait; decoded ones are large.
+# Largest number of decoded photographs that are read ahead; they are large.
 _MAX_READY = 256
 
 
-class Reading(NamedTuple):
-    """A photograph and the views of its items.
+class PhotographViews(NamedTuple):
+    """A decoded photograph and the views of its items.
 
     Attributes:
-        first_row: row of its first item in the item table.
-        rows: (m,) rows of the items that are read here.
-        pictures: one for each item, or one of the whole photograph; arrays as in `PictureBatch`,
-            without the batch axis.
-        histograms: (m, 512) float32 colour histograms of the items' boxes; empty if not wanted.
-        photograph: for other windows of it.
+        first_row: row of the photograph's first item in the item table.
+        rows: (m,) int64 rows of those of its items that this process reads.
+        pictures: one picture for each item, or one of the whole photograph; arrays as in
+            `PictureBatch` without the batch axis.
+        histograms: (m, 512) float32 colour histograms of the items' boxes; (0, 0) if they are not
+            computed.
+        photograph: the decoded photograph.
     """
 
     first_row: int
@@ -39,24 +40,24 @@ class Reading(NamedTuple):
 
 
 class PhotographReader:
-    """The pictures of a split as the model sees them at evaluation, read ahead in batches.
+    """Reads the pictures that the model gets at evaluation, in batches and ahead of their use.
 
-    Pictures are ordered as the item table is, and process p of n reads the p-th of n equal runs of
-    them: the items of a photograph lie together, so it is read by one process, but for those where
-    two runs meet. Only the batches in flight are in memory: DeepFashion2's validation items at 384
-    pixels would take 24 GB.
+    Pictures are in the order of the item table, and process p of n reads the p-th of n equal parts
+    of them. The items of a photograph are adjacent, so one process reads it, unless two parts meet
+    in it. Only the batches that are read ahead are in memory: all of DeepFashion2's validation
+    items at 384 pixels would take 24 GB.
 
     Attributes:
-        rows: (P, M) rows of the items of each picture; where there are fewer than M, the first is
-            repeated.
+        rows: (I, M) int64 rows of the items of each of I pictures; where there are fewer than M,
+            the first one is repeated.
     """
 
     def __init__(self, run: Run, split: Split, with_histograms: bool = False):
         """
         Args:
-            run: view, image size, batch size and this process's part.
+            run: config and this process's part.
             split: the photographs and items.
-            with_histograms: compute the items' colour histograms, too.
+            with_histograms: compute colour histograms of the items.
         """
         self._run, self._split, self._with_histograms = run, split, with_histograms
         self._data, self._size = run.config.data, run.config.model.image_size
@@ -66,24 +67,25 @@ class PhotographReader:
         batch_size, part = run.config.evaluation.batch_size, run.part
         self._batches = -(-len(self.rows) // batch_size)
         self._local = batch_size // part.count
-        own = slice(part.index * self._run_length, (part.index + 1) * self._run_length)
-        self._records, starts = np.unique(record[self.rows[own, 0]], return_index=True)
-        self._own = np.split(np.arange(len(self.rows))[own], starts[1:])
+        local = slice(part.index * self._per_process, (part.index + 1) * self._per_process)
+        self._records, starts = np.unique(record[self.rows[local, 0]], return_index=True)
+        # Pictures of each record.
+        self._pictures = np.split(np.arange(len(self.rows))[local], starts[1:])
 
     @property
-    def _run_length(self) -> int:
-        """Pictures of each process, some perhaps padding."""
+    def _per_process(self) -> int:
+        """Number of pictures that each process yields, padding included."""
         return self._batches * self._local
 
-    def batches(self) -> Iterator[tuple[PictureBatch, list[Reading]]]:
-        """Yields this process's part of one batch after the other.
+    def batches(self) -> Iterator[tuple[PictureBatch, list[PhotographViews]]]:
+        """Yields this process's part of each batch, with the photographs read for it.
 
-        Every process yields the same number of batches. Beside each come the photographs that were
-        completed with it. The last pictures may be padding.
+        Every process yields the same number of batches, each photograph once. The last pictures may
+        be padding.
         """
-        ready: list[Reading] = []
+        read: list[PhotographViews] = []
         waiting: list[PictureBatch] = []
-        readings = self._readings()
+        photographs = self._photographs()
         progress = tqdm(
             total=self._batches,
             desc="reading items",
@@ -93,47 +95,47 @@ class PhotographReader:
         )
         with progress:
             for _ in range(self._batches):
-                while len(waiting) < self._local and (reading := next(readings, None)):
-                    waiting += reading.pictures
-                    ready.append(reading)
+                while len(waiting) < self._local and (views := next(photographs, None)):
+                    waiting += views.pictures
+                    read.append(views)
                 pictures, waiting = waiting[: self._local], waiting[self._local :]
-                yield self._stack(pictures), ready
-                ready = []
+                yield self._stack(pictures), read
+                read = []
                 progress.update()
 
     def by_item(self, values: np.ndarray) -> np.ndarray:
-        """Values of all pictures, batch by batch -> values by row of the item table.
+        """Orders values of all pictures by row of the item table.
 
         Args:
-            values: (pictures and padding, M, ...), global batches one after the other.
+            values: (pictures and padding, M, ...) values of the concatenated global batches.
 
         Returns:
-            (n, ...).
+            (n, ...) values of the n items.
         """
         processes = self._run.part.count
         batch, process, place = np.ogrid[: self._batches, :processes, : self._local]
-        picture = (process * self._run_length + batch * self._local + place).reshape(-1)
-        known = picture < len(self.rows)
+        picture = (process * self._per_process + batch * self._local + place).reshape(-1)
+        is_real = picture < len(self.rows)
         items = np.empty((len(self._split.items), *values.shape[2:]), values.dtype)
-        items[self.rows[picture[known]]] = values[known]
+        items[self.rows[picture[is_real]]] = values[is_real]
         return items
 
     def batch_rows(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Item rows of a global batch, and which of its pictures are no padding.
+        """Returns the pictures of a global batch that are not padding.
 
         Args:
-            number: of the batch, from 0.
+            number: index of the batch, from 0.
 
         Returns:
-            (p, M) int64 rows of the p pictures, and their (p,) int64 places in the batch.
+            (i, M) int64 item rows of the i pictures, and their (i,) int64 places in the batch.
         """
         processes = self._run.part.count
         process, place = np.ogrid[:processes, : self._local]
-        picture = (process * self._run_length + number * self._local + place).reshape(-1)
+        picture = (process * self._per_process + number * self._local + place).reshape(-1)
         places = np.flatnonzero(picture < len(self.rows))
         return self.rows[picture[places]], places
 
-    def _readings(self) -> Iterator[Reading]:
+    def _photographs(self) -> Iterator[PhotographViews]:
         if not len(self._records):
             return iter(())
         dataset = grain.MapDataset.source(np.arange(len(self._records))).map(self._read)
@@ -142,18 +144,18 @@ class PhotographReader:
         options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=max(ready, 1))
         return iter(dataset.to_iter_dataset(options))
 
-    def _read(self, index: int) -> Reading:
-        pictures = self._own[index]
+    def _read(self, index: int) -> PhotographViews:
+        pictures = self._pictures[index]
         photograph = self._split.photograph(int(self.rows[pictures[0], 0]))
         rows = np.unique(self.rows[pictures])
         first = int(np.searchsorted(self._split.items.record, self._records[index]))
-        found = np.zeros((0, 0), np.float32)
+        colours = np.zeros((0, 0), np.float32)
         if self._with_histograms:
             boxes = self._split.items.box[rows]
             crops = [crop_view(photograph, box, self._size, 0.0).image for box in boxes]
-            found = histograms(np.stack(crops))
+            colours = histograms(np.stack(crops))
         views = [self._picture(photograph, self.rows[picture]) for picture in pictures]
-        return Reading(first, rows, views, found, photograph)
+        return PhotographViews(first, rows, views, colours, photograph)
 
     def _picture(self, photograph: Photograph, rows: np.ndarray) -> PictureBatch:
         view = evaluation_view(photograph, self._split.items.box[rows], self._size, self._data)
@@ -168,7 +170,7 @@ class PhotographReader:
 
     def _stack(self, pictures: list[PictureBatch]) -> PictureBatch:
         if not pictures:
-            # A process without pictures of its own still takes part in every batch.
+            # A process without pictures takes part in every batch, too.
             size, items = self._size, self.rows.shape[1]
             tokens = np.zeros((items, self._data.max_tokens * self._reads_captions), np.int32)
             image = np.zeros((size, size, 3), np.uint8)
@@ -183,7 +185,7 @@ def _each_row(record: np.ndarray) -> np.ndarray:
 
 
 def _rows_of_photographs(record: np.ndarray) -> np.ndarray:
-    """(P, M) rows of the items of each photograph, the first one repeated to fill up."""
+    """Returns (I, M) rows of the items of each photograph, the first one repeated as padding."""
     _, first, counts = np.unique(record, return_index=True, return_counts=True)
     place = np.arange(counts.max())
     return first[:, None] + np.where(place < counts[:, None], place, 0)

@@ -1,4 +1,4 @@
-"""Exact rankings of a gallery, and their metrics."""
+"""Exact rankings of the gallery, and their quality per query."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ from capret_jax.evaluation.protocol import RESULTS_PER_QUERY, Protocol
 from capret_jax.retrieval.engines import ExactEngine, Neighbours
 from capret_jax.retrieval.metrics import average_precision, first_hit
 
-# Queries ranked at once, and neighbours of each that are kept.
+# Queries ranked in one call.
 _CHUNK = 512
+# Neighbours of each query that are kept.
 _KEPT = RESULTS_PER_QUERY
 
 
@@ -19,7 +20,7 @@ class Ranking:
 
     Attributes:
         neighbours: (Q, K) int64 positions in the gallery, best first.
-        scores: (Q, K) float32, their inner products with the query.
+        scores: (Q, K) float32 inner products of the neighbours with the query.
         precision: (Q,) float64 average precision over the whole gallery.
         first: (Q,) int64 rank of the first relevant item, from 0.
     """
@@ -35,7 +36,7 @@ def rank(protocol: Protocol, embeddings: np.ndarray) -> Ranking:
 
     Args:
         protocol: rows of the queries and of the gallery.
-        embeddings: (n, E) float32, one per row of the item table; inner products compare them.
+        embeddings: (n, E) float32 by row of the item table, compared by inner products.
     """
     queries, gallery = embeddings[protocol.queries], embeddings[protocol.gallery]
     # In chunks: all of DeepFashion2's 12 k x 37 k ranks at once would take 4 GB.
@@ -60,20 +61,20 @@ def _rank_chunk(queries, gallery, query_identity, gallery_identity):
 
 
 class RerankedMetrics:
-    """Metrics of rankings that differ from a known one in the order of their first k items."""
+    """Rankings that differ from a known one in the order of the first k neighbours."""
 
     def __init__(self, protocol: Protocol, ranking: Ranking, k: int):
         """
         Args:
-            protocol: of the queries.
-            ranking: the known one.
-            k: neighbours that may change places.
+            protocol: rows and identities of the queries and of the gallery.
+            ranking: the known ranking.
+            k: number of neighbours of each query that are reordered.
         """
         self._protocol, self._ranking, self._k = protocol, ranking, k
         self._before = self._precision(ranking.neighbours)
 
     def __call__(self, neighbours: Neighbours) -> Ranking:
-        """The ranking with (Q, K) other neighbours."""
+        """Returns the ranking with (Q, K) reordered neighbours."""
         relevant = self._relevant(neighbours.rows)
         first = np.where(relevant.any(axis=1), relevant.argmax(axis=1), self._ranking.first)
         change = self._precision(neighbours.rows) - self._before
@@ -85,7 +86,7 @@ class RerankedMetrics:
         return identities == self._protocol.query_identity[:, None]
 
     def _precision(self, rows: np.ndarray) -> np.ndarray:
-        """The first k ranks' share of the average precision."""
+        """Returns the (Q,) contributions of the first k ranks to the average precision."""
         relevant = self._relevant(rows)
         precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
         return (precision * relevant).sum(axis=1) / np.maximum(self._protocol.relevant_counts(), 1)

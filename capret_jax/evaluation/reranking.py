@@ -1,7 +1,8 @@
-"""Re-ranking evaluator: the nearest candidates of each query, ordered anew by image-text matching.
+"""Re-ranking evaluator: the nearest candidates of each query, reordered by image-text matching.
 
-The text is the category whose phrase matches the query's picture best: nothing of the ground truth.
-The weight of the match beside the cosine is chosen on the other half of the queries, by identity.
+The text is the phrase of the category that matches the query's picture best, so no ground truth is
+used. The weight of the match probability is chosen on the other half of the queries, split by
+identity.
 """
 
 import time
@@ -23,45 +24,46 @@ from capret_jax.train.state import TrainState
 
 
 class RerankingEvaluator:
-    """mAP and top-k after re-ranking the first `evaluation.rerank` candidates of every query."""
+    """Metrics after re-ranking the nearest `evaluation.rerank` candidates of every query."""
 
     def __init__(self, context: EvaluationContext):
         self._context = context
 
     def run(self, state: TrainState) -> dict[str, Any]:
-        """Matches every query's text with its candidates; processes share the queries.
+        """Matches every query's text with its candidates; queries are divided among processes.
 
         Returns:
-            "reranked": mAP and top-k, "k", "weights", "category_accuracy" of the texts,
-            "seconds_per_query", and "items_encoded".
+            "reranked": "mAP", "top_1" ... "top_20"; "k", number of candidates; "weights" of the
+            match probability; "category_accuracy" of the texts; "seconds_per_query"; and
+            "items_encoded".
         """
         context, run = self._context, self._context.run
         protocol, ranking = context.protocol, context.ranking(state)
-        tokens = context.readings(state).tokens
-        assert tokens is not None, "the config has an evaluator that no tokens are kept for"
+        tokens = context.encoded(state).tokens
+        assert tokens is not None, "chosen only where evaluation.rerank is set"
         config = run.config.model
         model = LoadedModel(local_params(state.model), config, [], config.image_size)
         matcher = Matcher(model, run.encode)
-        own = np.array_split(np.arange(len(protocol.queries)), run.part.count)[run.part.index]
+        queries = np.array_split(np.arange(len(protocol.queries)), run.part.count)[run.part.index]
         start = time.perf_counter()
-        words = best_phrases(matcher, PHRASES, protocol.queries[own], tokens)
-        nearest = ranking.neighbours[own, : run.config.evaluation.rerank]
-        phrases = [category_phrase(int(word) + 1) for word in words]
+        categories = best_phrases(matcher, PHRASES, protocol.queries[queries], tokens)
+        nearest = ranking.neighbours[queries, : run.config.evaluation.rerank]
+        phrases = [category_phrase(int(category) + 1) for category in categories]
         match = matcher.candidates(phrases, protocol.gallery[nearest], tokens)
-        seconds = (time.perf_counter() - start) / max(len(own), 1)
-        words, match = gather_rows(words), gather_rows(match)
+        seconds = (time.perf_counter() - start) / max(len(queries), 1)
+        categories, match = gather_rows(categories), gather_rows(match)
         reranked = RerankedMetrics(protocol, ranking, match.shape[1])
         neighbours = Neighbours(ranking.neighbours, ranking.scores)
         half = protocol.query_identity % 2 == 0
-        fitted = cross_fit(neighbours, match, lambda each: reranked(each).precision, half)
+        fitted = cross_fit(neighbours, match, lambda ordered: reranked(ordered).precision, half)
         better = reranked(fitted.neighbours)
         items = run.dataset.validation.items
-        truth = items["category_id"][protocol.queries] - 1
+        true_categories = items["category_id"][protocol.queries] - 1
         metrics = {
             **summarize(better.precision, better.first),
             "k": int(match.shape[1]),
             "weights": list(fitted.weights),
-            "category_accuracy": float((words == truth).mean()),
+            "category_accuracy": float((categories == true_categories).mean()),
             "seconds_per_query": float(gather_rows(np.array([seconds])).max()),
             "items_encoded": len(items),
         }

@@ -15,24 +15,25 @@ from capret_jax.retrieval.metrics import recall, summarize
 from capret_jax.retrieval.tuning import timed
 from capret_jax.train.state import TrainState
 
+# Number of neighbours whose recall by the index is measured.
 RECALL_AT = 20
 
 
 class CurveEvaluator:
-    """mAP and top-k accuracy in the middle of training, as points of the training curve."""
+    """Mean average precision and top-k accuracy during training, for the training curve."""
 
     def __init__(self, context: EvaluationContext):
         self._context = context
 
     def run(self, state: TrainState) -> dict[str, float]:
-        """Embeds and ranks; returns "retrieval/mAP" and "retrieval/top_k"."""
+        """Returns "retrieval/mAP", "retrieval/top_1" ... of the state's embeddings."""
         ranking = rank(self._context.protocol, self._context.embed(state))
         metrics = summarize(ranking.precision, ranking.first)
         return {f"retrieval/{name}": value for name, value in metrics.items()}
 
 
 class RetrievalEvaluator:
-    """Metrics over all queries, by condition, by the official scorer; and of the ScaNN index."""
+    """Metrics over all queries, by condition and by the official scorer, and of the ScaNN index."""
 
     def __init__(self, context: EvaluationContext):
         self._context = context
@@ -41,9 +42,10 @@ class RetrievalEvaluator:
         """Measures the model's embeddings of the validation items.
 
         Returns:
-            "mAP", "top_1" ... "top_20", "queries", "gallery"; "by" condition and level; "official",
-            the same by the official scorer; "more_than_5_answers", the published subset; and
-            "index". The official result file and `queries.json` are left in the context.
+            "mAP", "top_1" ... "top_20", "queries", "gallery"; "by" condition and level;
+            "more_than_5_answers", metrics of the published subset; "view", "embedding" and
+            "captions" of the config; "official", metrics by the official scorer; and "index". The
+            official result file and `queries.json` are added to the context's files.
         """
         context, ranking = self._context, self._context.ranking(state)
         items, protocol = context.run.dataset.validation.items, context.protocol
@@ -62,26 +64,26 @@ class RetrievalEvaluator:
             "gallery": len(protocol.gallery),
             "view": config.data.view.kind,
             "embedding": config.embedding.kind,
-            # Where they are none, nothing of the ground truth reaches a query but its box.
+            # Without captions of the queries, their boxes are the only ground truth that is used.
             "captions": {
                 "of_queries": config.embedding.describe(config.data.captions.fields),
                 "in_training": config.data.captions.describe(),
             },
-            # The same results through the official scorer, which sees boxes and nothing else.
+            # The official scorer reads the boxes of the results only.
             "official": official_metrics(protocol, entries),
-            "index": _measure_index(protocol, context.readings(state).embeddings[MODEL]),
+            "index": _measure_index(protocol, context.encoded(state).embeddings[MODEL]),
         }
 
 
 class BaselineEvaluator:
-    """An untrained model and colour histograms, ranked as the model is."""
+    """Metrics of an untrained model's embeddings and of colour histograms."""
 
     def __init__(self, context: EvaluationContext):
         self._context = context
 
     def run(self, state: TrainState) -> dict[str, Any]:
         """Returns "baselines", metrics by name; empty unless `evaluation.baselines` is set."""
-        embeddings = self._context.readings(state).embeddings
+        embeddings = self._context.encoded(state).embeddings
         rankings = {
             name: rank(self._context.protocol, table)
             for name, table in embeddings.items()
@@ -91,7 +93,12 @@ class BaselineEvaluator:
 
 
 def official_metrics(protocol: Protocol, results: list[Entry]) -> dict:
-    """The official scorer's metrics, by its own rules and with a minimum IoU of queries' boxes."""
+    """Returns the official scorer's metrics, as it is and with a minimum IoU of queries' boxes.
+
+    Args:
+        protocol: protocol with the official ground truth.
+        results: entries in the official result format.
+    """
     truth = protocol.ground_truth
     return {
         "ground_truth": truth.source,
@@ -103,13 +110,13 @@ def official_metrics(protocol: Protocol, results: list[Entry]) -> dict:
 def tables(
     items: ItemTable, protocol: Protocol, precision: np.ndarray, first: np.ndarray
 ) -> dict[str, Any]:
-    """Metrics over all queries and over the published subset, each by condition, too.
+    """Returns metrics of all queries and of the published subset, total and by condition.
 
     Args:
-        items: of the split.
-        protocol: of the split.
-        precision: (Q,) average precision of each query.
-        first: (Q,) rank of each query's first relevant item, from 0.
+        items: item table of the split.
+        protocol: queries and gallery of the split.
+        precision: (Q,) float64 average precision of each query.
+        first: (Q,) int64 rank of each query's first relevant item, from 0.
     """
     columns = {name: items[name][protocol.queries] for name in LEVELS}
     columns["category"] = items["category_id"][protocol.queries]
@@ -125,51 +132,59 @@ def tables(
 
 
 def _by_condition(
-    columns: dict[str, np.ndarray], precision: np.ndarray, first: np.ndarray, among: np.ndarray
+    columns: dict[str, np.ndarray], precision: np.ndarray, first: np.ndarray, subset: np.ndarray
 ) -> dict:
-    """Condition -> level -> metrics of the queries of that level, among some of them."""
+    """Returns condition -> level -> metrics of the queries of that level.
+
+    Args:
+        columns: condition -> (Q,) level of each query, from 1.
+        precision: (Q,) float64 average precision of each query.
+        first: (Q,) int64 rank of each query's first relevant item, from 0.
+        subset: (Q,) bool, queries to include.
+    """
     names = {**LEVELS, "category": CATEGORIES}
     return {
         condition: {
             names[condition][value - 1]: summarize(precision[rows], first[rows])
-            for value in np.unique(column[among])
-            for rows in [among & (column == value)]
+            for value in np.unique(column[subset])
+            for rows in [subset & (column == value)]
         }
         for condition, column in columns.items()
     }
 
 
 def _by_query(items: ItemTable, protocol: Protocol, ranking: Ranking) -> dict[str, list]:
-    """Every query's result, in columns, for comparisons of runs query by query."""
+    """Returns the columns of `queries.json`, for comparisons of runs query by query."""
     columns = {
         "image_id": items["image_id"],
         "item": items["number"],
         "category": items["category_id"],
         **{name: items[name] for name in LEVELS},
     }
-    # Positions in the gallery, best first.
-    found = ranking.neighbours[:, :RESULTS_PER_QUERY]
+    neighbours = ranking.neighbours[:, :RESULTS_PER_QUERY]
     return {
         **{name: column[protocol.queries].tolist() for name, column in columns.items()},
         "identity": protocol.query_identity.tolist(),
         "average_precision": np.nan_to_num(ranking.precision).tolist(),
         "first": ranking.first.tolist(),
-        "found": protocol.gallery[found].tolist(),
-        "right": (protocol.gallery_identity[found] == protocol.query_identity[:, None]).tolist(),
+        "found": protocol.gallery[neighbours].tolist(),
+        "right": (
+            protocol.gallery_identity[neighbours] == protocol.query_identity[:, None]
+        ).tolist(),
     }
 
 
 def _measure_index(protocol: Protocol, embeddings: np.ndarray) -> dict:
-    """ScaNN beside the exact search: seconds, and the share of true neighbours that it finds."""
+    """Compares ScaNN with exact search: seconds, and the recall of the exact neighbours."""
     queries, gallery = embeddings[protocol.queries], embeddings[protocol.gallery]
     k = min(RECALL_AT, len(gallery))
     index, build_seconds = timed(ScannEngine.build, gallery, k)
-    found, query_seconds = timed(index.search, queries, k)
+    approximate, query_seconds = timed(index.search, queries, k)
     exact, exact_seconds = timed(ExactEngine(gallery).search, queries, k)
     return {
         "kind": index.description,
         "build_seconds": build_seconds,
         "query_seconds": query_seconds,
         "exact_query_seconds": exact_seconds,
-        f"recall@{RECALL_AT}": recall(found.rows, exact.rows),
+        f"recall@{RECALL_AT}": recall(approximate.rows, exact.rows),
     }

@@ -1,4 +1,4 @@
-"""All evaluators that a config asks for, and the folder of results that they leave."""
+"""The evaluators of a config, and the folder that their results are written to."""
 
 import json
 import pathlib
@@ -21,18 +21,18 @@ EVALUATION = "evaluation"
 
 
 class EvaluationSuite:
-    """The evaluators of a config. Everything that can be refused is refused on construction.
+    """The evaluators of a config. Its construction raises the errors of data that does not fit.
 
     Attributes:
-        folder: of the results.
-        context: that the evaluators share.
+        folder: folder of the results.
+        context: inputs that the evaluators share.
     """
 
     def __init__(self, run: Run, name: str = EVALUATION):
         """
         Args:
-            run: whose states are evaluated.
-            name: of the folder of results in its workdir.
+            run: the run whose states are evaluated.
+            name: name of the folder of results in its workdir.
 
         Raises:
             InputError: the validation split, or a file of detections, cannot be evaluated.
@@ -41,10 +41,11 @@ class EvaluationSuite:
         self._evaluators = _choose(self.context)
 
     def run(self, state: TrainState) -> dict[str, Any]:
-        """Runs all evaluators; leaves their results in the folder, all of them or none.
+        """Runs all evaluators and writes their results, all files or none.
 
-        These are `metrics.json`, `queries.json`, `deepfashion2_retrieval.json`, `report.html` and,
-        with detections, `deepfashion2_retrieval_detected.json`.
+        The files are `metrics.json`, `queries.json`, `deepfashion2_retrieval.json`, `report.html`
+        and, with detections, `deepfashion2_retrieval_detected.json`. Every process has to call it;
+        process 0 writes.
 
         Returns:
             The content of `metrics.json`.
@@ -54,7 +55,7 @@ class EvaluationSuite:
             metrics |= evaluator.run(state)
         if jax.process_index() == 0:
             self._write(state, metrics)
-        # A process that left earlier would end the job's coordination for the others.
+        # A process that ended earlier would end the process group for the others.
         multihost_utils.sync_global_devices("evaluation")
         return metrics
 
@@ -82,13 +83,13 @@ class EvaluationSuite:
 
 
 def _choose(context: EvaluationContext) -> list[Evaluator]:
-    """The evaluators of a config, in the order of their metrics."""
-    wanted = context.run.config.evaluation
+    """Makes the evaluators of a config, in the order of their metrics."""
+    config = context.run.config.evaluation
     evaluators: list[Evaluator] = [RetrievalEvaluator(context), BaselineEvaluator(context)]
-    if wanted.detect or wanted.detections:
+    if config.detect or config.detections:
         evaluators.append(DetectedBoxEvaluator(context))
-    if wanted.detect:
+    if config.detect:
         evaluators.append(DetectionEvaluator(context))
-    if wanted.rerank:
+    if config.rerank:
         evaluators.append(RerankingEvaluator(context))
     return evaluators

@@ -1,4 +1,4 @@
-"""Losses as pure functions of arrays. Weights are applied once, in `total.py`."""
+"""Losses as pure functions of arrays; `total.py` alone applies their weights."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,17 +6,17 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-# name -> (sum, count): merged over steps by adding both, divided only when shown.
+# name -> (sum, count): both are added over steps, and divided only when written.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Loss(NamedTuple):
-    """A term of the training objective.
+    """One term of the training objective.
 
     Attributes:
         value: () float32, the mean over `count` examples.
         count: () float32, number of examples that contributed.
-        metrics: further quantities to log, as (sum, count) pairs.
+        metrics: further quantities to log, name -> (sum, count).
     """
 
     value: jax.Array
@@ -26,13 +26,14 @@ class Loss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepContext:
-    """The mesh, the randomness and the part of the batch of one training step.
+    """Mesh, PRNG key and part of the batch that one evaluation of the losses is for.
 
     Attributes:
         mesh: devices that the batch is sharded over.
-        key: the step's PRNG key.
-        part, parts: index and number of the parts that the global batch is computed in, one after
-            the other, when gradients are accumulated.
+        key: PRNG key of the step.
+        part: index of the part of the batch that the model computes, from 0.
+        parts: number of equal parts that the global batch is computed in, one after the other
+            (`ExperimentConfig.accumulation`).
     """
 
     mesh: Mesh

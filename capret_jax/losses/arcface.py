@@ -1,8 +1,8 @@
 """ArcFace (arXiv 1801.07698) with its classes split over all devices of the mesh.
 
-Each device compares all features with its own classes only; of a softmax over C classes just three
-numbers per example travel: the true class's cosine, the best other one, and the others' sum.
-Neither the weights nor their gradient ever leave their device.
+Each device compares all features with its own classes only. For the softmax over C classes the
+devices exchange three numbers per example: the cosine of the true class, the largest other cosine,
+and the sum over the other classes. The weights and their gradient stay on their device.
 """
 
 import math
@@ -19,26 +19,27 @@ from capret_jax.distributed.mesh import AXES
 from capret_jax.losses import Loss, StepContext
 from capret_jax.losses.margin import GRADIENTS, class_margins
 
-# The cosine of a class that is no rival. Finite: a device may hold nothing else, and inf - inf is
-# NaN.
+# Stands for the cosine of the true class and of padding among the rivals. Finite, since a device
+# may hold nothing else, and inf - inf is NaN.
 _NO_RIVAL = -1e9
-# Class id of rows of padding: neither a class nor `NO_IDENTITY`.
+# Class id of padding rows: neither a class nor `NO_IDENTITY`.
 _PADDING = -2
-# Keeps the draws of classes apart from the step's others, which count from 0.
+# Folded into the step's key for drawing classes; other draws of the step fold in small numbers.
 _SAMPLING = 2**30
-# Logits of a device at a time. The gradient needs some four arrays of their size, so that larger
-# batches go in chunks, whose logits are computed anew for the gradient; but not so few examples
-# that reading the weights takes longer than multiplying with them.
+# Largest number of logits that a device computes at once: the gradient needs about four arrays of
+# that size. Larger batches are computed in chunks, and their logits again for the gradient. A chunk
+# has at least `_MIN_CHUNK` examples, or reading the weights would take longer than the products.
 _MAX_LOGITS, _MIN_CHUNK = 2**24, 128
 
 
 class ClassHead(NamedTuple):
-    """Directions of the training identities.
+    """Parameters and sizes of the C classes, the training identities.
 
     Attributes:
-        weights: (R, K, E) float32 of any norm; the R - C rows behind the C classes are padding.
-            Split over the devices without a copy if their number divides R.
-        sizes: (C,) int NumPy array, training examples per class.
+        weights: (R, K, E) float32, K sub-centres of any norm per class; the last R - C rows are
+            padding. They are split over the devices without a copy if the number of devices
+            divides R.
+        sizes: (C,) int NumPy array, number of training examples per class.
     """
 
     weights: jax.Array
@@ -46,12 +47,13 @@ class ClassHead(NamedTuple):
 
 
 class _Comparison(NamedTuple):
-    """Results of comparing (B,) examples with all classes.
+    """Similarities of B examples to the classes, (B,) float32 each.
 
     Attributes:
         true: cosine of the true class.
-        rival: largest other cosine.
-        others: log-sum-exp of the other classes' logits, or its sum on one device.
+        rival: largest cosine of another class.
+        others: log-sum-exp of the other classes' logits; from `_compare_on_device` the sum of
+            exp(scale * (cosine - rival)).
     """
 
     true: jax.Array
@@ -66,21 +68,21 @@ def arcface_loss(
     context: StepContext,
     config: LossConfig,
 ) -> Loss:
-    """Mean cross entropy over the examples that have an identity.
+    """Returns the mean cross entropy over the examples that have an identity.
 
     The cosine of a class is the largest of its K sub-centres' (Deng et al., ECCV 2020, eq. 3). With
     `config.arcface_sampled` below 1, each device compares with that share of its classes, drawn
-    anew at each step (PartialFC, arXiv 2203.15565); the batch's own classes always take part.
+    anew at each step (PartialFC, arXiv 2203.15565); the classes of the batch are always included.
 
     Args:
-        features: (B, E), L2-normalised.
-        head: the classes.
-        labels: (B,) int class, or `NO_IDENTITY`.
+        features: (B, E) float32, L2-normalised.
+        head: parameters and sizes of the classes.
+        labels: (B,) int classes, `NO_IDENTITY` where an example has none.
         context: mesh and key of the step; the classes are split over all devices of the mesh.
-        config: margins, scale, gradient and share of the classes.
+        config: margins, scale, gradient and sampled share of the classes.
 
     Returns:
-        The loss; its metric "accuracy" is among the classes compared with.
+        The loss; its metric "accuracy" counts the compared classes only.
     """
     compared = _compare(features, head, labels, context, config)
     valid = labels != NO_IDENTITY
@@ -106,7 +108,7 @@ def _compare(
     config: LossConfig,
 ) -> _Comparison:
     classes, scale, class_weights = len(head.sizes), config.arcface_scale, head.weights
-    # Few classes, which are whole on every device, may not divide: any number of devices will do.
+    # A small head is replicated, and its rows need not divide over the devices: more padding does.
     missing = -len(class_weights) % context.mesh.size
     if missing:
         class_weights = jnp.pad(class_weights, ((0, missing), (0, 0), (0, 0)))
@@ -118,12 +120,12 @@ def _compare(
             device_key = jax.random.fold_in(jax.random.fold_in(key, _SAMPLING), device)
             kept = draw_classes(device_key, class_ids, labels, classes, config.arcface_sampled)
             weights, class_ids = weights[kept], class_ids[kept]
-        # Padding gets an id that no label has.
+        # No label equals the class id of padding.
         class_ids = jnp.where(class_ids < classes, class_ids, _PADDING)
-        own = _compare_own(features, weights, class_ids, labels, scale)
-        best = jax.lax.pmax(own.rival, AXES)
-        mass = jax.lax.psum(own.others * jnp.exp(scale * (own.rival - best)), AXES)
-        return _Comparison(jax.lax.psum(own.true, AXES), best, scale * best + jnp.log(mass))
+        local = _compare_on_device(features, weights, class_ids, labels, scale)
+        best = jax.lax.pmax(local.rival, AXES)
+        exp_sum = jax.lax.psum(local.others * jnp.exp(scale * (local.rival - best)), AXES)
+        return _Comparison(jax.lax.psum(local.true, AXES), best, scale * best + jnp.log(exp_sum))
 
     whole = PartitionSpec()
     return jax.shard_map(
@@ -134,19 +136,19 @@ def _compare(
     )(features, class_weights, labels, context.key)
 
 
-def _compare_own(
+def _compare_on_device(
     features: jax.Array,
     weights: jax.Array,
     class_ids: jax.Array,
     labels: jax.Array,
     scale: float,
 ) -> _Comparison:
-    """One device's part of `_compare`: `others` is the sum of exp(scale * (cosine - rival)).
+    """Compares the examples with the classes of one device.
 
     The true cosine is 0 where the true class is on another device.
     """
-    # Dividing the products spares a normalised copy of the weights. Weight decay may bring rows of
-    # padding to 0, hence the floor.
+    # Dividing the products avoids a normalised copy of the weights. Weight decay may bring padding
+    # rows to 0, hence the floor.
     norms = jnp.sqrt(jnp.maximum((weights**2).sum(axis=2), 1e-24))
 
     def compare(example):
@@ -167,17 +169,17 @@ def _compare_own(
 def draw_classes(
     key: jax.Array, class_ids: jax.Array, labels: jax.Array, classes: int, share: float
 ) -> jax.Array:
-    """Draws the classes of a device that take part: the batch's, then others at random.
+    """Draws the rows of a device to compare with: the batch's classes, then others at random.
 
     Args:
-        key: the device's PRNG key.
-        class_ids: (R,) int, classes of the device's rows; from `classes` on they are padding.
-        labels: (B,) int.
-        classes: C, of all devices.
-        share: of the rows to keep; never fewer than B, so that there is room for all labels.
+        key: PRNG key of the device.
+        class_ids: (R,) int classes of the device's R rows; ids from `classes` on are padding.
+        labels: (B,) int classes of the batch.
+        classes: C, number of classes on all devices.
+        share: fraction of the rows to draw. At least min(B, R) are drawn, enough for all labels.
 
     Returns:
-        (max(ceil(share * R), min(B, R)),) int32 rows, each once.
+        (max(ceil(share * R), min(B, R)),) int32 distinct rows.
     """
     rows = len(class_ids)
     order = jax.random.uniform(key, (rows,))

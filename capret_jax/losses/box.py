@@ -1,4 +1,4 @@
-"""Box regression: L1 plus generalised IoU (arXiv 1902.09630), as DETR and X2-VLM use them."""
+"""Box regression losses: L1 and generalised IoU (arXiv 1902.09630), as in DETR and X2-VLM."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,20 @@ _EPSILON = 1e-7
 
 
 def corners(boxes: jax.Array) -> jax.Array:
-    """(..., 4) cx, cy, w, h -> (..., 4) x1, y1, x2, y2."""
+    """Converts (..., 4) boxes from cx, cy, w, h to x1, y1, x2, y2."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return jnp.concatenate([center - half, center + half], axis=-1)
 
 
 def iou_and_giou(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(..., 4) and (..., 4) corner boxes -> (...) IoU and (...) generalised IoU in [-1, 1]."""
+    """Returns the IoU in [0, 1] and the generalised IoU in [-1, 1] of pairs of boxes.
+
+    Args:
+        a, b: (..., 4) boxes x1, y1, x2, y2.
+
+    Returns:
+        (...) IoU, and (...) generalised IoU.
+    """
 
     def area(low, high):
         return jnp.prod(jnp.maximum(high - low, 0.0), axis=-1)
@@ -29,11 +36,11 @@ def iou_and_giou(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def box_losses(predicted: jax.Array, target: jax.Array, valid: jax.Array) -> tuple[Loss, Loss]:
-    """L1 (summed over the coordinates) and 1 - GIoU, each a mean over the valid boxes.
+    """Returns the L1 loss, summed over the coordinates, and 1 - GIoU; means over the valid boxes.
 
     Args:
-        predicted, target: (B, 4) cx, cy, w, h as fractions of the image.
-        valid: (B,) bool, examples that have a box.
+        predicted, target: (B, 4) float32 boxes cx, cy, w, h as fractions of the image.
+        valid: (B,) bool, True for examples that have a box.
     """
     count = valid.sum().astype(jnp.float32)
     iou, giou = iou_and_giou(corners(predicted), corners(target))

@@ -1,9 +1,9 @@
 """Image-text contrastive losses (ITC) over the global batch, in tiles.
 
 Softmax: ALBEF (arXiv 2107.07651, eq. 1) with several positives. Sigmoid: SigLIP (arXiv 2303.15343,
-eq. 1). Each device takes the rows of its own examples and goes over the gathered features of all in
-chunks, recomputed in the backward pass: no device ever holds more than (rows, chunk) similarities,
-however many devices there are.
+eq. 1). Each device computes the rows of its own examples against the gathered features of all, in
+chunks of columns that the backward pass computes again. So a device never holds more than
+(rows, chunk) similarities, whatever the number of devices.
 """
 
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from capret_jax.distributed.mesh import BATCH_AXES
 from capret_jax.losses import Loss
 from capret_jax.losses.pairs import PairLabels, positive_pairs
 
-# Columns of a tile.
+# Default number of columns of a tile.
 CHUNK = 1024
-# A logit whose exponential is 0, and which times 0 is 0.
+# Logit of a masked pair: its exponential is 0. Finite, so that its product with 0 is 0.
 _MASKED_LOGIT = -1e9
-# SigLIP's initial bias, fixed here: published checkpoints have no place for a learned one.
+# SigLIP's initial bias. It is not learned, since X2-VLM checkpoints have no parameter for it.
 SIGMOID_BIAS = -10.0
 
 
@@ -28,8 +28,8 @@ class ContrastiveFeatures(NamedTuple):
     """Inputs of a contrastive loss.
 
     Attributes:
-        image, text: (B, E) float32, L2-normalised.
-        temperature: () float32, by which the cosines are divided.
+        image, text: (B, E) float32 features, L2-normalised.
+        temperature: () float32 divisor of the cosines.
     """
 
     image: jax.Array
@@ -38,7 +38,13 @@ class ContrastiveFeatures(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """Features (b, E) of one modality with their labels and (b,) places in the global batch."""
+    """Features of one modality, with their labels.
+
+    Attributes:
+        features: (b, E) float32, of one device's b examples or of all.
+        labels: labels of the same examples.
+        place: (b,) int positions in the global batch.
+    """
 
     features: jax.Array
     labels: PairLabels
@@ -46,15 +52,15 @@ class _Side(NamedTuple):
 
 
 class _RowStatistics(NamedTuple):
-    """Running statistics of each row over the columns seen so far, (b,) each.
+    """Running softmax and sigmoid statistics of each row over the columns so far, (b,) each.
 
     Attributes:
         max_logit: largest logit.
         exp_sum: sum of exp(logit - max_logit).
         positive_sum: sum of the positives' logits.
         positives: number of positives.
-        max_is_positive: True where the largest logit is a positive's.
-        softplus_sum: sum of the pairs' sigmoid losses.
+        max_is_positive: True where the largest logit belongs to a positive.
+        softplus_sum: sum of the sigmoid losses of the pairs.
     """
 
     max_logit: jax.Array
@@ -73,17 +79,21 @@ def contrastive_loss(
     kind: str = "softmax",
     chunk: int = CHUNK,
 ) -> Loss:
-    """Mean over the valid examples of the global batch.
+    """Returns the mean loss over the valid examples of the global batch.
 
-    Softmax: half the sum of the image-to-text and the text-to-image cross entropy; a row's target
-    is uniform over its positives. Sigmoid: the sum over all pairs of an image.
+    The softmax loss is half the sum of the image-to-text and the text-to-image cross entropy, with
+    a target that is uniform over an example's positives. The sigmoid loss is the sum over all pairs
+    of an image.
 
     Args:
-        features: of the global batch.
-        labels: of the same examples; invalid ones are masked as rows and as columns.
-        mesh: the batch's mesh.
+        features: image and text features of the global batch.
+        labels: labels of the same examples; invalid ones are masked as rows and as columns.
+        mesh: mesh that the batch is sharded over.
         kind: "softmax" or "sigmoid".
-        chunk: columns of a tile.
+        chunk: number of columns of a tile.
+
+    Returns:
+        The loss; its metric "accuracy" counts images whose most similar text is a positive.
     """
     place = jnp.arange(len(labels.identity))
 
@@ -104,7 +114,7 @@ def contrastive_loss(
         mesh=mesh,
         in_specs=(feature_specs, rows, rows),
         out_specs=rows,
-        check_vma=False,  # a scan's first statistics are the same everywhere, its later ones not
+        check_vma=False,  # the scan's initial statistics do not vary over the mesh, later ones do
     )(features, labels, place)
     count = labels.valid.sum().astype(jnp.float32)
     value = jnp.where(labels.valid, losses, 0.0).sum() / jnp.maximum(count, 1.0)
@@ -113,14 +123,14 @@ def contrastive_loss(
 
 
 def _gather(images: _Side, texts: _Side) -> tuple[_Side, _Side]:
-    """Both sides of the global batch, on every device."""
+    """Gathers both sides of the global batch on every device."""
     arrays = images.features, texts.features, images.labels, images.place
     *features, labels, place = jax.lax.all_gather(arrays, BATCH_AXES, tiled=True)
     return _Side(features[0], labels, place), _Side(features[1], labels, place)
 
 
 def _cross_entropy(statistics: _RowStatistics) -> jax.Array:
-    """Cross entropy of each row against the uniform distribution over its positives."""
+    """Returns the (b,) cross entropies against the uniform distribution over the positives."""
     normaliser = statistics.max_logit + jnp.log(jnp.maximum(statistics.exp_sum, 1e-30))
     return normaliser - statistics.positive_sum / jnp.maximum(statistics.positives, 1)
 
@@ -128,7 +138,7 @@ def _cross_entropy(statistics: _RowStatistics) -> jax.Array:
 def _row_statistics(
     rows: _Side, columns: _Side, temperature: jax.Array, chunk: int
 ) -> _RowStatistics:
-    """Goes over all columns, a chunk at a time."""
+    """Computes the statistics of the rows over all columns, a chunk at a time."""
     count, zeros = len(rows.features), jnp.zeros(len(rows.features))
     statistics = _RowStatistics(
         jnp.full(count, 2 * _MASKED_LOGIT), zeros, zeros, zeros, zeros.astype(bool), zeros
@@ -139,7 +149,7 @@ def _row_statistics(
 
     if len(columns.features) <= chunk:
         return add(statistics, columns)[0]
-    padding = -len(columns.features) % chunk  # with columns that are not valid
+    padding = -len(columns.features) % chunk  # zeros, which are not valid
     tiles = jax.tree.map(
         lambda x: jnp.pad(x, ((0, padding),) + ((0, 0),) * (x.ndim - 1)).reshape(
             -1, chunk, *x.shape[1:]

@@ -11,17 +11,17 @@ from capret_jax.losses import StepContext
 from capret_jax.losses.contrastive import ContrastiveFeatures
 from capret_jax.losses.pairs import PairLabels, positive_pairs
 
-# Any tree of arrays with a common first axis.
+# A tree of arrays with a common first axis.
 Tree = Any
-# Added to the softmax, so that every candidate can be drawn; the reference's value.
+# Added to the softmax, so that every candidate can be drawn; the value of X2-VLM's code.
 _FLOOR = 1e-5
 
 
 class Negatives(NamedTuple):
-    """A negative for each example.
+    """One negative for each example.
 
     Attributes:
-        states: a tree of (B, ...), the drawn examples' own.
+        states: a tree of (B, ...) arrays, the states of the drawn examples.
         valid: (B,) bool, False where no negative could be drawn.
     """
 
@@ -30,7 +30,7 @@ class Negatives(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Arrays of (B, ...) from which negatives are drawn."""
+    """(B, ...) features, labels and states of the examples that negatives are drawn from."""
 
     image_features: jax.Array
     text_features: jax.Array
@@ -45,13 +45,13 @@ def draw_negatives(
     """Draws one candidate per row from softmax(similarity) + 1e-5, positives excluded.
 
     Args:
-        similarity: (G, G) logits.
-        positives: (G, G) bool, candidates that may not be drawn.
+        similarity: (G, G) float32 logits.
+        positives: (G, G) bool, True for candidates that may not be drawn.
         key: a PRNG key.
 
     Returns:
-        (G,) int32 the candidate, and (G,) bool, False where every candidate is a positive; the
-        candidate then is the row itself.
+        (G,) int32 drawn candidates, and (G,) bool, False where every candidate is a positive; the
+        drawn candidate is then the row itself.
     """
     weights = jnp.where(positives, 0.0, jax.nn.softmax(similarity, axis=1) + _FLOOR)
     valid = ~positives.all(axis=1)
@@ -68,19 +68,19 @@ def mine_hard_negatives(
 ) -> tuple[Negatives, Negatives]:
     """Draws a hard-negative image for each text and a hard-negative text for each image.
 
-    Negatives are drawn inside groups of `group_size` neighbours in the batch. Groups never cross
-    devices, so no embedding moves; and they do not depend on the number of devices, so neither
-    does the training curve.
+    Negatives are drawn within groups of `group_size` neighbours in the batch. Groups do not cross
+    devices, so no states are exchanged. Groups do not depend on the number of devices either, so
+    the training curve does not.
 
     Args:
         context: mesh, key and part of the step.
-        features: of the examples.
-        labels: of the examples; invalid ones get no negative and are no negatives.
-        states: a tree of (B, ...) arrays that make an image, and one of those that make a text.
-        group_size: G, a divisor of the examples per device.
+        features: features by whose similarity negatives are drawn.
+        labels: labels of the examples; invalid ones get no negative and are never drawn.
+        states: a tree of (B, ...) states of the images, and one of the texts.
+        group_size: G, a divisor of the number of examples per device.
 
     Returns:
-        The negative images, and the negative texts.
+        A negative image for each text, and a negative text for each image.
     """
 
     def in_group(group, candidates: _Candidates):
@@ -89,8 +89,8 @@ def mine_hard_negatives(
             candidates.image_features @ candidates.text_features.T / features.temperature
         )
         labels = candidates.labels
-        own = jnp.eye(len(labels.identity), dtype=bool)
-        excluded = positive_pairs(labels, labels) | own | ~labels.valid
+        diagonal = jnp.eye(len(labels.identity), dtype=bool)
+        excluded = positive_pairs(labels, labels) | diagonal | ~labels.valid
         image, image_valid = draw_negatives(similarity.T, excluded, image_key)
         text, text_valid = draw_negatives(similarity, excluded, text_key)
         return (
@@ -107,10 +107,10 @@ def mine_hard_negatives(
 
     candidates = _Candidates(features.image, features.text, labels, *states)
     rows = PartitionSpec(BATCH_AXES)
-    mine = jax.shard_map(
+    sharded = jax.shard_map(
         on_device, mesh=context.mesh, in_specs=(PartitionSpec(), rows), out_specs=rows
     )
-    return mine(jnp.asarray(context.part), candidates)
+    return sharded(jnp.asarray(context.part), candidates)
 
 
 def _take(tree: Tree, rows: jax.Array) -> Tree:

@@ -1,4 +1,4 @@
-"""Angular margins of the true class: by closed form, by class size, and their gradients."""
+"""Angular margins of the true class, constant or by class size, and their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,31 +6,32 @@ import numpy as np
 
 
 def class_margins(class_sizes: np.ndarray, margin: float, size_margin: float) -> np.ndarray:
-    """Wider margins for rarer classes: margin + size_margin * (n_min / n_c)^(1/4).
+    """Returns margins that are wider for rarer classes: margin + size_margin * (n_min / n_c)^(1/4).
 
-    The power is LDAM's (arXiv 1906.07413, eq. 10), normalised as its authors' code does by the
-    rarest class, which gets margin + size_margin; a class of endless examples gets margin.
+    The power is LDAM's (arXiv 1906.07413, eq. 10). As in its authors' code the rarest class gets
+    margin + size_margin; the margin of a class tends to `margin` as its size grows.
 
     Args:
         class_sizes: (C,) int, n_c >= 1 training examples per class.
-        margin, size_margin: radians.
+        margin: limit for large classes, radians.
+        size_margin: additional margin of the rarest class, radians.
 
     Returns:
-        (C,) float32 radians.
+        (C,) float32 margins, radians.
     """
     rarity = (class_sizes.min() / class_sizes) ** 0.25
     return (margin + size_margin * rarity).astype(np.float32)
 
 
 def shifted_cosine(cosine: jax.Array, margin: jax.Array | float) -> jax.Array:
-    """cos(theta + margin) with its own gradient (ArcFace, arXiv 1801.07698, eq. 3).
+    """Returns cos(theta + margin) with its exact gradient (ArcFace, arXiv 1801.07698, eq. 3).
 
-    Past theta = pi - margin, where cos(theta + margin) would rise again, the true class gets the
-    straight line cos(theta) - margin * sin(margin), as the authors' code does.
+    Past theta = pi - margin, where cos(theta + margin) would rise again, it is continued by the
+    line cos(theta) - margin * sin(margin), as in the authors' code.
 
     Args:
-        cosine: (B,) of the true class.
-        margin: (B,) or one for all, radians.
+        cosine: (B,) cosines cos(theta) of the true class.
+        margin: (B,) margins, or one for all, radians.
     """
     # The square root's slope is infinite at 0, hence the floor.
     sine = jnp.sqrt(jnp.maximum(1.0 - cosine**2, 1e-12))
@@ -39,15 +40,15 @@ def shifted_cosine(cosine: jax.Array, margin: jax.Array | float) -> jax.Array:
 
 
 def straight_through_cosine(cosine: jax.Array, margin: jax.Array | float) -> jax.Array:
-    """The same value with the gradient of the plain cosine, 1.
+    """Returns the value of `shifted_cosine` with the gradient of the plain cosine, 1.
 
-    So do InsightFace's later heads, which shift the angle without recording it for the gradient
-    (recognition/arcface_torch/losses.py): the pull on a feature no longer grows without bound
-    where it meets its class.
+    InsightFace's later heads do the same: they shift the angle without recording it for the
+    gradient (recognition/arcface_torch/losses.py). So the gradient of a feature stays bounded where
+    it is equal to its class direction.
 
     Args:
-        cosine: (B,) of the true class.
-        margin: (B,) or one for all, radians.
+        cosine: (B,) cosines of the true class.
+        margin: (B,) margins, or one for all, radians.
     """
     return cosine + jax.lax.stop_gradient(shifted_cosine(cosine, margin) - cosine)
 

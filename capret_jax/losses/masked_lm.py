@@ -9,11 +9,14 @@ from capret_jax.losses import Loss
 
 
 def masked_lm_loss(logits: jax.Array, labels: jax.Array) -> Loss:
-    """Mean cross entropy over the masked tokens.
+    """Returns the mean cross entropy over the tokens that have a label.
 
     Args:
-        logits: (B, M, vocab) at the masked positions.
-        labels: (B, M) int, the original tokens; `IGNORED_LABEL` does not count.
+        logits: (B, P, vocab) float32 predictions at P positions.
+        labels: (B, P) int original tokens there, `IGNORED_LABEL` for positions that do not count.
+
+    Returns:
+        The loss, 0 without any label; its metric "accuracy" counts the same tokens.
     """
     valid = labels != IGNORED_LABEL
     entropies = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))

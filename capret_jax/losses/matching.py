@@ -8,12 +8,15 @@ from capret_jax.losses import Loss
 
 
 def matching_loss(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> Loss:
-    """Cross entropy of match (1) against no match (0) over the valid pairs.
+    """Returns the mean cross entropy of match (1) against no match (0) over the valid pairs.
 
     Args:
-        logits: (..., 2).
+        logits: (..., 2) float32.
         labels: (...) int, 1 for a match.
-        valid: (...) bool; other pairs do not count. With none at all the value is 0.
+        valid: (...) bool, False for pairs that do not count.
+
+    Returns:
+        The loss, 0 without a valid pair; its metric "accuracy" counts the valid pairs.
     """
     entropies = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     count = valid.sum().astype(jnp.float32)

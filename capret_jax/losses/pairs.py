@@ -1,4 +1,4 @@
-"""Positive pairs of images and texts: several views of one garment share a text, and vice versa."""
+"""Positive pairs of images and texts: views of one garment, and items with equal captions."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from capret_jax.data.batch import NO_IDENTITY, Batch
 
 
 class PairLabels(NamedTuple):
-    """Labels that decide which images and texts belong together.
+    """Labels that decide which images and texts are positive pairs.
 
     Attributes:
         identity: (B,) int class of each item, `NO_IDENTITY` where it has none.
-        caption_id: (B,) int, equal for equal captions.
+        caption_id: (B,) int id of the caption, equal for equal captions.
         valid: (B,) bool, False for padding.
     """
 
@@ -22,17 +22,19 @@ class PairLabels(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> "PairLabels":
-        """The labels of a batch's items."""
+        """Returns the labels of a batch's items."""
         return cls(batch.identity, batch.caption_id, batch.valid)
 
 
 def positive_pairs(rows: PairLabels, columns: PairLabels) -> jax.Array:
-    """Pairs of one identity, or of one caption, besides each item's own pair.
+    """Finds pairs of equal identity or of equal caption, which must not count as negatives.
 
-    Template captions repeat, and an identity has many views: neither may count as a negative.
+    Args:
+        rows: labels of B items.
+        columns: labels of Q items.
 
     Returns:
-        (B, C) bool for B rows and C columns; padding is not masked.
+        (B, Q) bool; padding is not masked.
     """
     identity = rows.identity[:, None]
     same_identity = (identity == columns.identity) & (identity != NO_IDENTITY)

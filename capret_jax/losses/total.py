@@ -1,4 +1,4 @@
-"""The training objective: a weighted sum of terms. No other module applies a weight."""
+"""The training objective: the weighted sum of the loss terms. No other module applies weights."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
 from capret_jax.losses.pairs import PairLabels
 
-# Row order of `Outputs.match_logits`: the pair, then its two hard negatives.
+# Labels of `Outputs.match_logits`: the pair itself, then its two hard negatives.
 MATCH_LABELS = (1, 0, 0)
 
 
@@ -28,14 +28,14 @@ def total_loss(
     """Sums the weighted terms.
 
     Args:
-        outputs: of the model for `batch`.
+        outputs: outputs of the model for `batch`.
         batch: the global batch.
-        config: the weights and settings of the terms.
+        config: weights and settings of the terms.
         context: mesh and key of the step.
-        class_sizes: (C,) int, training examples per class.
+        class_sizes: (C,) int, number of training examples per class.
 
     Returns:
-        () float32, and the metrics "loss", "loss/<term>" and "<term>/<metric>" as (sum, count)
+        () float32 loss, and the metrics "loss", "loss/<term>" and "<term>/<metric>" as (sum, count)
         pairs.
     """
     terms = _terms(outputs, batch, config, context, class_sizes)
@@ -55,7 +55,7 @@ def _terms(
     context: StepContext,
     class_sizes: np.ndarray,
 ) -> dict[str, Loss]:
-    """The terms that have a weight, by name."""
+    """Computes the terms whose weight is not 0, by name."""
     terms = {}
     if config.itc:
         features = ContrastiveFeatures(
@@ -80,6 +80,6 @@ def _terms(
 
 
 def _next_answer_tokens(batch: Batch) -> jax.Array:
-    """(B, A-1) int32 labels of the answer decoder; padding and invalid items are ignored."""
+    """Returns (B, A-1) int32 labels of the answer decoder, `IGNORED_LABEL` for padding."""
     real = (batch.answer_mask > 0) & batch.valid[:, None]
     return jnp.where(real, batch.answer_ids, IGNORED_LABEL)[:, 1:]

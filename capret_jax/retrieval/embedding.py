@@ -1,4 +1,4 @@
-"""Embeddings of items, on all devices of a mesh, a batch of pictures at a time."""
+"""Embeddings of items in batches of pictures, computed on all devices of a mesh."""
 
 from typing import Any, NamedTuple
 
@@ -12,17 +12,18 @@ from capret_jax.distributed.mesh import batch_sharding, param_shardings, replica
 from capret_jax.models.beit import box_regions
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
-# NumPy on the host, jax.Array in a compiled function.
+# np.ndarray on the host, jax.Array in a jitted function.
 Array = Any
 
 
 class PictureBatch(NamedTuple):
-    """A batch of pictures with M items each; where there are fewer, the first is repeated.
+    """A batch of I pictures with M items each; where there are fewer, the first is repeated.
 
     Attributes:
-        image: (b, S, S, 3) uint8.
-        boxes: (b, M, 4) float32 cx, cy, w, h as fractions of the picture.
-        token_ids, token_mask: (b, M, T) int32 of the items' captions; T is 0 where none are read.
+        image: (I, S, S, 3) uint8 RGB.
+        boxes: (I, M, 4) float32 cx, cy, w, h of the items as fractions of the picture.
+        token_ids, token_mask: (I, M, T) int32 tokens of the items' captions; T is 0 for embeddings
+            that read no captions.
     """
 
     image: Array
@@ -32,18 +33,18 @@ class PictureBatch(NamedTuple):
 
     @classmethod
     def without_captions(cls, image: np.ndarray, boxes: np.ndarray) -> "PictureBatch":
-        """A batch for embeddings that read no captions."""
+        """Makes a batch for embeddings that read no captions."""
         empty = np.zeros((*boxes.shape[:2], 0), np.int32)
         return cls(image, boxes, empty, empty)
 
 
 class Encoded(NamedTuple):
-    """Items as the model encodes them, on the host.
+    """Embeddings and vision tokens of the items of I pictures.
 
     Attributes:
-        features: (b, M, E or 2E) float32 embeddings, L2-normalised.
-        states: (b, M, 1+N, D) float16 vision tokens.
-        mask: (b, M, 1+N) bool, positions that belong to the item.
+        features: (I, M, E or 2E) float32 embeddings, L2-normalised.
+        states: (I, M, 1+N, D) float16 vision tokens.
+        mask: (I, M, 1+N) bool, True for tokens that belong to the item.
     """
 
     features: np.ndarray
@@ -52,19 +53,20 @@ class Encoded(NamedTuple):
 
 
 class Embedder:
-    """A model's embedding of items; compiled once for a batch size.
+    """The jitted embedding of items.
 
     Attributes:
-        features: the jitted function (params, `PictureBatch`) -> (b, M, E or 2E) float32.
+        features: the jitted function of parameters and a `PictureBatch` that returns
+            (I, M, E or 2E) float32 embeddings.
     """
 
     def __init__(self, model: ModelConfig, view: ViewConfig, compute: ComputeConfig, mesh: Mesh):
         """
         Args:
-            model: shapes, and the kind of embedding.
-            view: tells whether items are regions of their pictures.
-            compute: precision and kernels, decided for the mesh's platform.
-            mesh: devices to use.
+            model: sizes of the model, and kind of embedding.
+            view: view of items, which may be regions of their pictures.
+            compute: precision and kernels, resolved for the mesh's platform.
+            mesh: mesh of the devices to use.
         """
         graphdef, abstract = abstract_model(model, compute)
         self._mesh, self._regions = mesh, view.regions
@@ -88,23 +90,23 @@ class Embedder:
         self._encode = jax.jit(encode, in_shardings=inputs, out_shardings=outputs)
 
     def embed(self, params: dict, pictures: PictureBatch) -> np.ndarray:
-        """Embeds one batch.
+        """Embeds one batch; every process of the mesh has to call it.
 
         Args:
-            params: the model's.
-            pictures: this process's part of the batch.
+            params: parameters of the model.
+            pictures: this process's part of the batch, NumPy arrays.
 
         Returns:
-            (b, M, E or 2E) float32, L2-normalised, of all processes' pictures, on every process.
+            (I, M, E or 2E) float32, L2-normalised embeddings of the global batch.
         """
         return np.asarray(self.features(params, to_global(self._mesh, pictures)))
 
     def encode(self, params: dict, pictures: PictureBatch) -> Encoded:
-        """Embeds one batch and returns its items' vision tokens too, see `embed`."""
+        """Embeds one batch, see `embed`, and returns the vision tokens of its items, too."""
         return jax.device_get(self._encode(params, to_global(self._mesh, pictures)))
 
     def _features(self, model: X2VLM, states: jax.Array, pictures: PictureBatch) -> jax.Array:
-        """Vision states (b, 1+N, D) of the pictures -> (b, M, E or 2E) of their items."""
+        """Returns the (I, M, E or 2E) embeddings of items from (I, 1+N, D) vision states."""
         images, items, _ = pictures.boxes.shape
         if model.embedding == "image" and not self._regions:
             return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
@@ -122,7 +124,7 @@ class Embedder:
         return features.reshape(images, items, -1)
 
     def _tokens(self, states: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Vision states (b, 1+N, D), boxes (b, M, 4) -> (b, M, 1+N, D) and bool (b, M, 1+N)."""
+        """Returns (I, M, 1+N, D) vision tokens of items, and their (I, M, 1+N) bool mask."""
         images, items, _ = boxes.shape
         if not self._regions:
             tokens = jnp.repeat(states[:, None], items, axis=1)

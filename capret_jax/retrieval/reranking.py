@@ -1,8 +1,8 @@
-"""Re-ranking: the nearest candidates ordered anew by how well they match a text (ITM).
+"""Re-ranking: the nearest candidates reordered by their image-text match probability (ITM).
 
-The image embedding compares two pictures by one vector each; the fusion encoder reads a text and a
-picture together, which says more and costs a pass per pair. So it scores the k nearest candidates
-alone, and its match probability is added to their cosine.
+Embeddings compare two pictures by one vector each. The fusion encoder attends from a text to all
+tokens of a picture, which is more accurate and costs a forward pass per pair. So it scores only the
+k nearest candidates, and its match probability is added to their cosine.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.vision_tokens import VisionTokens
 
-# Pairs scored at once.
+# Pairs scored in one call.
 _PAIRS = 64
-# Weights of the match probability beside the cosine that are tried.
+# Candidate weights of the match probability, which is added to the cosine.
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
-# (n,) rows of the item table -> their vision tokens.
+# A function from (n,) rows of the item table to their vision tokens.
 TokenSource = Callable[[np.ndarray], VisionTokens]
 
 
@@ -38,8 +38,8 @@ class Matcher:
     def __init__(self, model: MatchingModel, encode: CaptionEncoder):
         """
         Args:
-            model: trained to match.
-            encode: texts -> tokens.
+            model: model with a trained matching head.
+            encode: encoder of texts as tokens.
         """
         self._model, self._encode = model, encode
 
@@ -47,25 +47,25 @@ class Matcher:
         """Scores each text with each of its candidates.
 
         Args:
-            texts: Q of them.
-            rows: (Q, k) rows of the candidates in the item table.
-            tokens: their vision tokens.
+            texts: Q texts.
+            rows: (Q, k) int rows of the candidates in the item table.
+            tokens: source of the candidates' vision tokens.
 
         Returns:
-            (Q, k) float32 probabilities.
+            (Q, k) float32 match probabilities.
         """
         if not rows.size:
             return np.zeros(rows.shape, np.float32)
-        # Many queries may share few texts.
+        # Each distinct text is encoded once: many queries may share a few.
         distinct, place = np.unique(np.asarray(texts, object), return_inverse=True)
         encoded = [self._encode(text) for text in distinct]
         ids, mask = (np.stack(column) for column in zip(*encoded, strict=True))
-        owner, flat = np.repeat(place, rows.shape[1]), rows.reshape(-1)
+        text, flat = np.repeat(place, rows.shape[1]), rows.reshape(-1)
         states = self._text_states(ids, mask)
         scores = []
         for chunk in _chunks(len(flat)):
             image = tokens(flat[chunk])
-            arrays = states[owner[chunk]], mask[owner[chunk]], *image
+            arrays = states[text[chunk]], mask[text[chunk]], *image
             scores.append(self._match(*_padded(*arrays))[: len(flat[chunk])])
         return np.concatenate(scores).reshape(rows.shape)
 
@@ -86,23 +86,33 @@ class Matcher:
 def best_phrases(
     matcher: Matcher, phrases: Sequence[str], rows: np.ndarray, tokens: TokenSource
 ) -> np.ndarray:
-    """(n,) int64, for each item the phrase that matches it best."""
-    # Item by item, so that tokens are read once.
-    texts, every = list(phrases) * len(rows), np.repeat(rows, len(phrases))[:, None]
-    match = matcher.candidates(texts, every, tokens)
+    """Finds the phrase that matches each item best.
+
+    Args:
+        matcher: matcher of texts and pictures.
+        phrases: phrases to choose from.
+        rows: (n,) int rows of the items in the item table.
+        tokens: source of the items' vision tokens.
+
+    Returns:
+        (n,) int64 positions in `phrases`.
+    """
+    # All phrases of an item are adjacent, so that few items' tokens are read at a time.
+    texts, repeated = list(phrases) * len(rows), np.repeat(rows, len(phrases))[:, None]
+    match = matcher.candidates(texts, repeated, tokens)
     return match.reshape(len(rows), len(phrases)).argmax(axis=1)
 
 
 def rerank(neighbours: Neighbours, match: np.ndarray, weight: float) -> Neighbours:
-    """Orders the first candidates by cosine + weight x match probability; the rest stays behind.
+    """Orders the first k candidates by cosine + weight x match probability; the rest is unchanged.
 
     Args:
-        neighbours: (Q, K), cosines as scores.
-        match: (Q, k <= K) probabilities of the first k.
-        weight: of the probabilities.
+        neighbours: (Q, K) neighbours with their cosines as scores.
+        match: (Q, k) match probabilities of the first k <= K neighbours.
+        weight: weight of the probabilities.
 
     Returns:
-        (Q, K); the scores of the first k are the sums.
+        (Q, K) neighbours; the scores of the first k are the sums.
     """
     k = match.shape[1]
     scores = neighbours.scores[:, :k] + weight * match
@@ -115,11 +125,11 @@ def rerank(neighbours: Neighbours, match: np.ndarray, weight: float) -> Neighbou
 
 
 class CrossFitted(NamedTuple):
-    """A re-ranking whose weight was never chosen on the query that it is applied to.
+    """A re-ranking whose weight for a query was chosen on other queries.
 
     Attributes:
-        neighbours: of all queries.
-        weights: chosen on each half of the queries, for the other.
+        neighbours: (Q, K) re-ranked neighbours of all queries.
+        weights: weight for the first half of the queries, and for the second.
     """
 
     neighbours: Neighbours
@@ -135,16 +145,16 @@ def cross_fit(
     """Re-ranks each half of the queries with the weight that is best for the other half.
 
     Args:
-        neighbours: (Q, K).
-        match: (Q, k).
-        quality: a ranking of all queries -> (Q,) values whose mean is maximised.
-        half: (Q,) bool, True for the first half.
+        neighbours: (Q, K) neighbours with their cosines as scores.
+        match: (Q, k) match probabilities of the first k neighbours.
+        quality: function from neighbours of all queries to (Q,) values whose mean is maximised.
+        half: (Q,) bool, True for queries of the first half.
     """
     ranked = {weight: rerank(neighbours, match, weight) for weight in WEIGHTS}
-    by_weight = {weight: np.nan_to_num(quality(each)) for weight, each in ranked.items()}
+    by_weight = {weight: np.nan_to_num(quality(order)) for weight, order in ranked.items()}
 
     def best(queries: np.ndarray) -> float:
-        # A weight that gains nothing is not taken.
+        # The smallest of equally good weights.
         return max(WEIGHTS, key=lambda w: (by_weight[w][queries].sum(), -w))
 
     weights = best(~half), best(half)
@@ -157,5 +167,5 @@ def _chunks(count: int) -> list[slice]:
 
 
 def _padded(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Arrays with their last row repeated up to `_PAIRS`, so that one shape is compiled."""
+    """Repeats the last row of arrays up to `_PAIRS` rows, so that one shape is compiled."""
     return [np.concatenate([x, np.repeat(x[-1:], _PAIRS - len(x), axis=0)]) for x in arrays]

@@ -1,7 +1,7 @@
 """Vision tokens of all items of a split, in memory or in a temporary file.
 
-At base size 37,000 items are 33 GB of tokens in float32: they are kept in half precision, and where
-even that is more than may be held in memory, in a file that the system pages in and out.
+At base size the tokens of 37,000 items take 33 GB in float32. They are stored in float16, and in a
+memory-mapped file where that exceeds the memory limit.
 """
 
 import pathlib
@@ -14,11 +14,11 @@ from capret_jax.errors import InputError
 
 
 class VisionTokens(NamedTuple):
-    """Keys of the fusion encoder's cross-attention, of n items.
+    """Vision states of n items, to which the fusion encoder attends.
 
     Attributes:
         states: (n, 1+N, D) float16.
-        mask: (n, 1+N) bool, the positions that belong to the item.
+        mask: (n, 1+N) bool, True for positions that belong to the item.
     """
 
     states: np.ndarray
@@ -29,7 +29,7 @@ class VisionTokenStore:
     """Vision tokens by row of the item table.
 
     Attributes:
-        in_memory: False where they are in a file, which the system deletes with the store.
+        in_memory: False where they are in a file, which is deleted with the store.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class VisionTokenStore:
     ):
         """
         Args:
-            items: n, rows.
-            shape: 1+N positions and D channels of an item.
-            max_bytes: to hold in memory.
-            folder: for the file of those that are more; the system's temporary folder when None.
+            items: n, number of rows of the item table.
+            shape: (1+N, D), positions and channels of an item.
+            max_bytes: memory limit for the states; beyond it they are in a file.
+            folder: folder of the file; None for the system's temporary folder.
 
         Raises:
-            InputError: the folder cannot hold them.
+            InputError: the file cannot be made in the folder.
         """
         size = (items, *shape)
         self._mask = np.zeros(size[:2], bool)
@@ -54,7 +54,7 @@ class VisionTokenStore:
         try:
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
-            # Without a name: the system removes it with the last view of it.
+            # Without a name: the system deletes it when the last map of it is closed.
             with tempfile.TemporaryFile(dir=folder) as file:
                 self._states = np.memmap(file, np.float16, "w+", shape=size)
         except OSError as error:
@@ -65,9 +65,9 @@ class VisionTokenStore:
             ) from error
 
     def write(self, rows: np.ndarray, tokens: VisionTokens) -> None:
-        """Stores the tokens of (n,) rows."""
+        """Stores tokens at rows of the item table; `rows` and `tokens` have equal leading axes."""
         self._states[rows], self._mask[rows] = tokens
 
     def __call__(self, rows: np.ndarray) -> VisionTokens:
-        """(n,) rows, of which some may be equal -> their tokens."""
+        """Returns the tokens of (n,) int rows, which need not be distinct."""
         return VisionTokens(np.asarray(self._states[rows]), self._mask[rows])

@@ -1,7 +1,7 @@
-"""What a compiled TPU program moves: bytes to and from HBM, and between chips.
+"""Memory and link traffic of a compiled TPU program: bytes to and from HBM, and between chips.
 
-XLA's own cost analysis counts the body of a loop once, and what lies in vector memory (memory
-space 1 in a layout, `S(1)`) like what lies in HBM. This walks the program's text instead.
+XLA's own cost analysis counts the body of a loop once, and counts arrays in vector memory (memory
+space 1 in a layout, `S(1)`) as if they were in HBM. The functions here parse the program's text.
 """
 
 import collections
@@ -14,7 +14,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-# Names of memory, not work.
+# Operations that move no data.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
 _COLLECTIVES = (
     "all-reduce",
@@ -27,14 +27,14 @@ _COLLECTIVES = (
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation.
+    """One instruction of a computation.
 
     Attributes:
-        name: without the percent sign.
-        shape: its type, as text.
-        operation: such as "fusion".
-        operands: names.
-        line: the whole of it.
+        name: name without the percent sign.
+        shape: type of the result, as text.
+        operation: kind of operation, "fusion" for instance.
+        operands: names of the operands.
+        line: the whole line of text.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Instruction:
     line: str
 
     def called(self, key: str) -> str:
-        """The computation named by `key=`."""
-        found = re.search(rf"\b{key}=%?([\w.\-]+)", self.line)
-        return found.group(1) if found else ""
+        """Returns the name of the computation in the attribute `key=`, or ""."""
+        match = re.search(rf"\b{key}=%?([\w.\-]+)", self.line)
+        return match.group(1) if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Of one chip and one run of the program.
+    """Bytes that one chip moves in one run of a program.
 
     Attributes:
-        hbm_bytes: read and written.
-        collective_bytes: by kind, what this chip's operands amount to.
+        hbm_bytes: bytes read from and written to HBM.
+        collective_bytes: kind of collective -> bytes of this chip's operands.
     """
 
     hbm_bytes: float
@@ -63,7 +63,7 @@ class Traffic:
 
 
 def measure_traffic(text: str) -> Traffic:
-    """Walks the entry computation, loops as often as they run.
+    """Adds up the traffic of a program; the body of a loop counts for each iteration.
 
     Args:
         text: `compiled.as_text()` of a program scheduled for a TPU.
@@ -72,7 +72,12 @@ def measure_traffic(text: str) -> Traffic:
 
 
 def array_bytes(shape: str, hbm_only: bool = True) -> int:
-    """Bytes of an array or tuple type; what is not in HBM counts 0 unless told otherwise."""
+    """Returns the size of an array or tuple type.
+
+    Args:
+        shape: the type, as in the program's text.
+        hbm_only: count arrays outside of HBM as 0 bytes.
+    """
     total = 0
     for kind, dimensions, layout in _ARRAY.findall(shape):
         if hbm_only and re.search(r"S\([1-9]", layout or ""):
@@ -92,28 +97,28 @@ class _Program:
             if header:
                 current = self._computations.setdefault(header.group(2), {})
                 self._entry = header.group(2) if header.group(1) else self._entry
-            elif current is not None and (found := _INSTRUCTION.match(line)):
-                name, shape, operation, rest = found.groups()
+            elif current is not None and (match := _INSTRUCTION.match(line)):
+                name, shape, operation, rest = match.groups()
                 operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
                 current[name] = Instruction(name, shape, operation, operands, line)
 
     def traffic(self) -> Traffic:
-        hbm, collectives = self._of(self._entry)
+        hbm, collectives = self._traffic_of(self._entry)
         return Traffic(hbm, dict(collectives))
 
     @functools.cache  # noqa: B019 - a program lives as long as its measurement
-    def _of(self, computation: str) -> tuple[float, collections.Counter]:
+    def _traffic_of(self, computation: str) -> tuple[float, collections.Counter]:
         hbm, collectives = 0.0, collections.Counter[str]()
         table = self._computations[computation]
         for instruction in table.values():
             operation = instruction.operation
             if operation == "while":
                 times = self._trips(instruction)
-                inside, moved = self._of(instruction.called("body"))
+                inside, moved = self._traffic_of(instruction.called("body"))
                 hbm += times * inside
                 collectives.update({kind: times * size for kind, size in moved.items()})
             elif operation in ("call", "conditional"):
-                inside, moved = self._of(instruction.called("to_apply"))
+                inside, moved = self._traffic_of(instruction.called("to_apply"))
                 hbm += inside
                 collectives.update(moved)
             elif operation not in _FREE and not operation.endswith("-done"):
@@ -124,17 +129,17 @@ class _Program:
         return hbm, collectives
 
     def _trips(self, loop: Instruction) -> int:
-        """How often a loop runs: XLA says it, or its condition compares a counter with it."""
+        """Returns the iterations of a loop, from XLA's annotation or the limit in its condition."""
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.line)
         if known:
             return int(known.group(1))
         condition = self._computations[loop.called("condition")]
         limits = [
-            int(found.group(1))
+            int(match.group(1))
             for line in condition.values()
-            if (found := re.search(r" constant\((\d+)\)", line.line))
+            if (match := re.search(r" constant\((\d+)\)", line.line))
         ]
-        # A loop that ends on data, not on a count, is counted once.
+        # A loop whose end depends on data counts once.
         return max(limits, default=1)
 
     def _moved(self, instruction: Instruction, table: dict[str, Instruction]) -> float:
@@ -154,12 +159,12 @@ class _Program:
         return array_bytes(instruction.shape) + self._operand_bytes(instruction, table)
 
     def _fusion_bytes(self, fusion: Instruction, table: dict[str, Instruction]) -> float:
-        """Operands and results; of those that are only sliced or updated in place, the slice."""
+        """Counts operands and results; of those only sliced or updated in place, the slice."""
         body = self._computations.get(fusion.called("calls"), {})
         parameters = {
-            int(found.group(1)): line.name
+            int(match.group(1)): line.name
             for line in body.values()
-            if (found := re.search(r" parameter\((\d+)\)", line.line))
+            if (match := re.search(r" parameter\((\d+)\)", line.line))
         }
         total, in_place = 0, 0
         for i, operand in enumerate(fusion.operands):

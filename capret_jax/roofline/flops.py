@@ -1,4 +1,4 @@
-"""Matrix-product FLOPs of a traced program, and of the mathematics that it has to do."""
+"""Matrix-product FLOPs of a traced program, and the fewest that a model's step needs."""
 
 import math
 
@@ -15,8 +15,11 @@ _MLP_RATIO = 4
 def program_flops(jaxpr: Jaxpr) -> float:
     """Counts the FLOPs of all matrix products and kernels, of all devices together.
 
-    Loops count as often as they run, what is recomputed counts again, and kernels what they
-    declare; element-wise work does not count.
+    Loops count for each iteration, recomputation counts again, and kernels count the FLOPs that
+    they declare; element-wise operations do not count.
+
+    Raises:
+        ValueError: a kernel declares no cost.
     """
     return sum(_flops(equation) for equation in jaxpr.eqns)
 
@@ -55,18 +58,19 @@ def _inner(params: dict) -> list[Jaxpr]:
 
 
 def ideal_embedding_flops(config: ModelConfig, images: int) -> float:
-    """FLOPs of embedding images, each matrix product computed once."""
+    """Returns the FLOPs of embedding images, each matrix product computed once."""
     return images * (_vision(config) + 2 * config.vision_width * config.embed_dim)
 
 
 def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
-    """FLOPs of a training step: three times the forward pass's, nothing computed twice.
+    """Returns the FLOPs of a training step, three times those of the forward pass.
 
-    Keys and values of an image are projected once for all texts that attend to it.
+    No product is computed twice; the keys and values of an image are projected once for all texts
+    that attend to it.
 
     Args:
         config: model, losses and sizes of the global batch.
-        classes: C, rows of the ArcFace head.
+        classes: C, number of classes of the ArcFace head.
     """
     model, loss, tokens = config.model, config.loss, config.data.max_tokens
     images, items = config.batch_size, config.batch_size * config.data.view.regions_per_image
@@ -97,7 +101,7 @@ def _lm_head(config: ModelConfig, positions: int) -> float:
 
 
 def _answer_decoder(config: ModelConfig, tokens: int, question: int) -> float:
-    """FLOPs of an answer of some tokens, with cross-attention to a question."""
+    """Returns the FLOPs of decoding an answer with cross-attention to a question's tokens."""
     width = config.text_width
     cross = 2 * tokens * width * 2 * width + 4 * tokens * question * width
     keys_values = 4 * question * width**2
@@ -123,12 +127,12 @@ def _bert_layer(config: ModelConfig, tokens: int) -> float:
 
 
 def _fusion(config: ModelConfig, tokens: int) -> float:
-    """One text with its image, but for the image's keys and values."""
-    width, seen = config.text_width, 1 + config.grid**2
-    cross = 2 * tokens * width * 2 * width + 4 * tokens * seen * width
+    """Returns the FLOPs of fusing a text with an image, without the image's keys and values."""
+    width, positions = config.text_width, 1 + config.grid**2
+    cross = 2 * tokens * width * 2 * width + 4 * tokens * positions * width
     return config.fusion_layers * (_bert_layer(config, tokens) + cross)
 
 
 def _keys_values(config: ModelConfig) -> float:
-    seen = 1 + config.grid**2
-    return config.fusion_layers * 4 * seen * config.vision_width * config.text_width
+    positions = 1 + config.grid**2
+    return config.fusion_layers * 4 * positions * config.vision_width * config.text_width

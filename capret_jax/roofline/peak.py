@@ -1,4 +1,4 @@
-"""What this machine's matrix units reach, to measure programs by."""
+"""Measured peak rate of matrix products on this machine, the reference for utilisation."""
 
 import time
 
@@ -10,12 +10,15 @@ _ROUNDS = 5
 
 
 def matmul_peak(mesh: Mesh, dtype: str = "float32", size: int | None = None) -> float:
-    """FLOP/s of the fastest of a few square matrix products, one on each device at once.
+    """Measures square matrix products on all devices at once; returns the rate of the fastest.
 
     Args:
-        mesh: its devices are measured together, since those of a CPU share its cores.
-        dtype: of the factors.
-        size: rows of each; None for 2,048 on a CPU and 8,192 elsewhere.
+        mesh: devices to measure together, since those of a CPU share its cores.
+        dtype: dtype of the factors.
+        size: rows of each factor; None for 2,048 on a CPU and 8,192 elsewhere.
+
+    Returns:
+        FLOP/s of all devices together.
     """
     size = size or (2048 if mesh.devices.flat[0].platform == "cpu" else 8192)
     spec = PartitionSpec(mesh.axis_names)

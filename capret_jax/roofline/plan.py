@@ -1,7 +1,7 @@
-"""Memory, FLOPs and traffic of a config's programs on devices that are not here.
+"""Memory, FLOPs and traffic of a config's programs, compiled for devices that are not here.
 
-XLA compiles for a topology without the hardware. The bound is the time that the slowest of matrix
-units, HBM and links allows (the roofline): neither latency nor imperfect kernels are in it.
+XLA compiles for a topology without the hardware. The roofline is a lower bound of a program's time:
+that of the slowest of matrix units, HBM and links at their peak rates, without latency.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class Chip:
     """Published figures of one chip (Google Cloud's TPU system architecture pages).
 
     Attributes:
-        hbm: bytes.
-        flops: bfloat16 peak, per second.
-        hbm_bandwidth: bytes per second.
-        link_bandwidth: bytes per second to all other chips together.
+        hbm: size of HBM in bytes.
+        flops: bfloat16 peak in FLOP/s.
+        hbm_bandwidth: bandwidth of HBM in bytes per second.
+        link_bandwidth: bandwidth to all other chips together in bytes per second.
     """
 
     hbm: float
@@ -52,18 +52,18 @@ CHIPS = {
     "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
 }
 
-# XLA keeps some HBM for itself.
+# Fraction of HBM that XLA does not reserve.
 _USABLE = 15.75 / 16
 
 
 class Program(NamedTuple):
-    """A jitted function to plan.
+    """A jitted function to compile and measure.
 
     Attributes:
-        function: the one that a run would call.
-        arguments: its abstract arguments.
-        ideal_flops: matrix-product FLOPs of its mathematics, of all devices together.
-        images: pictures that one call computes.
+        function: the jitted function that a run would call.
+        arguments: trees of `jax.ShapeDtypeStruct`, the arguments of a call.
+        ideal_flops: fewest matrix-product FLOPs of a call, of all devices together.
+        images: pictures of a call.
     """
 
     function: Any
@@ -73,32 +73,36 @@ class Program(NamedTuple):
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """Devices of a TPU slice by its name, "v5e:4x4" for instance.
+    """Returns the devices of a TPU slice.
+
+    Args:
+        topology: name of the slice, "v5e:4x4" for instance.
 
     Raises:
-        InputError: there is no such topology, or libtpu is not installed.
+        InputError: there is no such topology, its chip is not in `CHIPS`, or libtpu is not
+            installed.
     """
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:  # libtpu raises RuntimeErrors of several kinds
         raise InputError(
             f"--topology={topology} cannot be compiled for: expected a name such as v5e:4x4, and "
             "libtpu, which pip install 'capret_jax[tpu]' brings "
             f"({str(error).splitlines()[0]})."
         ) from error
-    devices: list[Any] = list(found.devices)
+    devices: list[Any] = list(description.devices)
     if devices[0].device_kind not in CHIPS:
         raise InputError(f"--topology={topology}: nothing is known of {devices[0].device_kind}.")
     return devices
 
 
 def training_program(config: ExperimentConfig, mesh: Mesh, classes: int) -> Program:
-    """The training step as `Trainer` compiles it.
+    """Returns the training step as `Trainer` compiles it.
 
     Args:
-        config: of the run.
-        mesh: over the devices to plan for.
-        classes: C, identities of the training split.
+        config: configuration of the run.
+        mesh: mesh of the devices to plan for.
+        classes: C, number of identities of the training split.
     """
     setup = StepSetup.create(config, mesh, np.ones(classes, int))
     batch = _on_mesh(abstract_batch(config), mesh)
@@ -108,7 +112,7 @@ def training_program(config: ExperimentConfig, mesh: Mesh, classes: int) -> Prog
 
 
 def embedding_program(config: ExperimentConfig, mesh: Mesh) -> Program:
-    """The embedding of one batch as an evaluation compiles it."""
+    """Returns the embedding at evaluation of a batch of pictures with one item each."""
     compute = config.compute.on(mesh.devices.flat[0].platform)
     embedder = Embedder(config.model, config.data.view, compute, mesh)
     images, size = config.evaluation.batch_size, config.model.image_size
@@ -126,7 +130,12 @@ def embedding_program(config: ExperimentConfig, mesh: Mesh) -> Program:
 
 
 def plan(program: Program, mesh: Mesh, chip: Chip) -> dict[str, Any]:
-    """Compiles a program and measures it per chip; if it does not fit, its memory alone.
+    """Compiles a program and measures it per chip; only its memory if it does not fit.
+
+    Args:
+        program: a program of `training_program` or `embedding_program`.
+        mesh: the mesh that it was made for.
+        chip: figures of the mesh's devices.
 
     Returns:
         "fits", "hbm_there" and "hbm_needed" in bytes, "flops" and "ideal_flops"; where it fits also
@@ -151,7 +160,7 @@ def plan(program: Program, mesh: Mesh, chip: Chip) -> dict[str, Any]:
 
 
 def _on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Abstract arrays, sharded as batches are."""
+    """Adds the sharding of batches to abstract arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
@@ -161,7 +170,7 @@ def _measure_memory(compiled, images: int, parts: int, chip: Chip) -> dict[str, 
     scratch = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes
     lasting -= memory.alias_size_in_bytes
-    # Scratch grows with the batch; what it does not share with it makes this a low estimate.
+    # A low estimate: it takes all of the scratch memory to grow with the batch.
     largest = int(images * (_USABLE * chip.hbm - lasting) / scratch)
     return {
         "fits": lasting + scratch <= _USABLE * chip.hbm,
@@ -193,8 +202,8 @@ def _measure_time(compiled, figures: dict[str, Any], chip: Chip) -> dict[str, An
 
 
 def _needed(error: Exception) -> float:
-    """Bytes of memory that a compilation failed for."""
-    found = re.search(r"(?:Used|required[^(]*\() ?([\d.]+)G", str(error))
-    if not found:
+    """Returns the bytes of memory that a compilation failed for."""
+    match = re.search(r"(?:Used|required[^(]*\() ?([\d.]+)G", str(error))
+    if not match:
         raise error
-    return float(found.group(1)) * 2**30
+    return float(match.group(1)) * 2**30

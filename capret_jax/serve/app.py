@@ -57,5 +57,10 @@ def main(argv: list[str]) -> None:
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Runs the command: the console script."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

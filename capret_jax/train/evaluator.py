@@ -1,4 +1,4 @@
-"""The protocol between training and evaluation."""
+"""The protocol of evaluators, on which training depends in place of the evaluators."""
 
 from typing import Any, Protocol
 
@@ -6,7 +6,7 @@ from capret_jax.train.state import TrainState
 
 
 class Evaluator(Protocol):
-    """A measurement of a state, ignorant of the loop that calls it."""
+    """Computes metrics of a training state, independently of the loop that calls it."""
 
     def run(self, state: TrainState) -> dict[str, Any]:
-        """Measures the state's model; every process takes part, and gets the same metrics."""
+        """Returns metrics of the state's model, the same on every process; all have to call it."""

@@ -1,4 +1,4 @@
-"""A batch through the model: only what the weighted losses need is computed."""
+"""The model's training-mode forward pass, computing only what the weighted losses need."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ class ImageStates(NamedTuple):
     """Vision states that the fusion encoder attends to, one row per item.
 
     Attributes:
-        states: (B, 1+N, D).
-        mask: (B, 1+N) 0/1 of a region's patches; None for all.
+        states: (B, 1+N, D) float32 or bfloat16.
+        mask: (B, 1+N) 0/1, 1 for the patches of an item's region; None when all are attended to.
     """
 
     states: jax.Array
@@ -31,7 +31,12 @@ class ImageStates(NamedTuple):
 
 
 class TextStates(NamedTuple):
-    """(B, T, D) states of the captions and their (B, T) 0/1 mask; None where no term needs them."""
+    """States of the captions that the fusion encoder starts from; None where no term needs them.
+
+    Attributes:
+        states: (B, T, D) float32 or bfloat16.
+        mask: (B, T) 0/1, 1 for real tokens.
+    """
 
     states: Any
     mask: Any
@@ -44,18 +49,21 @@ def forward(
     config: ExperimentConfig,
     context: StepContext,
 ) -> Outputs:
-    """Training-mode outputs for a batch.
+    """Computes training-mode outputs for a batch.
 
     Args:
-        model: with parameters bound.
-        class_weights: (R, K, E) of the ArcFace head.
-        batch: the global batch, or the context's part of it.
-        config: the weighted terms, and whether items are regions of their pictures: then position 0
-            is pooled over the item's box.
+        model: the model with its parameters bound.
+        class_weights: (R, K, E) float32 weights of the ArcFace head, passed on to the outputs.
+        batch: the global batch, or the part of it that `context` names.
+        config: loss weights, and the view: where items are regions of their pictures, position 0 of
+            the vision states is pooled over the item's box.
         context: mesh, key and part of the step.
+
+    Returns:
+        The outputs that the terms with a weight need; None for all others.
     """
     loss, regions = config.loss, config.data.view.regions
-    # Negatives are those of the whole batch; what is dropped differs between the parts.
+    # One key for the negatives of the whole batch; dropout differs between the parts.
     mining_key, noise_key = jax.random.split(context.key)
     vision_key, text_key, fusion_key, mlm_key, vqa_key = jax.random.split(
         jax.random.fold_in(noise_key, context.part), 5
@@ -95,9 +103,9 @@ def forward(
     elif (loss.box and not regions) or (loss.arcface and model.embedding == "fusion"):
         fused = model.fuse(*texts, *images, key=fusion_key)
     if loss.box:
-        # A pooled and masked region would give the box away: there with the whole picture.
-        seen = model.fuse(*texts, pictures, key=fusion_key) if regions else fused
-        outputs["boxes"] = model.predict_boxes(seen)
+        # A pooled and masked region would reveal the box: it is predicted from the whole picture.
+        whole = model.fuse(*texts, pictures, key=fusion_key) if regions else fused
+        outputs["boxes"] = model.predict_boxes(whole)
     if loss.mlm:
         outputs["masked_lm_logits"] = _masked_lm_logits(
             model, batch, images, loss.mlm_causal, mlm_key
@@ -109,7 +117,7 @@ def forward(
     return Outputs(**outputs)
 
 
-# Parts of the model that each term's gradient reaches.
+# Loss term -> parts of the model that its gradient reaches.
 _REACHED = {
     "itc": ("vision", "vision_proj", "text", "text_proj", "temperature"),
     "itm": ("vision", "text", "fusion", "itm_head"),
@@ -118,7 +126,7 @@ _REACHED = {
     "box_l1": ("vision", "text", "fusion", "bbox_head"),
     "box_giou": ("vision", "text", "fusion", "bbox_head"),
 }
-# Parts that ArcFace's gradient reaches, by kind of embedding.
+# Kind of embedding -> parts that ArcFace's gradient reaches.
 _EMBEDDED = {
     "image": ("vision", "vision_proj"),
     "text": ("text", "text_proj"),
@@ -128,11 +136,11 @@ _EMBEDDED = {
 
 
 def trained_parts(config: LossConfig, embedding: str = "image") -> set[str]:
-    """Names of the parts of the model that the weighted losses train.
+    """Returns the names of the parts of the model that the weighted losses train.
 
     Args:
-        config: the weights.
-        embedding: kind of embedding by which items are compared.
+        config: weights of the losses.
+        embedding: kind of embedding by which items are compared, one of `EMBEDDINGS`.
     """
     reached = _REACHED | {"arcface": _EMBEDDED[embedding]}
     return {part for term in TERMS if getattr(config, term) for part in reached[term]}
@@ -144,18 +152,20 @@ def _fuse_with_negatives(
     """Fuses each pair, its text with a negative image, and its image with a negative text.
 
     Returns:
-        (B, 3, T, D).
+        (B, 3, T, D) fused states, in this order.
     """
     negative_images, negative_texts = (negative.states for negative in negatives)
-    # Stacked behind the batch axis and then folded into it: each device keeps its own examples.
-    # Both texts of an image share its keys and values.
-    both = jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), texts, negative_texts)
-    own_key, other_key = jax.random.split(key)
-    own = model.fuse(both.states, both.mask, *images, key=own_key).reshape(
+    # Stacking behind the batch axis and folding into it keeps each example on its device. Both
+    # texts of an image share its keys and values.
+    both_texts = jax.tree.map(lambda *x: _fold(jnp.stack(x, axis=1)), texts, negative_texts)
+    image_key, negative_key = jax.random.split(key)
+    with_image = model.fuse(both_texts.states, both_texts.mask, *images, key=image_key).reshape(
         -1, 2, *texts.states.shape[1:]
     )
-    other = model.fuse(*texts, negative_images.states, negative_images.mask, key=other_key)
-    return jnp.stack([own[:, 0], other, own[:, 1]], axis=1)
+    with_negative = model.fuse(
+        *texts, negative_images.states, negative_images.mask, key=negative_key
+    )
+    return jnp.stack([with_image[:, 0], with_negative, with_image[:, 1]], axis=1)
 
 
 def _match_logits(model, fused):
@@ -163,7 +173,7 @@ def _match_logits(model, fused):
 
 
 def _fold(x):
-    """(B, 3, ...) -> (3B, ...)."""
+    """Reshapes (B, n, ...) to (nB, ...)."""
     return x.reshape(-1, *x.shape[2:])
 
 
@@ -180,6 +190,6 @@ def _masked_lm_logits(model, batch, images, causal, key):
     mask = causal_mask(batch.token_mask) if causal else batch.token_mask
     texts = model.encode_text(batch.masked_ids, mask, text_key)
     fused = model.fuse(texts, mask, *images, key=fusion_key)
-    # The vocabulary is wide: predict at the masked positions alone.
+    # Only the masked positions, since logits over the vocabulary are large.
     masked = jnp.take_along_axis(fused, batch.masked_positions[:, :, None], axis=1)
     return model.masked_lm_logits(masked)

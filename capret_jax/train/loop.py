@@ -1,4 +1,4 @@
-"""The training loop: read, step, log, save. It owns no model code."""
+"""The training loop: reads batches, steps, logs, saves and evaluates."""
 
 import dataclasses
 import time
@@ -20,16 +20,17 @@ from capret_jax.train.step import StepFunction
 
 @dataclasses.dataclass(frozen=True)
 class LoopServices:
-    """The collaborators of a training loop.
+    """Objects that the training loop calls.
 
     Attributes:
-        step: from `make_step`.
-        checkpoints: where states are saved.
-        metadata: stored with each checkpoint, see `Checkpoints.save`.
-        writer: of the training curve.
-        preemption: an open signal handler; asked after every step, by several processes at points
-            of the curve.
-        evaluator: run every `LoopConfig.evaluate_every` steps; its metrics are logged.
+        step: the jitted training step, from `make_step`.
+        checkpoints: storage of the states.
+        metadata: JSON content saved with each checkpoint, see `Checkpoints.save`.
+        writer: writer of the training curve.
+        preemption: the active handler of SIGTERM. It is checked after every step; with several
+            processes only at logged steps.
+        evaluator: evaluator that is run every `LoopConfig.evaluate_every` steps and whose metrics
+            are logged; None for no evaluation.
     """
 
     step: StepFunction
@@ -50,17 +51,17 @@ def run_loop(
     """Trains from `state.step` to `config.steps`, or until the job is preempted.
 
     Args:
-        state: where to start; its buffers are donated to the first step.
-        iterator: this process's batches, positioned at `state.step`.
-        config: length of the run, and how often it logs, saves and evaluates.
-        mesh: of the state.
-        services: the collaborators.
+        state: initial state; its buffers are donated to the first step.
+        iterator: this process's part of the batches, positioned at `state.step`.
+        config: number of steps, and how often to log, save and evaluate.
+        mesh: mesh that the state is sharded over.
+        services: the step, checkpoints, writer, signal handler and evaluator.
 
     Returns:
-        The state after the last step done, saved.
+        The state after the last step, which is saved.
 
     Raises:
-        FloatingPointError: a loss is not finite; nothing is saved after it.
+        FloatingPointError: a loss or the gradient is not finite; that state is not saved.
     """
     start = int(state.step)
     pending, clock = [], time.perf_counter()

@@ -1,4 +1,4 @@
-"""Training metrics: (sum, count) pairs on the device, then TensorBoard and JSON lines."""
+"""Training metrics: merging of (sum, count) pairs, and their TensorBoard and JSON lines files."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from capret_jax.losses import Metrics
 
 
 def merge(steps: list[Metrics]) -> dict[str, float]:
-    """Fetches the metrics of several steps and divides the summed sums by the summed counts."""
+    """Fetches the metrics of several steps and divides the totals of sums by those of counts."""
     fetched = jax.device_get(steps)
     merged = {}
     for name in fetched[0]:
@@ -23,13 +23,13 @@ def merge(steps: list[Metrics]) -> dict[str, float]:
 
 
 def check_finite(metrics: dict[str, float], step: int) -> None:
-    """Stops training that has gone wrong.
+    """Raises an error if training has diverged.
 
     Raises:
         FloatingPointError: a loss or the gradient is not finite; the message names the terms.
     """
-    watched = [name for name in metrics if name.startswith("loss") or name == "gradient_norm"]
-    bad = [name for name in watched if not math.isfinite(metrics[name])]
+    checked = [name for name in metrics if name.startswith("loss") or name == "gradient_norm"]
+    bad = [name for name in checked if not math.isfinite(metrics[name])]
     if bad:
         terms = [name for name in bad if name.startswith("loss/")] or bad
         raise FloatingPointError(
@@ -39,13 +39,14 @@ def check_finite(metrics: dict[str, float], step: int) -> None:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and TensorBoard event files; silent on all processes but one."""
+    """Appends to `metrics.jsonl` and TensorBoard event files; does nothing but on process 0."""
 
     def __init__(self, directory: str | os.PathLike, start: int = 0):
         """
         Args:
-            directory: of the files.
-            start: the step that training goes on from; what a killed run wrote past it is dropped.
+            directory: folder of the files, made if it is missing.
+            start: step that training resumes from; points that a killed run wrote after it are
+                removed.
         """
         self._active = jax.process_index() == 0
         if self._active:
@@ -56,7 +57,7 @@ class MetricsWriter:
             self._board = SummaryWriter(str(path.parent), purge_step=start + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line, and one point per metric."""
+        """Appends one line, and one TensorBoard point per metric."""
         if not self._active:
             return
         self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -64,14 +65,14 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes and closes the files."""
         if self._active:
             self._lines.close()
             self._board.close()
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-    """Keeps the lines up to a step; a last line that a kill cut short goes too."""
+    """Removes the lines after a step, and a last line that is incomplete because of a kill."""
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines() if line.endswith("}")]

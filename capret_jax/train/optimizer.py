@@ -1,4 +1,4 @@
-"""AdamW with groups by parameter path, warm-up and decay."""
+"""AdamW with parameter groups by path, learning-rate warm-up and decay."""
 
 import re
 
@@ -14,7 +14,7 @@ _DECAYED = re.compile(r".*/(kernel|embedding)|arcface")
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Step -> learning rate: linear warm-up, then decay to 0 at `total_steps`.
+    """Makes the learning-rate schedule: linear warm-up, then decay to 0 at `total_steps`.
 
     Raises:
         InputError: the warm-up does not end before the last step.
@@ -33,7 +33,11 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The whole update rule, from gradients to parameter updates."""
+    """Makes the update rule, from gradients to parameter updates.
+
+    Raises:
+        InputError: the warm-up does not end before the last step.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
         clip,
@@ -45,30 +49,30 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def update_average(average, params, decay: float, step: jax.Array):
-    """The exponential moving average of parameters after one more step.
+    """Updates the exponential moving average of the parameters.
 
-    Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten, as
-    TensorFlow's `ExponentialMovingAverage` has it.
+    The decay is at most (1 + step) / (10 + step), as in TensorFlow's `ExponentialMovingAverage`, so
+    that the random initial parameters soon lose their weight.
 
     Args:
-        average: a tree of float32.
-        params: the same tree, after the step.
-        decay: its largest value.
-        step: () int32, steps done before.
+        average: a tree of float32 arrays.
+        params: the parameters after the step, a tree of the same structure.
+        decay: the decay of later steps.
+        step: () int32, number of steps done before this one.
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(params, average, 1 - kept)
 
 
 def decay_mask(params):
-    """A tree of bool: True where weight decay applies."""
+    """Returns a tree of bool, True for parameters with weight decay."""
     return jax.tree.map_with_path(
         lambda path, _: _DECAYED.fullmatch(path_name(path)) is not None, params
     )
 
 
 def scale_by_group(updates, rate_multipliers: tuple[tuple[str, float], ...]):
-    """Each update times the factor of the first pattern that its path starts with."""
+    """Multiplies each update by the factor of the first pattern that matches its path's start."""
 
     def scaled(path, update):
         name = path_name(path)

@@ -1,4 +1,4 @@
-"""SIGTERM, with which clusters announce that a job will be stopped."""
+"""Handling of SIGTERM, by which clusters announce that they will stop a job."""
 
 import signal
 from types import FrameType
@@ -11,7 +11,7 @@ RESUME = "resume with the same command"
 
 
 class PreemptionSignal:
-    """A handler that, while open, records SIGTERM instead of ending the process."""
+    """A context manager in which SIGTERM is recorded instead of ending the process."""
 
     def __init__(self):
         self._received = False
@@ -28,11 +28,11 @@ class PreemptionSignal:
         self._received = True
 
     def agreed(self, may_communicate: bool) -> bool:
-        """Tells whether to stop now; the same answer on every process.
+        """Tells whether any process has received SIGTERM; the same on all processes.
 
         Args:
-            may_communicate: several processes ask each other only when True, since it takes a
-                collective; it must be True for all of them at once.
+            may_communicate: True where all processes may run a collective. With several processes
+                the result is False elsewhere. It must be the same on all processes.
         """
         if jax.process_count() == 1:
             return self._received

@@ -1,4 +1,4 @@
-"""One run: a config in a workdir, with everything that training and evaluation share."""
+"""A run: a config in a workdir, with the objects that training and evaluation share."""
 
 import dataclasses
 import functools
@@ -35,36 +35,37 @@ from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import TrainState, abstract_state, init_state
 
-# Captions of a split that are tokenised to find out how many are truncated.
+# Number of captions of a split that are tokenised to estimate the share of truncated ones.
 _CAPTIONS_CHECKED = 1000
 
 
 class Run:
-    """A config in a workdir. Everything that can be refused is refused on construction.
+    """A config in a workdir. Its construction raises the errors of everything that does not fit.
 
     Attributes:
-        config: of the run.
+        config: the configuration.
         workdir: folder of checkpoints, curves and results.
         part: this process's part of every global batch.
-        mesh: all devices.
+        mesh: mesh of all devices of all processes.
         dataset: both splits.
-        captions: of training items.
-        evaluation_captions: one text for each validation item, which embeddings that read captions
-            read; empty texts where `embedding.captions` is "none".
-        encode: texts -> tokens.
+        captions: captions of the training items.
+        evaluation_captions: one caption for each validation item, for embeddings that read
+            captions; all empty where `embedding.captions` is "none".
+        encode: encoder of texts as tokens.
         sampler: order of the training items.
-        setup: what the training step is compiled for.
-        checkpoints: of this run.
+        setup: configuration, mesh, model structure and optimizer of the training step.
+        checkpoints: checkpoints in the workdir.
     """
 
     def __init__(self, config: ExperimentConfig, workdir: pathlib.Path):
         """
         Args:
-            config: checked.
-            workdir: exists and can be written.
+            config: the configuration.
+            workdir: an existing folder that can be written.
 
         Raises:
-            InputError: the devices, the dataset, the tokenizer or a checkpoint does not fit.
+            InputError: the devices, the dataset, the tokenizer or a checkpoint does not fit the
+                config.
         """
         self.config, self.workdir = config, workdir
         if is_converted(workdir):
@@ -75,7 +76,7 @@ class Run:
         self.part = Part(jax.process_index(), jax.process_count())
         self.mesh = make_mesh(config.mesh)
         _check_divisible(config, batch_parts(self.mesh))
-        # Refuses a mistake before there are checkpoints, whose thread would print after its line.
+        # Raises its errors before `Checkpoints` starts a thread, which would print after them.
         make_optimizer(config.optimizer, config.loop.steps)
         self.checkpoints = Checkpoints(workdir)
         self._check_start()
@@ -88,15 +89,15 @@ class Run:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
+        """Shapes, dtypes and shardings of the training state, nothing allocated."""
         return abstract_state(self.setup)
 
     def fresh_state(self) -> TrainState:
-        """The state of an untrained model."""
+        """Makes the state of an untrained model."""
         return init_state(self.setup)
 
     def initial_state(self) -> TrainState:
-        """The state before the first step: from `config.init_from`, or from scratch.
+        """Makes the state before the first step: from `config.init_from`, or from scratch.
 
         Raises:
             InputError: the checkpoint cannot be read.
@@ -113,10 +114,11 @@ class Run:
         return state.with_model(params)
 
     def state_to_evaluate(self) -> TrainState:
-        """The newest checkpoint's state; before any training that of `config.init_from`.
+        """Restores the newest checkpoint; without one makes the state of `config.init_from`.
 
         Raises:
-            InputError: there is neither, or its embedding would be random.
+            InputError: there is neither, or the model of `config.init_from` has no image
+                projection, so that its embeddings would be random.
         """
         if self.checkpoints.latest_step() is not None:
             return self.checkpoints.restore(self.abstract_state)
@@ -129,7 +131,11 @@ class Run:
         return self.initial_state()
 
     def truncated_captions(self) -> float:
-        """Share of captions that have more than T tokens, of a sample: the larger split's share."""
+        """Estimates the share of captions with more than `data.max_tokens` tokens.
+
+        Returns:
+            The larger one of both splits' shares, in [0, 1].
+        """
         texts = self.evaluation_captions
         samples = (
             self.captions.some(_CAPTIONS_CHECKED),
@@ -138,7 +144,7 @@ class Run:
         return float(max(np.mean([*map(self.encode.cuts, sample)]) for sample in samples))
 
     def untrained_parameters(self) -> list[str]:
-        """Paths of the model's parameters that neither its start nor its losses train."""
+        """Returns the paths of parameters that neither `config.init_from` nor a loss trained."""
         if self.checkpoints.latest_step() is not None:
             return self.checkpoints.metadata().get("untrained", [])
         fresh = fresh_parameters(self.config.init_from, self.config.model)
@@ -146,7 +152,7 @@ class Run:
         return [path for path in fresh if path.split("/")[0] not in trained]
 
     def _check_start(self) -> None:
-        """Compares the config with the checkpoint that the run goes on, or starts, from."""
+        """Compares the config with the checkpoint that the run resumes, or is initialised, from."""
         config = self.config
         if self.checkpoints.latest_step() is not None:
             saved = self.checkpoints.metadata()["config"]
@@ -158,7 +164,7 @@ class Run:
     def _open_tokenizer(self):
         config = self.config
         questions = vocabulary_of(questions_about(config.data.name)) if config.loss.vqa else []
-        # Read only to build a vocabulary.
+        # A lazy sequence, read only when a vocabulary is built.
         texts = itertools.chain(self.captions, questions, template_phrases(config.data.vocabulary))
         return first_process_first(
             lambda: open_tokenizer(config.data, texts, self.workdir, config.model.vocab_size)
@@ -177,21 +183,21 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
     """Checks that batches divide over the mesh.
 
     Args:
-        config: of the run.
-        parts: in which the mesh splits a batch.
+        config: batch sizes, accumulation and matching group.
+        parts: number of parts that the mesh splits a batch into.
 
     Raises:
         InputError: a size does not divide; the message names it.
     """
-    for name, size, over in (
+    for name, size, divisor in (
         ("batch_size", config.batch_size, parts * config.accumulation),
         ("evaluation.batch_size", config.evaluation.batch_size, parts),
     ):
-        if size % over:
+        if size % divisor:
             raise InputError(
                 f"config.{name}={size} does not divide over mesh.data x mesh.fsdp = {parts} "
                 f"parts and config.accumulation={config.accumulation}; make it a multiple of "
-                f"{over}."
+                f"{divisor}."
             )
     group = config.loss.matching_group
     examples = config.batch_size // config.accumulation // parts

@@ -1,4 +1,4 @@
-"""The fixed surroundings of a training step: configuration, mesh, model structure, optimizer."""
+"""The static inputs of a training step: configuration, mesh, model structure and optimizer."""
 
 import dataclasses
 
@@ -17,9 +17,9 @@ class StepSetup:
     """Everything that a training step is compiled for.
 
     Attributes:
-        config: of the run, with `compute` decided for the mesh's platform.
+        config: configuration of the run, with `compute` resolved for the mesh's platform.
         mesh: devices that state and batch are sharded over.
-        class_sizes: (C,) int, training examples per identity.
+        class_sizes: (C,) int, number of training examples per identity.
         graphdef: the model's structure.
         optimizer: the update rule.
     """
@@ -35,9 +35,9 @@ class StepSetup:
         """Builds the model's structure and the optimizer.
 
         Args:
-            config: of the run.
-            mesh: from `make_mesh`, of this machine's devices or of a topology to plan for.
-            class_sizes: (C,) int, training examples per identity.
+            config: configuration of the run.
+            mesh: mesh from `make_mesh`, of the devices here or of a topology to plan for.
+            class_sizes: (C,) int, number of training examples per identity.
 
         Raises:
             InputError: the warm-up does not end before the last step.

@@ -1,4 +1,4 @@
-"""The arrays that training changes, and their layout on the mesh."""
+"""The training state and its sharding."""
 
 import dataclasses
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from capret_jax.config import ModelConfig
-from capret_jax.distributed.mesh import param_shardings, place
+from capret_jax.distributed.mesh import param_shardings, with_shardings
 from capret_jax.models.x2vlm import init_params
 from capret_jax.train.setup import StepSetup
 
 _HEAD_STD = 0.02
-# The head's rows are a multiple of this, so that they divide over any usual number of devices and
-# a state does not depend on it.
+# The number of rows of the ArcFace head is a multiple of this, so that it divides over any usual
+# number of devices and the state's shapes do not depend on that number.
 _HEAD_ROWS = 256
 
 
@@ -23,11 +23,11 @@ class TrainState:
     """Everything that a step reads and writes, and that a checkpoint holds.
 
     Attributes:
-        step: () int32, steps done.
-        params: {"model": X2-VLM's parameters, "arcface": (R, K, E) class weights, with R - C rows
-            of padding behind those of the C classes}.
-        opt_state: Optax's.
-        average: a moving average of `params["model"]`, None unless `optimizer.ema_decay` is set.
+        step: () int32, number of steps done.
+        params: {"model": parameters of X2-VLM, "arcface": (R, K, E) float32 class weights, the last
+            R - C rows of which are padding}.
+        opt_state: state of the optimizer.
+        average: moving average of `params["model"]`, None unless `optimizer.ema_decay` is set.
     """
 
     step: jax.Array
@@ -37,24 +37,24 @@ class TrainState:
 
     @property
     def model(self) -> dict:
-        """The model's parameters to evaluate with."""
+        """The model's parameters for evaluation: the average, where there is one."""
         return self.params["model"] if self.average is None else self.average
 
     def with_model(self, params: dict) -> "TrainState":
         """Returns the state with other parameters of the model; its average starts from them."""
-        # A copy, since the training step reuses the memory of each.
+        # A copy, since the training step donates the memory of both.
         average = None if self.average is None else jax.tree.map(jnp.copy, params)
         return dataclasses.replace(self, params=self.params | {"model": params}, average=average)
 
 
 def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: int = 1) -> dict:
-    """Draws parameters of the model, and of an ArcFace head with `classes` identities.
+    """Draws the parameters of the model and of its ArcFace head.
 
     Args:
-        config: the model.
-        classes: C; the head's rows are its next multiple of 256.
+        config: sizes of the model.
+        classes: C, number of classes; the head has R rows, the next multiple of 256.
         key: a PRNG key.
-        subcentres: K, directions per class.
+        subcentres: K, sub-centres per class.
     """
     model_key, head_key = jax.random.split(key)
     head = (classes + -classes % _HEAD_ROWS, subcentres, config.item_width)
@@ -66,12 +66,12 @@ def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: i
 
 
 def abstract_state(setup: StepSetup) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`, without allocating anything."""
-    return place(setup.mesh, jax.eval_shape(_creator(setup), jax.random.key(0)))
+    """Returns the shapes, dtypes and shardings of `init_state`, without allocating anything."""
+    return with_shardings(setup.mesh, jax.eval_shape(_creator(setup), jax.random.key(0)))
 
 
 def init_state(setup: StepSetup) -> TrainState:
-    """Makes a fresh state, sharded from the start."""
+    """Makes an untrained state, each device computing only its shards."""
     create = _creator(setup)
     shardings = param_shardings(setup.mesh, jax.eval_shape(create, jax.random.key(0)))
     return jax.jit(create, out_shardings=shardings)(jax.random.key(setup.config.seed))

@@ -1,4 +1,4 @@
-"""One training step, compiled once for the mesh."""
+"""The jitted training step and its loss function."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,9 +27,10 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 def make_loss(setup: StepSetup):
     """Makes `loss(params, batch, key) -> (() float32, metrics)`, differentiable in `params`.
 
-    With `config.accumulation` parts, the model sees the batch a part at a time and keeps nothing of
-    it but the outputs, which the losses see whole; the backward pass computes each part again. So
-    the loss is that of the whole batch, contrastive terms included (GradCache, arXiv 2101.06983).
+    With `config.accumulation` parts, the model computes the batch a part at a time, and only its
+    outputs are kept; the losses are computed on the outputs of the whole batch, and the backward
+    pass computes each part again. So the loss is that of the whole batch, contrastive terms
+    included (GradCache, arXiv 2101.06983).
     """
     config, mesh = setup.config, setup.mesh
     parts = config.accumulation
@@ -51,12 +52,12 @@ def make_loss(setup: StepSetup):
 
 
 def _accumulate(run: Callable, params: dict, batch: Batch, context: StepContext) -> Outputs:
-    """Computes the outputs for the whole batch, a part at a time."""
+    """Computes the outputs for the whole batch, one part at a time."""
 
     @jax.checkpoint
     def one(part_batch, part):
         outputs = run(params, part_batch, dataclasses.replace(context, part=part))
-        # These are the model's, not the batch's.
+        # These belong to the model, not to the batch.
         return dataclasses.replace(outputs, temperature=None, class_weights=None)
 
     mesh, parts = context.mesh, context.parts
@@ -70,7 +71,7 @@ def _accumulate(run: Callable, params: dict, batch: Batch, context: StepContext)
 
 
 def _split(x: jax.Array, mesh: Mesh, parts: int) -> jax.Array:
-    """(B, ...) -> (parts, B / parts, ...), each device's examples staying where they are."""
+    """Splits (B, ...) into (parts, B / parts, ...), each example staying on its device."""
     devices = batch_parts(mesh)
     x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
@@ -84,9 +85,9 @@ def _join(x: jax.Array, mesh: Mesh) -> jax.Array:
 
 
 def make_step(setup: StepSetup) -> StepFunction:
-    """Makes the jitted step, which reuses the old state's memory for the new one.
+    """Makes the jitted step; it donates the memory of the old state to the new one.
 
-    Dropout and draws of negatives use `config.seed` and the step's number.
+    Dropout and draws of negatives and classes depend on `config.seed` and the number of the step.
     """
     config, loss = setup.config, make_loss(setup)
 

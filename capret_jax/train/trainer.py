@@ -1,4 +1,4 @@
-"""The trainer: from the newest checkpoint, or from the start, to the last step of a run."""
+"""The trainer of a run, from its newest checkpoint or its initial state to the last step."""
 
 import dataclasses
 
@@ -22,8 +22,9 @@ class Trainer:
     def __init__(self, run: Run, evaluator: Evaluator | None = None):
         """
         Args:
-            run: to train.
-            evaluator: of states in the middle of training, every `loop.evaluate_every` steps.
+            run: the run to train.
+            evaluator: evaluator for states during training, every `loop.evaluate_every` steps;
+                None for no evaluation.
         """
         self._run, self._evaluator = run, evaluator
 
@@ -31,10 +32,10 @@ class Trainer:
         """Trains to the last step, from the newest checkpoint if there is one.
 
         Returns:
-            False when SIGTERM came first: everything is saved, and the next call goes on.
+            False when SIGTERM stopped it: its state is saved, and the next call resumes from it.
 
         Raises:
-            InputError: an image does not decode.
+            InputError: a checkpoint cannot be read, or an image does not decode.
             FloatingPointError: a loss is not finite.
         """
         run, last = self._run, self._run.config.loop.steps
@@ -60,7 +61,7 @@ class Trainer:
         return done == last
 
     def iterator(self) -> grain.DatasetIterator:
-        """This process's training batches, from the first."""
+        """Makes the iterator of this process's part of the training batches, from the first on."""
         run, loss = self._run, self._run.config.loss
         masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
         vqa = None

@@ -1,5 +1,6 @@
 """A minimal ablation on the mini dataset: complete, resumed, and refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from capret_jax.ablation import run as ablation_run
 from capret_jax.ablation.grid import Grid
 from capret_jax.ablation.report import write_results
 from capret_jax.ablation.run import run_grid
+from capret_jax.config import EvaluationConfig, to_config_dict
 from capret_jax.config.loss import TERMS
 from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
@@ -22,11 +24,16 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def minimal_config(small_config):
-    """Cells either train as the initial model does, in the same compiled step, or not at all."""
+def minimal_config(small_config, tiny_config, trained_dir):
+    """Cells train the step that the shared run has compiled, or not at all."""
     config = small_config.copy_and_resolve_references()
-    config.experiment = config.pretraining.copy_and_resolve_references()
-    config.experiment.evaluation = small_config.experiment.evaluation
+    experiment = dataclasses.replace(
+        tiny_config,
+        init_from=str(trained_dir),
+        loop=dataclasses.replace(tiny_config.loop, evaluate_every=0),
+        evaluation=EvaluationConfig(baselines=False),
+    )
+    config.experiment = to_config_dict(experiment)
     config.captions.none = {"loss": dict.fromkeys(TERMS, 0.0)}
     config.captions.category = {"data": {"captions": {"fields": ("category",)}}}
     config.objects.none, config.stages.zero_shot = {}, {}
@@ -94,9 +101,8 @@ def test_results_of_another_initial_model_are_refused(minimal, monkeypatch):
         run_grid(grid, workdir, keep_models=False)
 
 
-def test_truncated_captions_are_refused(minimal, minimal_config, tmp_path):
+def test_truncated_captions_are_refused(minimal_config, tmp_path):
     config = minimal_config.copy_and_resolve_references()
-    config.experiment.init_from = str(minimal[1] / "pretrained")
     config.experiment.data.max_tokens = 4
     grid = Grid(config, tmp_path, ARMS | {"captions": ("category",)})
     with pytest.raises(InputError, match="cuts 100 % of the captions of cells/category"):

@@ -33,7 +33,7 @@ from capret_jax.errors import InputError
 from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
-from tests.captioning.conftest import ANSWERING, answering_config, serve, valid_reply  # noqa: F401
+from tests.captioning.conftest import ANSWERING, serve, valid_reply  # noqa: F401
 from tests.conftest import DATA
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,18 +49,10 @@ def data(prepared_dir) -> DataConfig:
 
 
 @pytest.fixture(scope="module")
-def answering_dir(data, tmp_path_factory):
-    """A workdir with a model that was trained for VQA and captioning, for two steps."""
-    folder = tmp_path_factory.mktemp("answering")
-    Trainer(Run(answering_config(data), folder)).train()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def collected(data, answering_dir, tmp_path_factory):
+def collected(data, trained_dir, tmp_path_factory):
     """File of all items' captions by the scripted questioner, and the summary."""
     out = tmp_path_factory.mktemp("captions") / "script.jsonl"
-    return out, collect_captions(data, answering_dir, out, CollectConfig(dialogue=CONVERSATION))
+    return out, collect_captions(data, trained_dir, out, CollectConfig(dialogue=CONVERSATION))
 
 
 def test_all_items_of_both_splits_are_captioned(collected, splits):
@@ -82,15 +74,15 @@ def test_summary_has_calibration_and_precision_of_annotated_topics(collected):
     assert summary["questions"] == pytest.approx(3.0)
 
 
-def test_second_call_has_nothing_to_do(collected, data, answering_dir):
+def test_second_call_has_nothing_to_do(collected, data, trained_dir):
     out, summary = collected
     before = out.read_bytes()
-    again = collect_captions(data, answering_dir, out, CollectConfig(dialogue=CONVERSATION))
+    again = collect_captions(data, trained_dir, out, CollectConfig(dialogue=CONVERSATION))
     assert (again["items"], again["already"]) == (0, summary["items"])
     assert out.read_bytes() == before
 
 
-def test_parts_together_equal_the_whole(collected, data, answering_dir, tmp_path):
+def test_parts_together_equal_the_whole(collected, data, trained_dir, tmp_path):
     def captions(out: pathlib.Path) -> dict[tuple, str]:
         lines = [json.loads(line) for line in out.read_text().splitlines()]
         return {
@@ -102,15 +94,15 @@ def test_parts_together_equal_the_whole(collected, data, answering_dir, tmp_path
     parts = [tmp_path / "0.jsonl", tmp_path / "1.jsonl"]
     for index, out in enumerate(parts):
         config = CollectConfig(dialogue=CONVERSATION, part=Part(index, 2), splits=("validation",))
-        collect_captions(data, answering_dir, out, config)
+        collect_captions(data, trained_dir, out, config)
     first, second = map(captions, parts)
     assert first.keys().isdisjoint(second)
     assert first | second == captions(collected[0])
 
 
-def test_oracle_captions_are_equal_for_views_of_one_identity(data, answering_dir, splits, tmp_path):
+def test_oracle_captions_are_equal_for_views_of_one_identity(data, trained_dir, splits, tmp_path):
     out = tmp_path / "true.jsonl"
-    collect_captions(data, answering_dir, out, CollectConfig(method="annotations"))
+    collect_captions(data, trained_dir, out, CollectConfig(method="annotations"))
     items = splits["train"].items
     captions = load_captions(str(out), items, "train")
     identities = items.identities()
@@ -119,25 +111,21 @@ def test_oracle_captions_are_equal_for_views_of_one_identity(data, answering_dir
     assert len(set(captions)) > 13
 
 
-def test_captioner_captions_items(data, answering_dir, tmp_path):
+def test_captioner_captions_items(data, trained_dir, tmp_path):
     config = CollectConfig(method="captioner", limit=5)
-    assert collect_captions(data, answering_dir, tmp_path / "own.jsonl", config)["items"] == 5
+    assert collect_captions(data, trained_dir, tmp_path / "own.jsonl", config)["items"] == 5
 
 
-def test_collected_captions_are_used_in_embeddings(
-    data, answering_dir, collected, tmp_path, splits
-):
+def test_collected_captions_are_used_in_embeddings(data, trained_dir, collected, tmp_path, splits):
     kind = "fusion"  # needs a projection that the initial model lacks
     out = str(collected[0])
     captions = dataclasses.replace(data.captions, file=out)
     config = ExperimentConfig(
         batch_size=16,
-        init_from=str(answering_dir),
+        init_from=str(trained_dir),
         embedding=EmbeddingConfig(kind, "generated", out),
         model=dataclasses.replace(ANSWERING, decoder_layers=0),
-        data=dataclasses.replace(
-            data, captions=captions, tokenizer=str(answering_dir / "vocab.txt")
-        ),
+        data=dataclasses.replace(data, captions=captions, tokenizer=str(trained_dir / "vocab.txt")),
         loss=LossConfig(matching_group=2),
         optimizer=OptimizerConfig(warmup_steps=1),
         loop=LoopConfig(steps=2, checkpoint_every=2),
@@ -174,7 +162,7 @@ def call(*flags: str, **options) -> subprocess.Popen:
 
 def test_killed_collection_resumes_without_repeated_requests(
     data,
-    answering_dir,
+    trained_dir,
     tmp_path,
     serve,  # noqa: F811
 ):
@@ -192,7 +180,7 @@ def test_killed_collection_resumes_without_repeated_requests(
         "--config=configs/demo.py",
         "--config.data.variant=mini",
         f"--config.data.prepared_dir={data.prepared_dir}",
-        f"--model={answering_dir}",
+        f"--model={trained_dir}",
         f"--questioner={server.url}",
         "--limit=30",
         "--max_turns=3",

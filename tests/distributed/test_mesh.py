@@ -1,4 +1,4 @@
-"""Shardings of parameters and optimizer, against a golden table; meshes that do not fit."""
+"""Shardings of parameters and optimizer against a golden table, and meshes that do not fit."""
 
 import json
 
@@ -27,8 +27,8 @@ def specs(tree) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_every_parameter_lies_as_the_golden_table_says(size, mesh):
-    """To renew it: python -m tests.distributed.test_mesh"""
+def test_shardings_of_parameters_equal_the_golden_table(size, mesh):
+    """The table is written by `python -m tests.distributed.test_mesh`."""
     assert table(size, mesh) == json.loads(GOLDEN.read_text())[size]
 
 
@@ -42,7 +42,7 @@ def table(size, mesh) -> dict[str, str]:
     return specs(state_of(size, mesh).params)
 
 
-def test_the_optimiser_lies_as_its_parameters_do(mesh):
+def test_optimizer_moments_are_sharded_like_their_parameters(mesh):
     state = state_of("base", mesh)
     params, moments = specs(state.params), specs(state.opt_state)
     for path, spec in params.items():
@@ -56,7 +56,7 @@ def test_the_arcface_head_is_padded_and_split_over_all_devices(mesh):
     assert head.sharding.shard_shape(head.shape) == (1_000_192 // 8, 2, width)
 
 
-def test_what_does_not_divide_stays_whole():
+def test_axes_that_do_not_divide_are_not_split():
     mesh = make_mesh(MeshConfig(1, 2, 4))
     shapes = {"up": {"kernel": jax.ShapeDtypeStruct((1024, 1026), "float32")}}
     (sharding,) = jax.tree.leaves(param_shardings(mesh, shapes))

@@ -1,4 +1,4 @@
-"""Flags that contradict each other, and clusters that are not there."""
+"""Process groups: contradicting flags, missing clusters, and processes that fail."""
 
 import socket
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from capret_jax.distributed.process_group import join, label
+from capret_jax.distributed.process_group import join, process_label
 from capret_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ def test_flags_that_contradict_each_other_are_refused(arguments, message):
 
 
 def test_processes_that_cannot_be_joined_are_refused():
-    # Only a process that has not touched a device yet gets that far.
+    # In a process of its own, since joining has to come before the first use of a device.
     program = """
 from capret_jax.errors import InputError
 from capret_jax.distributed.process_group import join
@@ -43,7 +43,7 @@ for arguments in (("localhost:1", 2, 2, False), (None, None, None, True)):
 
 def test_a_process_on_its_own_has_no_label():
     join(None, None, None, False)
-    assert label() == ""
+    assert process_label() == ""
 
 
 def test_a_process_that_fails_does_not_wait_for_the_others():

@@ -1,4 +1,4 @@
-"""Evaluation pictures in batches: every item once, in order, on any number of processes."""
+"""Evaluation pictures in batches: each item once and in order, on any number of processes."""
 
 import types
 
@@ -50,27 +50,27 @@ def test_every_item_comes_once_and_in_order(split):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_read_equal_parts_of_every_batch(split, view, processes):
     readers = [reader(split, view, Part(i, processes), 6) for i in range(processes)]
-    batches = [[pictures.boxes for pictures, _ in each.batches()] for each in readers]
+    batches = [[pictures.boxes for pictures, _ in one.batches()] for one in readers]
     together = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     assert {len(boxes) for boxes in together} == {6}
     alone = reader(split, view)
     expected = alone.by_item(np.concatenate([batch.boxes for batch, _ in alone.batches()]))
     np.testing.assert_array_equal(readers[0].by_item(np.concatenate(together)), expected)
-    # The rows of a batch are known on every process, before it is there.
+    # Every process can compute the rows of a global batch.
     for number, boxes in enumerate(together):
         rows, places = readers[-1].batch_rows(number)
         np.testing.assert_array_equal(boxes[places], expected[rows])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 40])
-def test_every_photograph_is_completed_on_one_process(split, processes):
-    """Those where the parts of two processes meet are read by both, and begin on one."""
+def test_every_photograph_begins_on_one_process(split, processes):
+    """A photograph in which the parts of two processes meet is read by both."""
     readers = [reader(split, CROP, Part(i, processes), processes) for i in range(processes)]
-    readings = [one for each in readers for _, ready in each.batches() for one in ready]
-    begun = [one.first_row for one in readings if one.rows[0] == one.first_row]
+    photographs = [views for one in readers for _, read in one.batches() for views in read]
+    begun = [views.first_row for views in photographs if views.rows[0] == views.first_row]
     first_rows = np.unique(split.items.record, return_index=True)[1]
     np.testing.assert_array_equal(begun, first_rows)
-    rows = np.concatenate([one.rows for one in readings])
+    rows = np.concatenate([views.rows for views in photographs])
     np.testing.assert_array_equal(rows, np.arange(len(split.items)))
 
 
@@ -90,9 +90,9 @@ def test_items_of_a_photograph_share_its_picture(split):
 def test_histograms_are_of_the_boxes_without_a_margin(split):
     rows, values = zip(
         *(
-            (one.rows, one.histograms)
-            for _, ready in reader(split, with_histograms=True).batches()
-            for one in ready
+            (views.rows, views.histograms)
+            for _, read in reader(split, with_histograms=True).batches()
+            for views in read
         ),
         strict=True,
     )

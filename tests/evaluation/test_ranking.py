@@ -1,4 +1,4 @@
-"""Ranking by hand and in chunks; the subset of the published numbers."""
+"""Rankings in chunks, numbers of relevant items, and the published subset of queries."""
 
 import numpy as np
 import pytest
@@ -34,6 +34,6 @@ def test_chunks_change_nothing(protocol, monkeypatch):
     np.testing.assert_allclose(chunked.scores, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_right_answers_are_counted_and_the_subset_has_more_than_five(protocol):
+def test_relevant_items_are_counted_and_the_subset_has_more_than_five(protocol):
     np.testing.assert_array_equal(protocol.relevant_counts(), [7, 7, 6, 5, 2, 6, 0])
     np.testing.assert_array_equal(protocol.published_subset(), [1, 1, 1, 0, 0, 1, 0])

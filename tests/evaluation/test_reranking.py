@@ -1,4 +1,4 @@
-"""Metrics of re-ranked candidates, against those of the whole ranking."""
+"""Average precision of re-ranked candidates, against that of the whole ranking."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.metrics import average_precision, first_hit
 
 
-def test_precision_after_a_change_is_that_of_the_whole_ranking():
+def test_precision_after_reordering_is_that_of_the_whole_ranking():
     rng = np.random.default_rng(0)
     gallery_identity = rng.integers(0, 4, 30)
     queries = np.arange(8)
-    identity = np.array([0, 1, 2, 3, 0, 1, 2, 9])  # 9 is nowhere
+    identity = np.array([0, 1, 2, 3, 0, 1, 2, 9])  # the gallery lacks 9
     protocol = Protocol(
         GroundTruth([], [], "nothing"),
         queries,

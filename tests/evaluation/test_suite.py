@@ -1,4 +1,4 @@
-"""The evaluation of a trained run: its files, its numbers, and how often it reads a photograph."""
+"""The evaluation of a trained run: its files, its metrics, and its single pass over the data."""
 
 import collections
 import json
@@ -30,13 +30,13 @@ def test_metrics_are_those_of_the_contract(metrics):
     for levels in metrics["by"].values():
         assert sum(level["queries"] for level in levels.values()) == metrics["queries"]
     assert {"kind", "build_seconds", "query_seconds"} <= metrics["index"].keys()
-    # Few items are compared one by one, so that nothing is missed.
+    # With few items the index searches exhaustively.
     assert metrics["index"]["recall@20"] == 1.0
     assert metrics["baselines"].keys() == {"untrained model", "colour histogram"}
 
 
-def test_the_colour_histogram_is_as_good_as_it_always_was(metrics):
-    """The dataset, the protocol and the metric are the same bits everywhere."""
+def test_the_colour_histogram_has_a_known_map(metrics):
+    """The dataset, the protocol and the metric are the same bits on every machine."""
     histogram = metrics["baselines"]["colour histogram"]
     assert histogram["queries"] == metrics["queries"] == 12
     assert histogram["mAP"] == pytest.approx(HISTOGRAM_MAP, abs=1e-3)
@@ -68,7 +68,7 @@ def test_detection_and_reranking_are_measured_and_reported(trained_dir, metrics,
     assert detection["photographs"] == len(splits["validation"].records)
     assert reranked["k"] == 5 and reranked["queries"] == metrics["queries"]
     assert reranked["items_encoded"] == len(splits["validation"].items)
-    # Beyond the first five nothing changes places.
+    # Only the first five are reordered.
     assert reranked["top_20"] == metrics["top_20"] and reranked["top_5"] == metrics["top_5"]
     page = (trained_dir / "evaluation" / "report.html").read_text()
     assert "Re-ranking" in page and "Garments found by phrases" in page
@@ -91,7 +91,7 @@ def run(tiny_config, trained_dir):
 
 
 def test_an_evaluation_reads_each_photograph_once(run, monkeypatch):
-    """For embedding, histograms, detection, detected boxes and re-ranking together."""
+    """Embedding, histograms, detection, detected boxes and re-ranking share one pass."""
     read = collections.Counter()
     original = Records.image
 
@@ -102,23 +102,23 @@ def test_an_evaluation_reads_each_photograph_once(run, monkeypatch):
     monkeypatch.setattr(Records, "image", image)
     context = EvaluationContext(run)
     state = run.state_to_evaluate()
-    readings = context.readings(state)
-    assert readings.tokens is not None and readings.detected is not None
+    encoded = context.encoded(state)
+    assert encoded.tokens is not None and encoded.detections is not None
     assert read == {("validation", i): 1 for i in range(len(run.dataset.validation.records))}
-    assert context.readings(state) is readings
+    assert context.encoded(state) is encoded
     assert context.ranking(state) is context.ranking(state)
 
 
 def test_vision_tokens_are_those_of_the_embedding(run):
-    """Mean of the patches at position 0, projected and normalised: the image features."""
+    """The state at position 0, projected and normalised, gives the image features."""
     context, state = EvaluationContext(run), run.state_to_evaluate()
-    readings = context.readings(state)
+    encoded = context.encoded(state)
     rows = np.array([3, 0, 3])
-    states = readings.tokens(rows).states[:, 0].astype(np.float32)
+    states = encoded.tokens(rows).states[:, 0].astype(np.float32)
     projection = jax.device_get(state.model)["vision_proj"]
     features = states @ projection["kernel"] + projection["bias"]
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    np.testing.assert_allclose(features, readings.embeddings["this model"][rows], atol=2e-3)
+    np.testing.assert_allclose(features, encoded.embeddings["this model"][rows], atol=2e-3)
 
 
 def test_the_suite_leaves_all_files_or_none(run, trained_dir, tmp_path, monkeypatch):

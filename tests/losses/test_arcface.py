@@ -1,4 +1,4 @@
-"""ArcFace over any mesh against a dense NumPy version, its gradients and its memory."""
+"""ArcFace on any mesh against a dense NumPy version: loss, gradients and memory."""
 
 import math
 import re
@@ -28,7 +28,7 @@ def mesh_of(shape):
 
 
 def config_of(**options) -> LossConfig:
-    """`arcface_` settings by their names without the prefix."""
+    """Makes a config from `arcface_` settings without their prefix."""
     settings = {"margin": MARGIN, "scale": SCALE, **options}
     return LossConfig(**{f"arcface_{name}": value for name, value in settings.items()})
 
@@ -37,13 +37,13 @@ def make_inputs(rows=ROWS, subcentres=K):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(len(LABELS), E))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    # Lengths that must not matter.
+    # The loss must not depend on the norms.
     weights = rng.normal(size=(rows, subcentres, E)) * rng.uniform(0.1, 9, (rows, subcentres, 1))
     return features, weights
 
 
 def dense_loss(features, weights, size_margin=0.0):
-    """One example at a time, in float64."""
+    """Loss and accuracy, one example at a time in float64."""
     directions = weights[:CLASSES] / np.linalg.norm(weights[:CLASSES], axis=2, keepdims=True)
     entropies, hits = [], []
     for feature, label in zip(features, LABELS, strict=True):
@@ -82,7 +82,7 @@ def loss_and_gradients(
 
 @pytest.fixture(scope="module", params=[(1, 0.0), (2, 0.0), (2, 0.4)], ids=str)
 def dense(request):
-    """Inputs, options, and the loss, accuracy and gradients that they must give."""
+    """Inputs, options, and the expected loss, accuracy and gradients."""
     subcentres, size_margin = request.param
     features, weights = make_inputs(subcentres=subcentres)
     value, accuracy = dense_loss(features, weights, size_margin)
@@ -111,17 +111,17 @@ def test_equals_a_dense_numpy_version_on_any_mesh(dense, shape):
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_equals_it_in_chunks_of_the_batch(dense, chunk, monkeypatch):
+def test_chunks_of_the_batch_equal_the_dense_version(dense, chunk, monkeypatch):
     monkeypatch.setattr(arcface, "_MAX_LOGITS", 0)
     monkeypatch.setattr(arcface, "_MIN_CHUNK", chunk)
     features, weights, options, *expected = dense
     check(*loss_and_gradients(mesh_of((2, 1, 1)), features, weights, **options), *expected)
 
 
-def test_equals_it_when_a_share_amounts_to_all_classes(dense):
+def test_a_share_that_rounds_to_all_classes_equals_the_dense_version(dense):
     features, weights, options, *expected = dense
-    found = loss_and_gradients(mesh_of((2, 2, 2)), features, weights, sampled=0.99, **options)
-    check(*found, *expected)
+    actual = loss_and_gradients(mesh_of((2, 2, 2)), features, weights, sampled=0.99, **options)
+    check(*actual, *expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
@@ -166,7 +166,7 @@ def test_no_examples_no_rivals_and_padding_of_zeros_are_finite():
 
 
 class TestSampled:
-    """PartialFC: which classes an example is compared with."""
+    """PartialFC, the random choice of classes that examples are compared with."""
 
     @pytest.mark.parametrize("share, count", [(0.25, 16), (0.26, 17), (0.01, 8), (1.0, 64)])
     def test_the_batchs_classes_come_first_and_padding_last(self, share, count):
@@ -198,11 +198,11 @@ class TestSampled:
                 StepContext(mesh, key),
                 config_of(scale=1.0, sampled=sampled),
             )
-            return jnp.expm1(loss.value)  # others' sum / true class's
+            return jnp.expm1(loss.value)  # sum over the other classes / true class
 
-        found = jax.jit(jax.vmap(lambda key: odds(key, 0.25)))(jax.random.split(KEY, 2000))
-        assert len(np.unique(found)) > 1000
-        assert float(found.mean()) == pytest.approx(float(odds(KEY, 1.0)) * 15 / 63, rel=0.02)
+        sampled = jax.jit(jax.vmap(lambda key: odds(key, 0.25)))(jax.random.split(KEY, 2000))
+        assert len(np.unique(sampled)) > 1000
+        assert float(sampled.mean()) == pytest.approx(float(odds(KEY, 1.0)) * 15 / 63, rel=0.02)
 
     def test_each_step_and_each_device_draws_its_own(self):
         features, weights = make_inputs(rows=128, subcentres=1)
@@ -231,7 +231,7 @@ class TestSampled:
 
 
 def compile_head(shape, classes, batch, width):
-    """Loss and gradients, not run: per-device bytes, and the largest array that travels."""
+    """Compiles loss and gradients; returns bytes per device and the largest collective."""
     mesh = mesh_of(shape)
     split, whole = NamedSharding(mesh, PartitionSpec(AXES)), replicated(mesh)
     examples = batch_sharding(mesh)
@@ -255,22 +255,20 @@ def compile_head(shape, classes, batch, width):
     collectives = re.findall(
         r"= .*?\[([\d,]*)\].*? (?:all|reduce|collective)-\w+\(", compiled.as_text()
     )
-    travelling = max(
-        (math.prod(map(int, filter(None, d.split(",")))) for d in collectives), default=0
-    )
+    largest = max((math.prod(map(int, filter(None, d.split(",")))) for d in collectives), default=0)
     return (
         memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,
-        travelling,
+        largest,
     )
 
 
 def test_a_million_classes_on_eight_devices_take_an_eighth_of_the_memory_each():
     dense, _ = compile_head((1, 1, 1), 1_000_000, 64, 256)
-    sharded, travelling = compile_head((2, 2, 2), 1_000_000, 64, 256)
-    # The weights, and no more than their gradient and a good copy.
+    sharded, exchanged = compile_head((2, 2, 2), 1_000_000, 64, 256)
+    # The weights, their gradient, and at most two copies.
     assert 2 * 1_000_000 * 256 * 4 < dense < 4 * 1_000_000 * 256 * 4
     assert sharded == pytest.approx(dense / 8, rel=0.01)
-    assert 0 < travelling <= 64 * 256
+    assert 0 < exchanged <= 64 * 256
 
 
 def test_large_batches_need_no_more_logits_at_once():

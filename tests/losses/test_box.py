@@ -1,4 +1,4 @@
-"""Box losses against the reference and worked-out cases."""
+"""Box losses against the reference and cases computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,12 @@ def test_corners_of_a_box():
         ((0, 0, 2, 2), (0, 0, 1, 1), 1 / 4, 1 / 4),  # inside: the hull is the union
     ],
 )
-def test_iou_and_giou_worked_out(a, b, iou, giou):
+def test_iou_and_giou_of_simple_boxes(a, b, iou, giou):
     actual = iou_and_giou(jnp.array(a, float), jnp.array(b, float))
     np.testing.assert_allclose(actual, (iou, giou), atol=1e-6)
 
 
-def test_one_degenerate_box_spoils_neither_the_others_nor_the_gradient():
+def test_a_degenerate_box_leaves_the_other_losses_and_the_gradient_finite():
     predicted = jnp.array([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.2, 0.2]])
     target = jnp.array([[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.4, 0.4]])
     loss, gradient = jax.value_and_grad(

@@ -1,4 +1,4 @@
-"""ITC against the reference, closed forms and a dense version; in tiles, on any devices."""
+"""ITC against the reference, closed forms and a dense version, in tiles and on any mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from capret_jax.losses.pairs import PairLabels, positive_pairs
 
 ONE_DEVICE = make_mesh(MeshConfig(), jax.devices()[:1])
 EVERY = np.ones(9, bool)
-# Operation by operation it would be compiled in a hundred pieces.
+# Jitted, since eager execution compiles a hundred operations one by one.
 contrastive_loss = jax.jit(contrastive.contrastive_loss, static_argnames=("mesh", "kind", "chunk"))
 
 
@@ -69,7 +69,7 @@ def batch():
 
 
 def dense(features, labels, kind):
-    """The definition, on (B, B) matrices, without the invalid rows."""
+    """The loss by its definition, on (B, B) matrices without the invalid rows."""
     (image, text, temperature), (identity, caption, valid) = features, labels
     kept = np.flatnonzero(valid)
     image, text, identity, caption = (x[kept] for x in (image, text, identity, caption))

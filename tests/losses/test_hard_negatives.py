@@ -39,7 +39,7 @@ def mined():
     rng = np.random.default_rng(0)
     rows = np.arange(32)
     image, text = (rng.normal(size=(32, 3)).astype(np.float32) for _ in range(2))
-    # The states carry the row's number, so that they tell where a negative came from.
+    # The states hold the row number, to identify the drawn rows.
     states = np.broadcast_to(rows[:, None, None], (32, 2, 1)).astype(np.float32)
     mask = np.broadcast_to(rows[:, None], (32, 2))
     valid = rows != INVALID
@@ -47,13 +47,13 @@ def mined():
     labels = PairLabels(rows // 2 % 16, rows, valid)
     trees = (states, None), (states + 100, mask)
 
-    def mine(devices):
+    def mine_on(devices):
         mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
         context = StepContext(mesh, jax.random.key(3))
         run = jax.jit(lambda *args: mine_hard_negatives(context, *args, group_size=4))
         return jax.tree.map(np.asarray, run(features, labels, trees))
 
-    return mine(1), mine(8)
+    return mine_on(1), mine_on(8)
 
 
 def test_mining_does_not_depend_on_the_number_of_devices(mined):

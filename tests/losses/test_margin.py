@@ -1,4 +1,4 @@
-"""Margins by their closed form, swept over angles, and their gradients."""
+"""Margins against their closed form over all angles, and their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ def test_the_cosine_falls_monotonically_with_the_angle(gradient):
 
 def test_every_example_may_have_its_own_margin():
     cosine, margins = jnp.array([0.9, -0.99, 0.2]), jnp.array([0.0, 0.3, 0.5])
-    each = [shifted_cosine(c, float(m)) for c, m in zip(cosine, margins, strict=True)]
-    np.testing.assert_allclose(shifted_cosine(cosine, margins), each, rtol=1e-6)
+    expected = [shifted_cosine(c, float(m)) for c, m in zip(cosine, margins, strict=True)]
+    np.testing.assert_allclose(shifted_cosine(cosine, margins), expected, rtol=1e-6)
 
 
 def test_the_textbook_slope_is_that_of_the_angle_and_straight_through_it_is_one():

@@ -1,4 +1,4 @@
-"""MLM against the reference, and what does not count."""
+"""MLM against the reference, and labels that do not count."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The objective: the reference's total and gradients, and terms that are left out."""
+"""The objective: total and gradients against the reference, and terms without weight."""
 
 import json
 
@@ -24,7 +24,7 @@ WEIGHTS = LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=0)
 
 @pytest.fixture(scope="module")
 def total_and_gradients(golden, golden_params, graphdef):
-    """The reference's objective with its own negatives, through our model and losses."""
+    """The objective of our model with the reference's negatives, and its gradients."""
     image_negative, text_negative = golden["itm_image_neg"], golden["itm_text_neg"]
     mask = golden["text_mask"]
     batch = Batch(

@@ -1,4 +1,4 @@
-"""Two processes of two devices each train like one process of four, and go on where it stopped."""
+"""Two processes of two devices train like one process of four, and resume its checkpoints."""
 
 import json
 import os
@@ -38,8 +38,8 @@ TWO = ["launch/local_processes.py", "2"], 2
 
 @pytest.fixture(scope="module")
 def train(prepared_dir, tmp_path_factory):
-    """Runs a launcher with so many devices a process, in a workdir; returns the curve."""
-    # A run that goes on compiles what the first one did.
+    """Runs a launcher with a number of devices per process; returns the training curve."""
+    # A resumed run compiles the same programs as the first one.
     cache = tmp_path_factory.mktemp("compiled")
 
     def run(
@@ -131,8 +131,11 @@ def saved_state(workdir: pathlib.Path, step: int) -> dict:
 
 
 def first_moments(workdir: pathlib.Path) -> dict:
-    """Adam's, after the second step: the gradients of two batches at the first parameters, since
-    the warm-up's first rate is 0."""
+    """Adam's first moments after the second step.
+
+    They are means of the gradients of two batches at the initial parameters, since the warm-up's
+    first rate is 0.
+    """
     (adam,) = (part for part in saved_state(workdir, 2)["opt_state"] if part and "mu" in part)
     return adam["mu"]
 
@@ -146,7 +149,7 @@ def test_two_processes_have_the_gradients_of_one(one, two):
 
 
 @pytest.mark.parametrize("before, after", [("one", TWO), ("two", ONE)], ids=["more", "fewer"])
-def test_another_number_of_processes_goes_on(before, after, train, request, tmp_path):
+def test_another_number_of_processes_resumes(before, after, train, request, tmp_path):
     workdir, curve = request.getfixturevalue(before)
     shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
     (last,) = train(*after, tmp_path)

@@ -1,4 +1,4 @@
-"""HBM traffic of programs written by hand, sizes worked out in the comments."""
+"""HBM traffic of programs written by hand, with the expected bytes in comments."""
 
 import pytest
 
@@ -35,7 +35,7 @@ def test_operands_are_read_and_results_written():
     assert bytes_of(entry) == 3 * 400_000
 
 
-def test_what_lies_in_vector_memory_is_free_once_it_is_there():
+def test_operands_in_vector_memory_cause_no_hbm_traffic():
     # The copy reads 400,000 from HBM; the product finds it in VMEM and writes 400,000 to HBM.
     entry = f"""
 %p = {BIG} parameter(0)

@@ -1,4 +1,4 @@
-"""FLOPs of traced programs, and the closed form of what the model has to do."""
+"""FLOPs of traced programs, against sums by hand and the closed form of the model's."""
 
 import dataclasses
 

@@ -1,44 +1,25 @@
-"""Fixtures: a small model, trained for a few steps, and an index of its gallery."""
+"""Fixtures: an index of the trained run's gallery, and pictures."""
 
 import io
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConfig, OptimizerConfig
-from capret_jax.train.run import Run
-from capret_jax.train.trainer import Trainer
-from tests.conftest import SMALL_MODEL
+from tests.commands.in_process import call
 
 
 @pytest.fixture(scope="session")
-def model_dir(prepared_dir, tmp_path_factory):
-    """A workdir of a model whose heads are all trained for two steps."""
-    folder = tmp_path_factory.mktemp("served")
-    config = ExperimentConfig(
-        batch_size=16,
-        model=SMALL_MODEL,
-        data=DataConfig(variant="mini", prepared_dir=str(prepared_dir), views_per_identity=2),
-        loss=LossConfig(mlm=0.1, matching_group=2),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1),
-        loop=LoopConfig(steps=2, checkpoint_every=2),
-    )
-    Trainer(Run(config, folder)).train()
-    return folder
+def index_dir(trained_dir, once):
+    """An index of the run's own gallery, built by the command."""
 
+    def fill(folder):
+        flags = ["--shard_size=6", "--export=npy,parquet,faiss"]
+        program = "capret_jax.commands.build_index"
+        code, _, errors = call(program, f"--model={trained_dir}", f"--out={folder}", *flags)
+        assert code == 0, errors
 
-@pytest.fixture(scope="session")
-def index_dir(model_dir):
-    """An index of the run's own gallery, built by the command with two processes."""
-    command = [sys.executable, "tools/build_index.py", f"--model={model_dir}"]
-    out = model_dir / "index"
-    flags = [f"--out={out}", "--processes=2", "--shard_size=6", "--export=npy,parquet,faiss"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return out
+    return once("index", fill)
 
 
 @pytest.fixture(scope="session")

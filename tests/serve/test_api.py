@@ -21,8 +21,8 @@ UPLOAD_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
-def searcher(model_dir, index_dir):
-    searcher = Searcher.from_dir(model_dir)
+def searcher(trained_dir, index_dir):
+    searcher = Searcher.from_dir(trained_dir, index_dir)
     searcher.encoder.threshold = 0.0  # after two steps of training all scores are low
     return searcher
 
@@ -157,17 +157,26 @@ def test_documentation_and_page_are_served(client):
     assert "Photo" in client.get("/").text
 
 
-def test_an_index_of_another_model_or_with_damage_is_rejected(model_dir, index_dir, tmp_path):
+def test_the_index_is_in_the_models_folder_if_none_is_named(trained_dir, index_dir, tmp_path):
+    for path in trained_dir.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(InputError, match="is not an index"):
+        Searcher.from_dir(tmp_path)
+    (tmp_path / "index").symlink_to(index_dir)
+    assert len(Searcher.from_dir(tmp_path).index) == len(load_index(index_dir))
+
+
+def test_an_index_of_another_model_or_with_damage_is_rejected(trained_dir, index_dir, tmp_path):
     index = load_index(index_dir)
     index.model = "other"
     save_index(index, tmp_path / "index")
     with pytest.raises(InputError, match="made with another model"):
-        Searcher.from_dir(model_dir, tmp_path / "index")
+        Searcher.from_dir(trained_dir, tmp_path / "index")
     shutil.copytree(index_dir, tmp_path / "truncated")
     vectors = tmp_path / "truncated" / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:-1])
     with pytest.raises(InputError, match="vectors.npy is missing or was changed"):
-        Searcher.from_dir(model_dir, tmp_path / "truncated")
+        Searcher.from_dir(trained_dir, tmp_path / "truncated")
 
 
 @pytest.fixture
@@ -187,6 +196,7 @@ def address(searcher, index_dir):
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Debian's chromium")
 def test_upload_boxes_results_filter_in_a_browser(address, photo, tmp_path):
     from playwright.sync_api import expect, sync_playwright

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
 
 import faiss
 import numpy as np
@@ -16,12 +18,13 @@ from capret_jax.retrieval.thumbnails import Thumbnails, write_thumbnails
 from capret_jax.serve.catalogue import read_catalogue
 from capret_jax.serve.encoder import Encoder
 from capret_jax.serve.shards import CatalogueShards
+from tests.conftest import ROOT
 from tests.serve.conftest import picture
 
 
 @pytest.fixture(scope="module")
-def encoder(model_dir):
-    return Encoder.from_dir(model_dir)
+def encoder(trained_dir):
+    return Encoder.from_dir(trained_dir)
 
 
 def test_gallery_embeddings_equal_those_of_the_evaluation(encoder, index_dir, splits):
@@ -34,6 +37,17 @@ def test_gallery_embeddings_equal_those_of_the_evaluation(encoder, index_dir, sp
         embedding = index.vectors[index.row(f"{known['image_id']}/{known['number']}")]
         np.testing.assert_allclose(embedding, expected, atol=1e-5)
     assert not index_dir.with_name("index.shards").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_same_index(trained_dir, index_dir, tmp_path):
+    command = [sys.executable, "tools/build_index.py", f"--model={trained_dir}"]
+    flags = [f"--out={tmp_path / 'index'}", "--processes=2", "--shard_size=6"]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    index, expected = load_index(tmp_path / "index"), load_index(index_dir)
+    assert index.items == expected.items
+    np.testing.assert_allclose(index.vectors, expected.vectors, atol=1e-6)
 
 
 def test_exports_equal_the_index(index_dir):

@@ -1,4 +1,4 @@
-"""Regions through the model: what pooling, masks and empty places may and may not change."""
+"""Regions through the model: the effect of pooling, masks and padding on the losses."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from capret_jax.train.step import make_loss
 from tests.conftest import SMALL_MODEL
 from tests.train.test_step import CLASSES, make_batch, make_setup
 
-# Hard negatives depend on a batch's places, all other terms on what is in them alone.
+# Without ITM, since hard negatives depend on the order of the batch.
 LOSS = LossConfig(mlm=1.0, itm=0.0)
 
 
@@ -34,7 +34,7 @@ def metrics_of():
 
 
 def pad(batch):
-    """A second place for each picture's items, with something in it that must not matter."""
+    """Adds an invalid second item to each picture, with values that must not matter."""
 
     def widen(x, filler):
         return np.stack([x, np.broadcast_to(np.asarray(filler, x.dtype), x.shape)], 1).reshape(
@@ -58,7 +58,7 @@ def pad(batch):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Boxes in the upper left quarter."""
+    """A batch with boxes in the upper left quarter."""
     batch = make_batch(0)
     return dataclasses.replace(batch, box=np.full((16, 4), [0.3, 0.3, 0.3, 0.3], np.float32))
 
@@ -68,11 +68,11 @@ def regions(metrics_of, batch):
     return metrics_of(batch, True)
 
 
-def test_empty_places_change_no_loss(metrics_of, batch, regions):
+def test_padding_items_change_no_loss(metrics_of, batch, regions):
     assert metrics_of(pad(batch), True) == pytest.approx(regions, rel=1e-5)
 
 
-def test_a_region_that_is_everything_is_the_whole_picture(metrics_of, batch, regions):
+def test_a_region_of_the_whole_picture_equals_the_picture(metrics_of, batch, regions):
     everything = dataclasses.replace(batch, box=np.full((16, 4), [0.5, 0.5, 1, 1], np.float32))
     whole = metrics_of(everything, False)
     assert metrics_of(everything, True) == pytest.approx(whole, rel=1e-5)

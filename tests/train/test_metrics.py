@@ -1,4 +1,4 @@
-"""Merging, writing, and the stop on a loss that is not finite."""
+"""Merging and writing of metrics, and the error for a loss that is not finite."""
 
 import json
 
@@ -13,7 +13,7 @@ def test_merging_adds_sums_and_counts_before_dividing():
     assert merge(steps) == {"x": 1.0}
 
 
-def test_the_stop_names_the_terms():
+def test_the_error_names_the_terms_that_are_not_finite():
     metrics = {"loss": float("nan"), "loss/itm": float("inf"), "loss/itc": 1.0, "x": float("nan")}
     with pytest.raises(FloatingPointError, match=r"^loss/itm not finite by step 7"):
         check_finite(metrics, 7)

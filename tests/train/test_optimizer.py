@@ -1,4 +1,4 @@
-"""The schedule, the groups, and AdamW against its formula."""
+"""Schedule, parameter groups, moving average, and AdamW against its formula."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def test_the_average_warms_up_to_its_decay():
         OptimizerConfig(ema_decay=1.0)
 
 
-def test_one_step_is_adamw_worked_out():
+def test_one_step_equals_the_formula_of_adamw():
     config = OptimizerConfig(
         learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=1.0, b1=0.9, b2=0.98
     )

@@ -1,4 +1,4 @@
-"""Which parts of the model each term trains, and what answers and embeddings are made of."""
+"""The parts of the model that each term trains, the VQA loss, and kinds of embeddings."""
 
 import dataclasses
 
@@ -23,8 +23,8 @@ from tests.train.test_step import CLASSES, make_batch, make_setup
 ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
 
 
-def quiz_batch():
-    """Answers of one and two words."""
+def vqa_batch():
+    """A batch with answers of one and two tokens."""
     rng = np.random.default_rng(1)
     mask = (np.arange(5) < np.array([[3], [4]] * 8)).astype(np.int32)
     return dataclasses.replace(
@@ -70,7 +70,7 @@ def test_other_terms_train_their_parts(term):
 
 
 def test_the_fusion_embedding_is_that_of_the_matched_pair():
-    """Matching has fused each pair already: ArcFace takes that one, and learns from it."""
+    """ArcFace reuses the fused states of the matching loss."""
     config = dataclasses.replace(SMALL_MODEL, embedding="fusion")
     both = dataclasses.replace(only("arcface"), itm=1.0)
     alone, _, _ = evaluate(config, only("arcface"), make_batch(0))
@@ -79,7 +79,7 @@ def test_the_fusion_embedding_is_that_of_the_matched_pair():
 
 
 def test_answers_are_learnt_token_by_token():
-    batch = quiz_batch()
+    batch = vqa_batch()
     metrics, reached, params = evaluate(ANSWERING, only("vqa"), batch)
     assert reached == trained_parts(only("vqa"))
 
@@ -96,7 +96,7 @@ def test_answers_are_learnt_token_by_token():
     assert metrics["loss/vqa"][0] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_causal_masked_token_is_not_told_by_what_follows():
+def test_a_causally_masked_token_does_not_depend_on_later_tokens():
     def loss(causal, last):
         batch = make_batch(0)
         ids = batch.masked_ids.copy()
@@ -109,7 +109,7 @@ def test_a_causal_masked_token_is_not_told_by_what_follows():
     assert loss(False, 7) != loss(False, 99)
 
 
-def test_embeddings_are_what_they_are_made_of():
+def test_embeddings_are_made_of_their_modalities():
     params = init_params(SMALL_MODEL, jax.random.key(0))
     rng = np.random.default_rng(0)
     image = rng.normal(size=(2, 5, SMALL_MODEL.vision_width)).astype(np.float32)

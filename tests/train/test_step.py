@@ -1,4 +1,4 @@
-"""The training step: the same on any mesh, all terms traced, and it learns."""
+"""The training step: equal on any mesh, with all terms, and decreasing the loss."""
 
 import math
 
@@ -49,7 +49,7 @@ def make_batch(seed: int) -> Batch:
 
 
 def make_setup(mesh, model: ModelConfig = SMALL_MODEL, loss: LossConfig = LOSS, **changes):
-    """A step's setup for batches of `make_batch`."""
+    """Makes the setup of a step for batches of `make_batch`."""
     config = ExperimentConfig(
         batch_size=16,
         model=model,
@@ -62,7 +62,7 @@ def make_setup(mesh, model: ModelConfig = SMALL_MODEL, loss: LossConfig = LOSS, 
 
 
 def run(data: int, fsdp: int, tensor: int):
-    """A few steps on as many devices: the curve, and the final parameters."""
+    """Trains a few steps on a mesh; returns the curve and the final parameters."""
     mesh = make_mesh(MeshConfig(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
     setup = make_setup(mesh)
     step, state = make_step(setup), init_state(setup)
@@ -116,7 +116,7 @@ def gradients(shape: tuple[int, int, int], parts: int = 1):
 
 @pytest.fixture(scope="module")
 def one_device_gradients():
-    """The whole batch at once."""
+    """Loss and gradients of the whole batch on one device."""
     return gradients((1, 1, 1))
 
 

@@ -1,4 +1,4 @@
-"""Runs and trainers on the mini dataset: train, resume, stop, start from others, and refuse."""
+"""Runs and trainers on the mini dataset: training, resuming, initialising, and errors."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from tests.conftest import DATA
 
 @pytest.fixture
 def config(tiny_config):
-    """The shared run's config without evaluations in the middle of it."""
+    """The shared run's config without evaluations during training."""
     loop = dataclasses.replace(tiny_config.loop, evaluate_every=0)
     return dataclasses.replace(tiny_config, loop=loop)
 
@@ -147,7 +147,7 @@ def test_a_run_starts_from_a_converted_model_at_its_own_image_size(config, tmp_p
     fresh = run.fresh_state().params["model"]
     assert_same(ours["itm_head"], fresh["itm_head"])
     assert jax.tree.structure(ours) == jax.tree.structure(fresh)
-    # No loss of this run trains them, nor does its start.
+    # Neither a loss of this run nor the checkpoint trained it.
     untrained = {path.split("/")[0] for path in run.untrained_parameters()}
     assert untrained == {"mlm_head"}
 
