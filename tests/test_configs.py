@@ -17,6 +17,7 @@ from capret_jax.config import (
     ViewConfig,
     from_config_dict,
 )
+from capret_jax.config.loss import TERMS
 from capret_jax.errors import InputError
 from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.models.x2vlm import init_params
@@ -71,9 +72,29 @@ def evaluate(run: Run) -> None:
     EvaluationSuite(run).run(run.state_to_evaluate())
 
 
-@pytest.mark.parametrize("name", ["demo", "df2_finetune", "df2_zeroshot", "df2_pretrain"])
-def test_every_config_is_valid(name):
-    assert load(name).mode in ("train_and_evaluate", "evaluate")
+# Config -> mode, and the terms of its training loss.
+RECIPES = {
+    "demo": ("train_and_evaluate", {"itc", "itm", "box_l1", "box_giou", "arcface"}),
+    "demo_pretrain": (
+        "train_and_evaluate",
+        {"itc", "itm", "mlm", "vqa", "box_l1", "box_giou"},
+    ),
+    "df2_pretrain": ("train_and_evaluate", {"itc", "itm", "mlm", "box_l1", "box_giou"}),
+    "df2_finetune": ("train_and_evaluate", {"itc", "itm", "box_l1", "box_giou", "arcface"}),
+    "df2_zeroshot": ("evaluate", None),
+}
+
+
+def test_every_experiment_is_tried():
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {"ablation"} | RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_config_says_what_it_trains(name):
+    config, (mode, terms) = load(name), RECIPES[name]
+    assert config.mode == mode
+    if terms is not None:
+        assert {term for term in TERMS if getattr(config.loss, term)} == terms
 
 
 def test_the_demo_can_be_long():
@@ -83,6 +104,7 @@ def test_the_demo_can_be_long():
         load("demo", "endless")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain"])
 def test_training_configs_train(name, shrink, tmp_path):
     Trainer(Run(shrink(load(name)), tmp_path)).train()
@@ -92,6 +114,7 @@ def test_training_configs_train(name, shrink, tmp_path):
     assert ("loss/arcface" in lines[0]) == (name == "df2_finetune")
 
 
+@pytest.mark.slow
 def test_regions_train_and_are_evaluated(shrink, tmp_path):
     config = shrink(load("df2_finetune"))
     view = ViewConfig("region", regions_per_image=2)

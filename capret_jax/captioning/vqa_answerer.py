@@ -141,13 +141,13 @@ class VqaAnswerer:
 
     def _fuse(
         self, model: X2VLM, states: jax.Array, question: TokenArrays
-    ) -> answer_generation.Question:
+    ) -> answer_generation.FusedQuestions:
         ids, mask = question
         text = model.encode_text(ids, mask)
         if len(mask) == 1:  # one question about all images
             text, mask = (jnp.repeat(x, len(states), axis=0) for x in (text, mask))
         fused = model.fuse(text, mask, states.astype(self._dtype))
-        return answer_generation.Question(fused, mask)
+        return answer_generation.FusedQuestions(fused, mask)
 
 
 def _encode_batch(model: X2VLM, images: jax.Array) -> jax.Array:

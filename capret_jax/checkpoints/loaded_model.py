@@ -10,7 +10,7 @@ import numpy as np
 from capret_jax.checkpoints.relative_position import with_image_size
 from capret_jax.config import ModelConfig
 from capret_jax.errors import InputError
-from capret_jax.models.answer_generation import Answers, Question, rank_answers
+from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens, write_captions
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind
@@ -115,7 +115,7 @@ class LoadedModel:
             raise InputError("this model has no answer decoder: convert a vqa checkpoint.")
         rank = self._compiled(self.config, rank_answers, k=k)
         answers = Answers(jnp.asarray(answer_ids), jnp.asarray(answer_mask))
-        questions = Question(jnp.asarray(question), jnp.asarray(question_mask))
+        questions = FusedQuestions(jnp.asarray(question), jnp.asarray(question_mask))
         return rank(self.params, answers, questions)
 
     def write_captions(

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore
 from capret_jax.train.run import Run
 from capret_jax.train.state import TrainState
 
+T = TypeVar("T")
 # Names of the compared systems in metrics and reports.
 MODEL, UNTRAINED, HISTOGRAM = "this model", "untrained model", "colour histogram"
 
@@ -68,8 +70,8 @@ class EvaluationContext:
         items = dataset.validation.items
         self.protocol = make_protocol(items, read_ground_truth(dataset.folder))
         self._given_boxes = read_detections(path, items) if path else None
-        self._encoded: tuple[TrainState, EncodedSplit] | None = None
-        self._ranking: tuple[TrainState, Ranking] | None = None
+        self._state: TrainState | None = None
+        self._results: dict[str, Any] = {}
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -78,33 +80,42 @@ class EvaluationContext:
         return Embedder(config.model, config.data.view, config.compute, self.run.mesh)
 
     def encoded(self, state: TrainState) -> EncodedSplit:
-        """Encodes the validation split; the result of the last state is kept.
+        """Encodes the validation split.
 
-        Every process has to call it.
+        Every process has to call it. This result and those below are kept for the last state.
         """
-        if self._encoded is None or self._encoded[0] is not state:
-            self._encoded = state, self._encode(state)
-        return self._encoded[1]
+        return self._once("encoded", state, self._encode)
 
     def ranking(self, state: TrainState) -> Ranking:
         """Returns the exact ranking of the gallery by the model's embeddings."""
-        if self._ranking is None or self._ranking[0] is not state:
-            embeddings = self.encoded(state).embeddings[MODEL]
-            self._ranking = state, rank(self.protocol, embeddings)
-        return self._ranking[1]
+        return self._once("ranking", state, self._rank)
 
     def detector(self, state: TrainState) -> PhraseDetector:
-        """Makes a garment detector of the model; every process has to call it."""
-        config = self.run.config
-        return PhraseDetector(
-            config.model, local_params(state.model), self.run.encode, config.evaluation.detection
-        )
+        """Returns a garment detector of the model; every process has to call it."""
+        return self._once("detector", state, self._make_detector)
 
     def embed(self, state: TrainState) -> np.ndarray:
         """Returns the (n, E) float32 embeddings of the validation items, and keeps nothing."""
         reader = PhotographReader(self.run, self.run.dataset.validation)
         features = [self.embedder.embed(state.model, batch) for batch, _ in reader.batches()]
         return reader.by_item(np.concatenate(features))
+
+    def _once(self, name: str, state: TrainState, compute: Callable[[TrainState], T]) -> T:
+        """Returns a result for a state, computed at the first call."""
+        if self._state is not state:
+            self._state, self._results = state, {}
+        if name not in self._results:
+            self._results[name] = compute(state)
+        return self._results[name]
+
+    def _rank(self, state: TrainState) -> Ranking:
+        return rank(self.protocol, self.encoded(state).embeddings[MODEL])
+
+    def _make_detector(self, state: TrainState) -> PhraseDetector:
+        config = self.run.config
+        return PhraseDetector(
+            config.model, local_params(state.model), self.run.encode, config.evaluation.detection
+        )
 
     def _encode(self, state: TrainState) -> EncodedSplit:
         """Reads every photograph once, for everything that the config's evaluators need."""

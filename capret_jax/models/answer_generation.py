@@ -24,7 +24,7 @@ class Answers(NamedTuple):
     mask: jax.Array
 
 
-class Question(NamedTuple):
+class FusedQuestions(NamedTuple):
     """Questions fused with their images, from `encode_text` and `fuse`.
 
     Attributes:
@@ -36,7 +36,7 @@ class Question(NamedTuple):
     mask: jax.Array
 
 
-def answer_losses(model: X2VLM, answers: Answers, question: Question) -> jax.Array:
+def answer_losses(model: X2VLM, answers: Answers, question: FusedQuestions) -> jax.Array:
     """Cross entropy of each answer, summed over its tokens after [CLS].
 
     Args:
@@ -54,7 +54,7 @@ def answer_losses(model: X2VLM, answers: Answers, question: Question) -> jax.Arr
 
 
 def rank_answers(
-    model: X2VLM, answers: Answers, question: Question, k: int
+    model: X2VLM, answers: Answers, question: FusedQuestions, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """Ranks the best `k` answers of a list for each question.
 
@@ -88,7 +88,7 @@ def rank_answers(
 
 
 def write_answers(
-    model: X2VLM, question: Question, start: int, end: int, config: BeamConfig
+    model: X2VLM, question: FusedQuestions, start: int, end: int, config: BeamConfig
 ) -> tuple[jax.Array, jax.Array]:
     """Generates one answer for each question, without a list of answers.
 

@@ -137,5 +137,6 @@ def test_an_unfinished_ablation_has_no_report(minimal_config, tmp_path):
 def test_sigterm_in_training_leaves_no_result(minimal_config, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_run.Trainer, "train", lambda self: False)
     with pytest.raises(SystemExit):
-        run_grid(Grid(minimal_config, tmp_path, ARMS), tmp_path, keep_models=True)
+        trained = ARMS | {"captions": ("category",)}
+        run_grid(Grid(minimal_config, tmp_path, trained), tmp_path, keep_models=True)
     assert not (tmp_path / "cells").exists()

@@ -160,6 +160,7 @@ def call(*flags: str, **options) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_killed_collection_resumes_without_repeated_requests(
     data,
     trained_dir,

@@ -6,7 +6,7 @@ import pytest
 
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.state_dict import read_state_dict
-from capret_jax.models.answer_generation import Answers, Question, answer_losses, rank_answers
+from capret_jax.models.answer_generation import Answers, FusedQuestions, answer_losses, rank_answers
 from capret_jax.models.x2vlm import abstract_model, bind
 from tests.conftest import DATA
 
@@ -37,7 +37,7 @@ def outputs(vqa):
         model = bind(graphdef, params)
         text = model.encode_text(question_ids, question_mask)
         states = model.fuse(text, question_mask, model.encode_image(image))
-        question = Question(states, question_mask)
+        question = FusedQuestions(states, question_mask)
         first = select(question, slice(1))
         return {
             "question_embeds": states,

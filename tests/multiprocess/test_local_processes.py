@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 SHRUNK = (
     "--config=configs/demo.py",
