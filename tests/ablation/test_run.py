@@ -139,4 +139,4 @@ def test_sigterm_in_training_leaves_no_result(minimal_config, tmp_path, monkeypa
     with pytest.raises(SystemExit):
         trained = ARMS | {"captions": ("category",)}
         run_grid(Grid(minimal_config, tmp_path, trained), tmp_path, keep_models=True)
-    assert not (tmp_path / "cells").exists()
+    assert (tmp_path / "cells").exists() and not list(tmp_path.rglob("metrics.json"))

@@ -7,7 +7,7 @@ import pytest
 
 from capret_jax.captioning.vqa_answerer import VqaQuery
 from capret_jax.data.vqa import SYNTHETIC_QUESTIONS
-from capret_jax.models.answer_generation import Answers, Question, rank_answers, write_answers
+from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers, write_answers
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 from tests.captioning.conftest import ANSWERING
@@ -57,7 +57,9 @@ def test_probabilities_equal_those_of_rank_answers(
     ids, mask = (np.repeat(x[None], 3, 0) for x in encode(question.text))
     answers = [encode(answer) for answer in question.answers]
     listed = [np.stack(column) for column in zip(*answers, strict=True)]
-    rank = bound(lambda m, *x: rank_answers(m, Answers(*listed), Question(fuse(m, *x), x[-1]), 3))
+    rank = bound(
+        lambda m, *x: rank_answers(m, Answers(*listed), FusedQuestions(fuse(m, *x), x[-1]), 3)
+    )
     rows, probabilities = rank(answering_params, images[:3], ids, mask)
     expected = np.zeros((3, 3))
     np.put_along_axis(expected, np.asarray(rows), np.asarray(probabilities), axis=1)
@@ -76,7 +78,7 @@ def test_written_answer_is_the_likeliest_of_all_texts(answering_params, images, 
         pairs = jnp.stack([jnp.full(vocabulary, first), jnp.arange(vocabulary)], axis=1)
         pairs = jnp.tile(pairs, (2, 1))
         logits = model.answer_logits(pairs, jnp.ones_like(pairs), question, mask)
-        written = write_answers(model, Question(question, mask), first, end, config)
+        written = write_answers(model, FusedQuestions(question, mask), first, end, config)
         return *written, jax.nn.log_softmax(logits).reshape(2, vocabulary, 2, vocabulary)
 
     ids = np.full((2, 4), 7, np.int32)

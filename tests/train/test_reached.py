@@ -12,7 +12,7 @@ from capret_jax.config.loss import TERMS
 from capret_jax.config.model import EMBEDDINGS
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
-from capret_jax.models.answer_generation import Answers, Question, answer_losses
+from capret_jax.models.answer_generation import Answers, FusedQuestions, answer_losses
 from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
 from capret_jax.train.forward import trained_parts
 from capret_jax.train.state import make_params
@@ -90,7 +90,7 @@ def test_answers_are_learnt_token_by_token():
         text = model.encode_text(batch.question_ids, batch.question_mask)
         question = model.fuse(text, batch.question_mask, image)
         answers = Answers(batch.answer_ids, batch.answer_mask)
-        return answer_losses(model, answers, Question(question, batch.question_mask))
+        return answer_losses(model, answers, FusedQuestions(question, batch.question_mask))
 
     expected = losses(params).sum() / batch.answer_mask[:, 1:].sum()
     assert metrics["loss/vqa"][0] == pytest.approx(float(expected), rel=1e-4)
