@@ -40,7 +40,8 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         devices: other devices to use, such as some of them, or those of a topology to plan for.
 
     Raises:
-        InputError: the axes do not multiply to the number of devices.
+        InputError: the axes do not multiply to the number of devices, or do not fit the links
+            between them.
     """
     count = len(devices) if devices else jax.device_count()
     shared = config.fsdp * config.tensor
@@ -52,7 +53,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"divides {count}."
         )
     shape, types = (data, config.fsdp, config.tensor), (AxisType.Auto,) * 3
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:  # such as 8 x 2 on a torus of 4 x 4
+        raise InputError(
+            f"a mesh of {' x '.join(map(str, shape))} does not fit the links between {count} "
+            f"devices: choose another mesh.fsdp or mesh.tensor ({error})."
+        ) from error
 
 
 def per_device(

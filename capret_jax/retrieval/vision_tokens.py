@@ -4,6 +4,7 @@ At base size the tokens of 37,000 items take 33 GB in float32. They are stored i
 memory-mapped file where that exceeds the memory limit.
 """
 
+import os
 import pathlib
 import tempfile
 from typing import NamedTuple
@@ -56,6 +57,8 @@ class VisionTokenStore:
                 folder.mkdir(parents=True, exist_ok=True)
             # Without a name: the system deletes it when the last map of it is closed.
             with tempfile.TemporaryFile(dir=folder) as file:
+                # Now, since writing to a map of a full disk would kill the process.
+                os.posix_fallocate(file.fileno(), 0, 2 * int(np.prod(size)))
                 self._states = np.memmap(file, np.float16, "w+", shape=size)
         except OSError as error:
             raise InputError(

@@ -69,6 +69,15 @@ def test_a_mesh_that_does_not_match_the_devices_is_refused(config):
         make_mesh(config)
 
 
+def test_a_mesh_that_does_not_fit_the_links_is_refused(monkeypatch):
+    def make(*args, **kwargs):
+        raise NotImplementedError("the physical mesh topology (4, 4, 1)")
+
+    monkeypatch.setattr(jax, "make_mesh", make)
+    with pytest.raises(InputError, match=r"4 x 2 x 1 does not fit .* topology \(4, 4, 1\)"):
+        make_mesh(MeshConfig(4, 2, 1))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     tables = {size: table(size, make_mesh(MeshConfig(2, 2, 2))) for size in ("base", "large")}

@@ -39,10 +39,8 @@ TWO = ["launch/local_processes.py", "2"], 2
 
 
 @pytest.fixture(scope="module")
-def train(prepared_dir, tmp_path_factory):
+def train(prepared_dir):
     """Runs a launcher with a number of devices per process; returns the training curve."""
-    # A resumed run compiles the same programs as the first one.
-    cache = tmp_path_factory.mktemp("compiled")
 
     def run(
         launcher: list[str],
@@ -53,11 +51,7 @@ def train(prepared_dir, tmp_path_factory):
         by: int = signal.SIGTERM,
     ) -> list[dict]:
         flags = [*SHRUNK, f"--config.data.prepared_dir={prepared_dir}", f"--workdir={workdir}"]
-        environment = {
-            **os.environ,
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-        }
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
         command = [sys.executable, *launcher, *flags, *overrides]
         return _curve(command, environment, workdir, stop_after, by)
 

@@ -1,5 +1,9 @@
 """Vision tokens are those that were written, in memory and in a file."""
 
+import errno
+import os
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -29,7 +33,17 @@ def test_tokens_are_those_that_were_written(max_bytes, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
-    import pathlib
 
     with pytest.raises(InputError, match="cache_dir='/proc/tokens' cannot hold 0.0 GB"):
         VisionTokenStore(ITEMS, SHAPE, 1, pathlib.Path("/proc/tokens"))
+
+
+def test_a_full_disk_is_found_before_any_token_is_encoded(tmp_path, monkeypatch):
+    def no_space(descriptor, offset, size):
+        assert (offset, size) == (0, 2 * 4 * 3 * 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(InputError, match="No space left on device"):
+        VisionTokenStore(4, (3, 2), max_bytes=0, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
