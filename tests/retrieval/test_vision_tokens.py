@@ -33,7 +33,6 @@ def test_tokens_are_those_that_were_written(max_bytes, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_refused():
-
     with pytest.raises(InputError, match="cache_dir='/proc/tokens' cannot hold 0.0 GB"):
         VisionTokenStore(ITEMS, SHAPE, 1, pathlib.Path("/proc/tokens"))
 
