@@ -5,7 +5,7 @@ __all__ = ["Searcher", "load_model"]
 
 
 def __getattr__(name: str):
-    # Imported on demand: JAX and Orbax take a second, and programs first set their environment.
+    # Imported on demand: JAX takes a second, and programs set environment variables before it.
     if name == "load_model":
         from capret_jax.checkpoints.loading import load_model
 

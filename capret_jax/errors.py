@@ -1,9 +1,9 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exception for mistakes that a user can correct."""
 
 
 class InputError(ValueError):
-    """A config, a file or a folder that cannot be used; the message names it and the remedy.
+    """Error in a config, a file or a folder; the message names it and the remedy.
 
-    `main` prints it as a single line and exits with code 2. Anything else is our bug, and keeps
-    its traceback.
+    `main` prints it as a single line and exits with code 2. Any other exception is a bug
+    of this package, and is shown with its traceback.
     """

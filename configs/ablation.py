@@ -1,4 +1,4 @@
-"""The experiment: does language help image retrieval? On drawings, in 70 minutes on two cores.
+"""Ablation of captions and objects, on synthetic pictures: 70 minutes on two CPU cores.
 
     python tools/run_ablation.py --config=configs/ablation.py --workdir=runs/ablation
 
@@ -18,7 +18,7 @@ from capret_jax.errors import InputError
 
 # Arms do not share dicts, so that each can be overridden alone.
 def _language(*fields: str) -> dict:
-    """Training with captions: a template of some fields, or collected captions in its place."""
+    """Returns settings of training with captions, from a template or a collection."""
     return {"loss": {"itc": 0.5, "itm": 0.5}, "data": {"captions": {"fields": fields}}}
 
 
@@ -135,7 +135,7 @@ def _demo() -> ml_collections.ConfigDict:
 
 def _df2() -> ml_collections.ConfigDict:
     config = _config_of("df2_finetune")
-    config.data.max_tokens = 40  # a language model's sentences are longer than the template's
+    config.data.max_tokens = 40  # sentences of a language model are longer than template captions
     return config
 
 

@@ -1,4 +1,4 @@
-"""A demo in minutes on two CPU cores: a tiny X2-VLM, trained from scratch on synthetic pictures.
+"""Demo, minutes on two CPU cores: a tiny X2-VLM, trained from scratch on synthetic pictures.
 
 `configs/demo.py:long` takes a quarter of an hour: more pixels, layers, garments and steps, and more
 wide views, from which the model learns to detect garments.

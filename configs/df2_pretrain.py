@@ -35,7 +35,7 @@ def get_config():
                 views_per_identity=2,
                 read=ReadConfig(threads=16, prefetch=8),
             ),
-            # Identities are for the fine-tuning: they teach neither language nor boxes.
+            # Identities are for fine-tuning: they train neither language nor boxes.
             loss=LossConfig(itc=1.0, itm=1.0, mlm=1.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2500, clip_norm=1.0),
             loop=LoopConfig(steps=50_000, checkpoint_every=2500),

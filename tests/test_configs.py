@@ -1,4 +1,4 @@
-"""The DeepFashion2 configs, shrunk, on a raw folder and from a converted checkpoint."""
+"""The DeepFashion2 configs, reduced in size, on a raw folder and a converted checkpoint."""
 
 import dataclasses
 import importlib.util

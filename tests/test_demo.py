@@ -1,4 +1,4 @@
-"""The quality gate: a quarter of the demo's steps find garments as only sound losses do.
+"""Quality gate: after a quarter of the demo's steps, mAP is higher than with broken losses.
 
 Measured: mAP 0.27, 0.20 and 0.25 with seeds 0 to 2. The untrained model reaches 0.08, a loss whose
 identities are shifted by one in the batch 0.05, and one without identities 0.05. The contrastive

@@ -1,4 +1,4 @@
-"""Imports go one way: a room imports only rooms on floors below it, as README.md draws them."""
+"""Import layers: each package imports only packages on lower floors of README.md's table."""
 
 import ast
 import pathlib

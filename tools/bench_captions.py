@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def _compare(measure: Callable[[int, int], float], unit: str) -> dict:
-    """Rates of each mode, and their ratio."""
+    """Measures the rates of each mode, and their ratio."""
     rates = {name: measure(*mode) for name, mode in _MODES.items()}
     return {unit: rates, "speedup": rates["batched"] / rates["one at a time"]}
 
@@ -60,7 +60,7 @@ def _count_items(batch_size: int) -> int:
 
 
 def _converse(folder: str, in_flight: int, batch_size: int) -> float:
-    """Items per second of whole conversations."""
+    """Measures items per second of whole conversations."""
     limit = _count_items(batch_size)
     config = CollectConfig(limit=limit, in_flight=in_flight, batch_size=batch_size)
     with tempfile.TemporaryDirectory() as temporary:
@@ -69,7 +69,7 @@ def _converse(folder: str, in_flight: int, batch_size: int) -> float:
 
 
 def _answer(folder: str, in_flight: int, batch_size: int) -> float:
-    """Answers per second about encoded images."""
+    """Measures answers per second about encoded images."""
     opened = ModelFolder(folder)
     model = opened.load_model()
     answerer = VqaAnswerer(batch_model(model, opened.setup(), batch_size))

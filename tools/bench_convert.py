@@ -73,7 +73,7 @@ def _write_random(path: pathlib.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def _random_state(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Normally distributed weights, with correct buffers and tied tensors."""
+    """Makes normally distributed weights, with correct buffers and tied tensors."""
     rng = np.random.default_rng(0)
     state: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
@@ -90,7 +90,7 @@ def _random_state(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
 
 
 def _equal(source: pathlib.Path, exported: pathlib.Path) -> bool:
-    """True where names, shapes, dtypes and bits are equal."""
+    """Returns True if names, shapes, dtypes and bits are equal."""
     state, other = read_state_dict(source), read_state_dict(exported)
     return state.keys() == other.keys() and all(
         array.dtype == other[name].dtype

@@ -60,7 +60,7 @@ def audit(grid: Grid, dataset: Dataset, cache: pathlib.Path) -> dict[str, Any]:
 
 
 def _training_sets(grid: Grid, dataset: Dataset) -> tuple[dict[str, Split], list[str]]:
-    """Name -> training split, of the cells and of the models they use; and folders of others."""
+    """Returns name -> training split, of the cells and their models; and other models' folders."""
     splits, unknown = {"the training split": dataset.train}, []
     for folder in dict.fromkeys((grid.initial_model, *grid.vqa_models.values())):
         data = ModelFolder(folder).setup().data
@@ -73,7 +73,7 @@ def _training_sets(grid: Grid, dataset: Dataset) -> tuple[dict[str, Split], list
 
 
 def _duplicates(validation: Split, train: Split, cache: pathlib.Path) -> dict[str, Any]:
-    """The entry of `audit`'s "near_duplicates"."""
+    """Returns an entry of "near_duplicates" in `audit`'s result."""
     checksum = zlib.crc32(train.items["image_id"].tobytes())
     pairs = near_duplicates(
         _cached_hashes(validation, cache / "validation.npy"),
@@ -97,7 +97,7 @@ def shared_identities(dataset: Dataset) -> int:
 
 
 def _cached_hashes(split: Split, path: pathlib.Path) -> np.ndarray:
-    """The split's `difference_hashes`, from a file that is written whole or not at all."""
+    """Reads the split's `difference_hashes` from a cache file, which is written atomically."""
     if not path.exists():
         partial = path.with_suffix(".partial.npy")
         np.save(partial, difference_hashes(split))
@@ -148,7 +148,7 @@ def near_duplicates(queries: np.ndarray, others: np.ndarray, bits: int = MAX_BIT
 
 
 def _first_rows(split: Split) -> np.ndarray:
-    """The row of one item of each photograph, in the order of the records."""
+    """Returns the row of one item of each photograph, in the order of the records."""
     return np.unique(split.items.record, return_index=True)[1]
 
 

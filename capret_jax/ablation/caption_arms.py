@@ -1,4 +1,4 @@
-"""Captions of the arms that are collected before training."""
+"""Collection of the arms' captions before training."""
 
 import json
 import pathlib
@@ -21,7 +21,7 @@ from capret_jax.errors import InputError
 
 
 def check_vqa_models(grid: Grid) -> None:
-    """Checks that the models that answer or caption can do so, before anything takes long.
+    """Checks, before any long computation, that VQA and captioning models have what they need.
 
     Raises:
         InputError: one lacks what its arm's method needs; the message names the key.
@@ -41,7 +41,7 @@ def check_vqa_models(grid: Grid) -> None:
 
 
 def _card_after(config: ExperimentConfig) -> ModelCard:
-    """The card that a model trained from scratch will have."""
+    """Returns the model card that a model trained from scratch will have."""
     weights = {"mlm_head": config.loss.mlm, "decoder": config.loss.vqa}
     untrained = [f"{part}/kernel" for part, weight in weights.items() if not weight]
     return ModelCard(config.model, "new", untrained)
@@ -84,12 +84,12 @@ def provide_captions(
 
 
 def _summary_path(grid: Grid, arm: str) -> pathlib.Path:
-    """The summary of an arm's collection, with its settings; exists once the captions do, all."""
+    """Returns the file of an arm's summary and settings; it exists when all captions do."""
     return grid.captions_file(arm).with_suffix(".json")
 
 
 def _collection_settings(grid: Grid, arm: str, initial_digest: str) -> dict[str, Any]:
-    """All that determines an arm's captions."""
+    """Returns all settings that determine an arm's captions."""
     config, folder = grid.collected[arm], grid.vqa_models[arm]
     digest = ""
     if config.method != "annotations":
@@ -101,7 +101,7 @@ def _collection_settings(grid: Grid, arm: str, initial_digest: str) -> dict[str,
         "splits": config.splits,
         "limit": config.limit,
     }
-    return json.loads(json.dumps(settings))  # lists for tuples, as in the file
+    return json.loads(json.dumps(settings))  # turns tuples into lists, as JSON does in the file
 
 
 def _check_settings(grid: Grid, arm: str, current: dict[str, Any]) -> None:

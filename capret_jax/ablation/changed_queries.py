@@ -1,4 +1,4 @@
-"""Queries whose first answer captions changed, with pictures for the report."""
+"""Queries whose first result changes with captions, with pictures for the report."""
 
 import pathlib
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from capret_jax.ablation.results import Arm, ResultTable, arm_of, read_queries
 from capret_jax.data.pipeline import Split
 from capret_jax.evaluation.report import Picture, data_uri
 
-_QUERIES_SHOWN = 6  # of those that became right, and of those that became wrong
+_QUERIES_SHOWN = 6  # for each direction: became right, became wrong
 _RESULTS_SHOWN = 5
 
 
 class ChangedQuery(NamedTuple):
-    """A query whose first answer became right or wrong.
+    """A query whose first result became right or wrong.
 
     Attributes:
         query: data URI of its picture.
@@ -31,7 +31,7 @@ class ChangedQuery(NamedTuple):
 def changed_queries(
     grid: Grid, workdir: pathlib.Path, table: ResultTable, split: Split, contrast: Contrast
 ) -> dict[str, list[ChangedQuery]]:
-    """Finds the queries whose first answer a captions arm changed, in the first seed.
+    """Finds the queries whose first result a captions arm changed, in the first seed.
 
     Args:
         grid: the cells.

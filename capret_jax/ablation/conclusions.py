@@ -51,7 +51,7 @@ def write_conclusion(contrasts: Sequence[Contrast], queries: int, seeds: int) ->
 
 
 def _answer(contrasts: Sequence[Contrast]) -> str:
-    """The sentence on the captions that help, and that hurt, in each stage."""
+    """Returns the sentence on the captions that help, and that hurt, in each stage."""
     by_stage: dict[str, list[Contrast]] = {}
     for contrast in contrasts:
         if contrast.kind == "captions" and contrast.family:
@@ -69,7 +69,7 @@ def _answer(contrasts: Sequence[Contrast]) -> str:
 
 
 def _join(names: Sequence[str]) -> str:
-    """The names with commas and "and"."""
+    """Joins names with commas and "and"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
@@ -107,7 +107,7 @@ def condition_tables(table: ResultTable, contrasts: Sequence[Contrast]) -> list[
 
 
 def _label(contrast: Contrast, against: str = " - none") -> str:
-    """The contrast's name within its stage."""
+    """Returns the contrast's name within its stage."""
     if contrast.kind == "embedding":
         return f"{contrast.name} - {contrast.against}"
     arms = contrast.where.partition(", ")[2]
@@ -143,7 +143,7 @@ def condition_rows(table: ResultTable, contrasts: Sequence[Contrast]) -> list[di
 
 
 def _mean_and_interval(values: np.ndarray, clusters: np.ndarray) -> dict:
-    """A mean of (S, Q) values, and its interval where (Q,) `clusters` has enough of them."""
+    """Returns the mean of (S, Q) values, and its interval if (Q,) `clusters` has enough values."""
     if len(np.unique(clusters)) < MIN_CLUSTERS:
         return {"mean": float(values.mean()), "low": None, "high": None}
     return confidence_interval(values, clusters).clip(-1.0, 1.0)._asdict()

@@ -41,7 +41,7 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """The effect in words; with "may" where only the single interval excludes zero."""
+        """Describes the effect; with "may" where only the single interval excludes zero."""
         if self.family and self.family.significant:
             return "helps" if self.difference.mean > 0 else "hurts"
         if self.difference.significant:
@@ -61,7 +61,7 @@ class Contrast:
 
 
 class _ContrastSpec(NamedTuple):
-    """A contrast before it is computed; conclusions are drawn from primary ones alone."""
+    """A contrast before it is computed; conclusions use only the primary ones."""
 
     kind: str
     name: str
@@ -111,7 +111,7 @@ def contrasts_of(table: ResultTable, read_by: Sequence[str]) -> list[Contrast]:
 
 
 def _effects(stage: str, arms: list[Arm]) -> list[_ContrastSpec]:
-    """The main effects of captions and objects, and the simple effects of captions as secondary."""
+    """Returns the main effects of captions and objects; simple effects of captions as secondary."""
     captions, objects = (_unique(getattr(arm, axis) for arm in arms) for axis in _AXES)
     return [
         *(
@@ -124,7 +124,7 @@ def _effects(stage: str, arms: list[Arm]) -> list[_ContrastSpec]:
 
 
 def _zero_shot_effects(arms: list[Arm]) -> list[_ContrastSpec]:
-    """The simple effects of captions; those of objects without captions and over all captions."""
+    """Returns simple effects of captions; effects of objects, without and over all captions."""
     without = [arm for arm in arms if arm.captions == NONE]
     with_captions = [arm for arm in arms if arm.captions != NONE]
     specs = _simple_effects("zero_shot", arms)
@@ -137,7 +137,7 @@ def _zero_shot_effects(arms: list[Arm]) -> list[_ContrastSpec]:
 
 
 def _simple_effects(stage: str, arms: list[Arm]) -> list[_ContrastSpec]:
-    """The effects of captions in each objects arm."""
+    """Returns the effects of captions in each objects arm."""
     captions, objects = (_unique(getattr(arm, axis) for arm in arms) for axis in _AXES)
     return [
         _against_none(
@@ -152,12 +152,12 @@ def _simple_effects(stage: str, arms: list[Arm]) -> list[_ContrastSpec]:
 
 
 def _unique(names: Iterable[str]) -> list[str]:
-    """The distinct names, in their order."""
+    """Returns the distinct names, in their order."""
     return list(dict.fromkeys(names))
 
 
 def _against_none(arms: list[Arm], axis: str, name: str, where: str) -> _ContrastSpec:
-    """An arm of an axis against the axis's "none", over `arms`."""
+    """Returns the contrast of an axis's arm with the axis's "none", over `arms`."""
     compared = [arm for arm in arms if getattr(arm, axis) == name]
     others = [arm._replace(**{axis: NONE}) for arm in compared]
     return _ContrastSpec(axis, name, NONE, where, compared, others)

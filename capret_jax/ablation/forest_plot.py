@@ -1,4 +1,4 @@
-"""Forest plot: positions of the primary contrasts' intervals, which the template draws."""
+"""Forest plot of the primary contrasts: positions of intervals, for the report template."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -15,7 +15,7 @@ from capret_jax.config.loss import TERMS
 from capret_jax.errors import InputError
 
 AXES = ("captions", "objects", "stages", "embeddings", "seeds")
-# The arms that contrasts compare with.
+# The reference arms of the contrasts.
 NONE, IMAGE = "none", "image"
 # Group of `configs/ablation.py`, old key and new key of each of its entries.
 _RENAMED_KEYS = (("collected", "looker", "vqa_model"), ("embeddings", "said", "captions"))
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The folder's name."""
+        """Name of the cell's folder."""
         return "-".join(map(str, self))
 
 
@@ -114,7 +114,7 @@ class Grid:
         return self._values.experiment.init_from or str(self._workdir / "pretrained")
 
     def evaluations(self) -> list[EvaluationRun]:
-        """All evaluations, in the order of the cells."""
+        """Returns all evaluations, in the order of the cells."""
         return [
             EvaluationRun(cell, source)
             for cell in self.cells
@@ -122,19 +122,19 @@ class Grid:
         ]
 
     def caption_sources(self, cell: Cell) -> tuple[str, ...]:
-        """The caption source of each evaluation of a cell."""
+        """Returns the caption source of each evaluation of a cell."""
         return tuple(self._values.embeddings[cell.embedding].captions)
 
     def captions_file(self, arm: str) -> pathlib.Path:
-        """The file of a captions arm's collected captions."""
+        """Returns the file of a captions arm's collected captions."""
         return self._workdir / "captions" / f"{arm}.jsonl"
 
     def trains(self, cell: Cell) -> bool:
-        """True where some loss has a weight: not without captions, objects and identities."""
+        """Returns True if a loss of the cell has a weight: otherwise there is nothing to train."""
         return any(self._overridden(cell).loss[term] for term in TERMS)
 
     def config_of(self, evaluation: EvaluationRun) -> ExperimentConfig:
-        """The configuration of a cell for one of its evaluations.
+        """Returns the configuration of a cell for one of its evaluations.
 
         Raises:
             InputError: it is impossible.
@@ -173,12 +173,12 @@ class Grid:
         return data.captions.describe()
 
     def _evaluation_arm(self, evaluation: EvaluationRun) -> str:
-        """The captions arm whose collected captions the validation items have."""
+        """Returns the captions arm whose collected captions the validation items have."""
         generated = evaluation.caption_source == "generated"
         return evaluation.cell.captions if generated else self._values.oracle
 
     def _collected_arms(self) -> list[str]:
-        """The arms that need collected captions, in training or at inference."""
+        """Returns the arms that need collected captions, in training or at inference."""
         needed = {cell.captions for cell in self.cells}
         if any(cell.embedding != IMAGE for cell in self.cells):
             needed |= {self._values.oracle}
@@ -251,7 +251,7 @@ def _check_renamed_keys(values: ml_collections.ConfigDict) -> None:
 def _select_arms(
     values: ml_collections.ConfigDict, subset: Mapping[str, Sequence]
 ) -> dict[str, tuple]:
-    """Axis -> selected arms.
+    """Returns axis -> selected arms.
 
     Raises:
         InputError: an arm does not exist, or there is none.

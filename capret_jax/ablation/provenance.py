@@ -1,4 +1,4 @@
-"""Provenance of an evaluation's results: results of other settings are refused, not reused."""
+"""Provenance of an evaluation's results: settings and digests, checked before reuse."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ from capret_jax.checkpoints.loading import ModelFolder, digest
 from capret_jax.config import NON_SEMANTIC_KEYS, first_difference
 from capret_jax.errors import InputError
 
-# The folder of the ablation may move, and the content of these files is compared instead.
+# Paths that depend on the ablation's folder, which may move: file contents are compared instead.
 _PATHS = ("init_from", "data.tokenizer", "data.captions.file", "embedding.file")
 
 
@@ -40,7 +40,7 @@ def write_provenance(
 def is_complete(
     grid: Grid, evaluation: EvaluationRun, workdir: pathlib.Path, initial_digest: str
 ) -> bool:
-    """True where an evaluation has results.
+    """Returns True if an evaluation has results.
 
     Args:
         grid: the cells.
@@ -67,7 +67,7 @@ def is_complete(
 
 
 def _difference(saved: dict[str, Any], current: dict[str, Any], initial_model: str) -> str:
-    """The first difference in words; empty without one."""
+    """Describes the first difference; empty if there is none."""
     keys = (*NON_SEMANTIC_KEYS, *_PATHS)
     if difference := first_difference(saved["config"], current["config"], keys):
         return difference
@@ -80,7 +80,7 @@ def _difference(saved: dict[str, Any], current: dict[str, Any], initial_model: s
 
 
 def _provenance_path(folder: pathlib.Path) -> pathlib.Path:
-    """Beside the evaluation's folder, which appears at once when the evaluation is done."""
+    """Returns a path beside the evaluation's folder, which exists only when it is complete."""
     return folder.with_name(f"{folder.name}.made_with.json")
 
 

@@ -1,4 +1,4 @@
-"""Results of an ablation's cells: every query's, and one row for each arm."""
+"""Results of an ablation's cells: per query, and summarized per arm."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from capret_jax.retrieval.metrics import TOP_K
 
 
 class Arm(NamedTuple):
-    """An evaluation without its seed: an arm of each axis, and the caption source."""
+    """The key of an evaluation without its seed: an arm of each axis, and the caption source."""
 
     captions: str
     objects: str
@@ -49,7 +49,7 @@ def read_table(grid: Grid, workdir: pathlib.Path, items: ItemTable) -> ResultTab
     Args:
         grid: the cells.
         workdir: folder of the ablation.
-        items: the validation split's.
+        items: item table of the validation split.
 
     Raises:
         InputError: a cell is not done, or the cells had different queries.
@@ -75,7 +75,7 @@ def read_table(grid: Grid, workdir: pathlib.Path, items: ItemTable) -> ResultTab
 
 
 def _column(runs: list[dict], key: str) -> np.ndarray:
-    """(S, Q) values of each seed and query."""
+    """Returns (S, Q) values of each seed and query."""
     return np.array([run[key] for run in runs])
 
 

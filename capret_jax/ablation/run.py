@@ -16,7 +16,7 @@ from capret_jax.evaluation.summary import summary
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
 
-# Share of truncated captions above which an arm's captions would not be what its name promises.
+# Largest share of truncated captions: with more, an arm's name would not describe its captions.
 _MAX_TRUNCATED = 0.01
 
 
@@ -83,7 +83,7 @@ def _check_truncation(grid: Grid, pending: Sequence[EvaluationRun], workdir: pat
 def _train_and_evaluate(
     config: ExperimentConfig, evaluation: EvaluationRun, folder: pathlib.Path
 ) -> None:
-    """Trains a cell where there is anything to train, and writes one evaluation's results."""
+    """Trains a cell if it has a loss to train with, and writes one evaluation's results."""
     run = Run(config, folder)
     suite = EvaluationSuite(run, evaluation.caption_source)
     if config.mode != "evaluate":
@@ -92,7 +92,7 @@ def _train_and_evaluate(
 
 
 def _train(run: Run, suite: EvaluationSuite) -> None:
-    """Trains to the last step; exits after SIGTERM, since half a training has no result."""
+    """Trains to the last step; exits after SIGTERM, since incomplete training has no result."""
     evaluator = CurveEvaluator(suite.context) if run.config.loop.evaluate_every else None
     if not Trainer(run, evaluator).train():
         raise SystemExit(0)

@@ -1,10 +1,10 @@
 """Confidence intervals of differences: cluster bootstrap over queries, seeds as repeats.
 
 The results of queries in one cluster are correlated, so the bootstrap draws clusters, with all
-their queries. Seeds are too few to draw: their spread enters as the variance of a mean, and the
-intervals are Student's, with the degrees of freedom that both sources leave (Satterthwaite,
-Biometrics Bulletin 2(6), 1946). The interaction of seeds and queries is counted twice, so intervals
-are a little too wide.
+their queries. There are too few seeds to resample: their spread enters as the variance of a mean,
+and the intervals are those of Student's t, with the effective degrees of freedom of the two
+variances (Satterthwaite, Biometrics Bulletin 2(6), 1946). The interaction of seeds and queries is
+counted twice, so intervals are a little too wide.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """True where the interval excludes 0."""
+        """Returns True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def clip(self, minimum: float, maximum: float) -> "Interval":
@@ -49,7 +49,7 @@ def confidence_interval(
         values: (S, Q) float of each seed and query. With one seed the interval covers the choice of
             queries alone, and no variation between training runs.
         clusters: (Q,) int, equal for queries that are drawn together.
-        level: coverage of the interval.
+        level: coverage of the interval, in (0, 1).
         seed: seed of the bootstrap.
     """
     seeds, (_, cluster_index) = len(values), np.unique(clusters, return_inverse=True)
@@ -72,12 +72,12 @@ def confidence_interval(
 def _bootstrap_means(
     values: np.ndarray, cluster_index: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Means over queries, clusters drawn with replacement.
+    """Returns bootstrap means over queries, with clusters drawn with replacement.
 
     Args:
         values: (Q,) float.
         cluster_index: (Q,) int cluster of each query, from 0.
-        rng: the bootstrap's.
+        rng: random generator of the bootstrap.
 
     Returns:
         (R,) float, one of each resample.
@@ -97,6 +97,6 @@ def family_level(contrasts: int, level: float = 0.95) -> float:
 
     Args:
         contrasts: number of intervals.
-        level: the level at which all of them hold jointly.
+        level: coverage of all of them jointly, in (0, 1).
     """
     return 1 - (1 - level) / max(contrasts, 1)

@@ -18,7 +18,7 @@ from capret_jax.models.x2vlm import abstract_model, bind
 
 @dataclasses.dataclass(frozen=True)
 class BatchedModel:
-    """X2-VLM with its tokenizer; all calls have batches of one size, so that few programs compile.
+    """X2-VLM with its tokenizer; all batches have one size, so that few programs are compiled.
 
     Attributes:
         config: shapes of the model.

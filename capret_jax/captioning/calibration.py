@@ -36,7 +36,7 @@ class Calibration(NamedTuple):
 def calibrate_answers(
     answerer: VqaAnswerer, questions: Sequence[Question], crops: ItemCrops
 ) -> Calibration:
-    """Compares answers about training items with their annotations.
+    """Fits temperatures on answers about training items, and measures their reliability.
 
     Args:
         answerer: the VQA model, at temperatures of 1.
@@ -71,7 +71,7 @@ def calibrate_answers(
 
 
 def _same_answer(written: str, known: str) -> bool:
-    """True if the words of one answer are among the other's: "top" of a short sleeve top."""
+    """Returns True if all words of one answer are in the other: "top" and "short sleeve top"."""
     words, others = set(written.split()), set(known.split())
     return bool(words) and (words <= others or others <= words)
 
@@ -86,11 +86,14 @@ def _error_at(probabilities, targets, temperature: float) -> float:
 
 
 def fit_temperature(probabilities: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> float:
-    """Fits the temperature of the smallest cross entropy (Guo et al., arXiv 1706.04599).
+    """Fits the temperature that minimises the cross entropy (Guo et al., arXiv 1706.04599).
 
     Args:
         probabilities: (n, K) float at temperature 1, one array per question.
         targets: (n,) int columns of the correct answers, one array per question.
+
+    Returns:
+        The temperature, within [e^-3, e^3].
     """
 
     def loss(log_temperature):
@@ -105,14 +108,14 @@ def fit_temperature(probabilities: Sequence[np.ndarray], targets: Sequence[np.nd
 
 
 def fit_written_temperature(probabilities: np.ndarray, correct: np.ndarray) -> float:
-    """Fits the temperature of the smallest cross entropy for written answers, right or wrong.
+    """Fits the temperature that minimises the binary cross entropy of written answers.
 
     The temperature stays within [1/4, 4]. A written answer may use other words than the annotation
     for the same thing, so that few correct answers are no proof of low reliability.
 
     Args:
         probabilities: (n,) float at temperature 1.
-        correct: (n,) bool.
+        correct: (n,) bool, True for correct answers.
     """
     logs = np.log(np.clip(probabilities, MIN_PROBABILITY, 1 - 1e-6))
 
@@ -124,11 +127,11 @@ def fit_written_temperature(probabilities: np.ndarray, correct: np.ndarray) -> f
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: |confidence - accuracy|, averaged over bins of confidence.
+    """Returns the expected calibration error: mean |confidence - accuracy| over confidence bins.
 
     Args:
         confidence: (n,) float in [0, 1].
-        correct: (n,) bool.
+        correct: (n,) bool, True for correct answers.
         bins: number of bins of equal width.
     """
     index = np.minimum((confidence * bins).astype(int), bins - 1)

@@ -31,7 +31,7 @@ class Captioner:
         self._sample = model.compile(functools.partial(self._write, beams=1))
 
     def caption(self, images: np.ndarray) -> list[str]:
-        """(n, S, S, 3) uint8 -> n captions, by beam search."""
+        """Writes one caption per image by beam search; images are (n, S, S, 3) uint8."""
         return self._decode(self._search, images, np.zeros(len(images), np.uint32))
 
     def sample(self, images: np.ndarray, seeds: Sequence[int]) -> list[list[str]]:
@@ -39,7 +39,7 @@ class Captioner:
 
         Args:
             images: (n, S, S, 3) uint8.
-            seeds: n seeds; an image's captions depend on its own seed and not on other images.
+            seeds: n seeds; the captions of an image depend on its seed, and not on other images.
         """
         first = np.asarray(seeds, np.uint32)
         rounds = [

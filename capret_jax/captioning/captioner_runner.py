@@ -1,4 +1,4 @@
-"""Captions of many items without a conversation: X2-VLM's own, or several condensed to one."""
+"""Caption generation without a conversation: X2-VLM's captions, or several condensed to one."""
 
 import asyncio
 import zlib

@@ -11,7 +11,7 @@ import urllib.parse
 from capret_jax.captioning.language_model import MAX_COMPLETION_TOKENS, Completion, NoReply
 from capret_jax.errors import InputError
 
-# Seconds until a server must have listed its models.
+# Time limit for a server to list its models, in seconds.
 _PROBE_TIMEOUT = 10.0
 # HTTP statuses below 500 after which a request is repeated: request timeout, conflict, too many
 # requests.
@@ -77,7 +77,7 @@ class ChatClient:
                 'pip install "capret_jax[captioning]".'
             ) from error
         self._config, self._pace = config, _Pace(config.per_second)
-        # A server of another kind may reply with JSON of any shape, or with none.
+        # Another kind of server may reply with JSON of any structure, or with other text.
         self._errors = (
             openai.OpenAIError,
             AttributeError,
@@ -94,20 +94,20 @@ class ChatClient:
         if model and models and model not in models:
             raise InputError(f"--questioner={url} has {', '.join(models)}, not {model}.")
         self.name = model or next(iter(models), "default")
-        # Retries are made here: the client's own would not keep the pace.
+        # Retries are made here: those of the client would ignore the rate limit.
         self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0)
 
     async def __call__(self, prompt: str) -> Completion:
         """Completes one prompt, sent as one message of the user.
 
         Raises:
-            NoReply: all attempts failed, or the reply has another shape than a chat completion.
+            NoReply: all attempts failed, or the reply is not a chat completion.
         """
         async with self._slots:
             for attempt in range(self._config.retries + 1):
                 await self._pace()
                 try:
-                    # The client's own limit is on each of a reply's pieces.
+                    # The timeout of the client applies to each chunk of a reply, not to all of it.
                     async with asyncio.timeout(self._config.timeout):
                         return await self._complete(prompt)
                 except self._errors as error:
@@ -132,7 +132,7 @@ class ChatClient:
 
 
 def _api_url(url: str) -> str:
-    """The URL with /v1 added where it has no path."""
+    """Adds /v1 to a URL without a path."""
     try:
         parts = urllib.parse.urlsplit(url)
         if not parts.hostname or parts.port == 0:
@@ -143,7 +143,7 @@ def _api_url(url: str) -> str:
 
 
 def _list_models(url: str, base_url: str, api_key: str) -> list[str]:
-    """Names of a server's models; empty where the server does not list them."""
+    """Returns the names of a server's models; empty if the server does not list them."""
     import openai
 
     probe = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=_PROBE_TIMEOUT, max_retries=1)
@@ -169,7 +169,7 @@ def _list_models(url: str, base_url: str, api_key: str) -> list[str]:
 
 
 def _pause_after(error: Exception, attempt: int) -> float | None:
-    """Seconds to wait before another attempt; None when it would fail as well."""
+    """Returns the seconds to wait before another attempt; None if that would fail as well."""
     import openai
 
     pause = random.uniform(0.5, 1.0) * min(0.5 * 2**attempt, _MAX_PAUSE)
@@ -183,30 +183,30 @@ def _pause_after(error: Exception, attempt: int) -> float | None:
 
 
 def _parse_response(response) -> Completion:
-    """A chat completion's text and tokens; another shape raises whatever Python raises for it."""
+    """Parses a chat completion; for any other structure, raises what Python raises for it."""
     text = response.choices[0].message.content or ""
     if not isinstance(text, str):
         raise TypeError(f"the message is a {type(text).__name__}, not a text")
-    # Some servers count no tokens; the text is used all the same.
+    # Some servers do not count tokens.
     counts = (getattr(response.usage, f"{kind}_tokens", 0) for kind in ("prompt", "completion"))
     return Completion(text, *(count if isinstance(count, int) else 0 for count in counts))
 
 
 def _describe_error(error: BaseException) -> str:
-    """The error and its cause, in one line."""
+    """Formats an error and its cause as one line."""
     cause = f", {error.__cause__}" if error.__cause__ else ""
     return f"{type(error).__name__}: {error}{cause}".replace("\n", " ")[:200]
 
 
 class _Pace:
-    """Limits the rate at which callers pass."""
+    """Rate limiter: delays callers."""
 
     def __init__(self, per_second: float):
         self._gap = 1.0 / per_second if per_second else 0.0
         self._next = 0.0
 
     async def __call__(self) -> None:
-        """Returns when this caller may pass."""
+        """Waits until this caller may begin a request."""
         now = time.monotonic()
         wait, self._next = self._next - now, max(self._next, now) + self._gap
         if wait > 0:

@@ -32,7 +32,7 @@ from capret_jax.data.vqa import Question, known_answers, questions_about, vocabu
 from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
-# Version of the prompts and rules that captions follow, to be raised when these change.
+# Version of the prompts and rules of captions; increase it when these change.
 _VERSION = 2
 
 
@@ -70,9 +70,9 @@ def collect_captions(
         InputError: the model lacks what the method needs, the language model cannot be reached or
             stops replying, or `out` belongs to another collection.
     """
-    # Before anything takes long.
+    # Checked before any long computation.
     questioner = questioner or open_questioner(config)
-    folder: ModelFolder | None = None  # annotations need no model
+    folder: ModelFolder | None = None  # the method "annotations" needs no model
     model: LoadedModel | None = None
     if config.method != "annotations":
         folder = ModelFolder(model_dir)
@@ -164,7 +164,7 @@ def require_trained_heads(card: ModelCard, writes: bool, method: str, name: str)
 
     Args:
         card: shapes and kind of the model.
-        writes: True if its masked language model was trained to write from left to right.
+        writes: True if its masked language model was trained to generate text left to right.
         method: one of `METHODS`.
         name: name of the model, for the message.
 
@@ -190,7 +190,7 @@ def require_trained_heads(card: ModelCard, writes: bool, method: str, name: str)
 
 
 def provenance(config: CollectConfig, data: DataConfig, model_digest: str) -> dict[str, Any]:
-    """The settings that determine the captions of a collection, without its questioner.
+    """Returns the settings that determine a collection's captions, without its questioner.
 
     Args:
         config: method and limits of the collection.

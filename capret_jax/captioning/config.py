@@ -28,7 +28,7 @@ class CollectConfig:
             on. The files of all parts together equal the file of one process.
         in_flight: items at once.
         batch_size: images, and questions, per call of the model.
-        dialogue: end of a conversation, and threshold of a fact.
+        dialogue: when a conversation ends, and the probability from which an answer is a fact.
         server: limits of the requests to the server.
     """
 

@@ -13,10 +13,10 @@ from capret_jax.captioning.words import split_words
 from capret_jax.data.vqa import Question
 from capret_jax.errors import InputError
 
-# More would not fit a prompt of 2,048 tokens, past which llama.cpp's Phi-3 writes nonsense.
+# More turns would not fit into 2,048 tokens; llama.cpp's Phi-3 fails beyond that.
 _MAX_TURNS = 24
 
-# Words by which a question is recognised as one about a topic.
+# Words that identify the topic of a question.
 _SYNONYMS = {
     "sleeve": ("sleeve", "sleeves"),
     "colour": ("colour", "color", "shade"),
@@ -32,7 +32,7 @@ _CATEGORY = re.compile(
     r"|\b(?:what|which) (?:kind|type|category|garment)\b(?! of)"
     r"|\bthe (?:kind|type|category)\b(?! of)"
 )
-# Answers to open-ended questions that name nothing, or only something that is absent.
+# Answers to open-ended questions that contain no information, or only an absence.
 _UNINFORMATIVE_ANSWER = re.compile(
     r"$|.*\b(?:yes|no|not|none|nothing|maybe|unknown|unclear|unsure|cannot|n a"
     r"|(?:is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should)n t)\b"
@@ -45,12 +45,12 @@ _YES_OR_NO = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ConversationConfig:
-    """End of a conversation, and the threshold of a fact.
+    """Settings of when a conversation ends, and of which answers are facts.
 
     Attributes:
-        max_turns: questions at most.
+        max_turns: maximal number of questions.
         patience: turns in a row without a new fact, after which the conversation ends.
-        sure: probability from which an answer is a fact.
+        sure: lowest probability at which an answer is a fact.
     """
 
     max_turns: int = 8
@@ -72,7 +72,7 @@ class Turn:
 
     Attributes:
         question: the questioner's words.
-        topic: topic of the listed question that it was recognised as; empty if it is open-ended.
+        topic: topic of the listed question that it matches; empty if it is open-ended.
         answer: the model's answer.
         probability: the model's probability of the answer.
         sure: True if the answer is a fact.
@@ -100,7 +100,7 @@ class Conversation:
         """
         Args:
             questions: the listed questions, those with lists of answers.
-            config: end of the conversation, and threshold of a fact.
+            config: when the conversation ends, and which answers are facts.
         """
         self._questions = {question.topic: question for question in questions}
         self._config = config
@@ -109,7 +109,7 @@ class Conversation:
         self.ended = False
 
     def finished(self) -> bool:
-        """True when no question is left, nothing new came lately, or `max_turns` are reached."""
+        """Returns True if no question is left, recent turns had no new fact, or at `max_turns`."""
         recent = [turn.new for turn in self.turns[-self._config.patience :]]
         stale = len(recent) == self._config.patience and not any(recent)
         return self.ended or stale or len(self.turns) >= self._config.max_turns
@@ -136,20 +136,20 @@ class Conversation:
         return turn
 
     def topic_of(self, question: str) -> str:
-        """Topic of the listed question that a question is recognised as; empty if it is none."""
+        """Returns the topic of the listed question that a question matches; empty if none."""
         return _topic_of(question, tuple(self._questions))
 
     def is_uninformative(self, question: str) -> bool:
-        """True for a question that is not listed and can only be answered with yes or no."""
+        """Returns True for a question that is not listed and has only the answers yes and no."""
         return not self.topic_of(question) and bool(_YES_OR_NO.match(question))
 
     def vqa_question(self, question: str) -> Question:
-        """The question in the words that the VQA model is asked, and the answers to rank."""
+        """Returns the question to ask the VQA model, and the answers to rank."""
         topic = self.topic_of(question)
         return self._questions[topic] if topic else Question("", question, ())
 
     def remaining_questions(self) -> list[Question]:
-        """Listed questions that apply to the garment and were not asked yet."""
+        """Returns the listed questions that apply to the garment and were not asked yet."""
         asked = {turn.topic for turn in self.turns}
         return [
             question
@@ -158,16 +158,16 @@ class Conversation:
         ]
 
     def applies(self, topic: str) -> bool:
-        """False for a topic that the garment, if its category is known, cannot have."""
+        """Returns False for a topic that a garment of the known category cannot have."""
         known = (turn.answer for turn in self.turns if turn.sure and turn.topic == "category")
         return not topic or next(known, "") not in self._questions[topic].excluded_categories
 
     def facts(self) -> list[Turn]:
-        """Turns whose answers are certain and whose topics apply to the garment."""
+        """Returns the turns whose answers are facts and whose topics apply to the garment."""
         return [turn for turn in self.turns if turn.sure and self.applies(turn.topic)]
 
 
-@functools.lru_cache(maxsize=100_000)  # many items are asked the same
+@functools.lru_cache(maxsize=100_000)  # cached, since many items get the same questions
 def _topic_of(question: str, topics: tuple[str, ...]) -> str:
     words = split_words(question)
     for topic in topics:

@@ -1,4 +1,4 @@
-"""Captions of many items by conversation: hundreds in flight, their questions in batches."""
+"""Caption generation by conversations: hundreds at once, with questions in batches."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -43,7 +43,7 @@ class ConversationRunner:
         """
         Args:
             answerer: the VQA model.
-            questioner: asks, and summarizes.
+            questioner: asks the questions, and summarizes the answers.
             questions: the listed questions, those with lists of answers.
             store: the store of finished items, and the journal.
             config: `dialogue` and `in_flight` are used.
@@ -69,7 +69,7 @@ class ConversationRunner:
         return asyncio.run(self._run(keys, read_crop))
 
     async def _run(self, keys, read_crop) -> int:
-        # One thread for the model, another for reading the next crops meanwhile.
+        # One thread calls the model while another reads the next crops.
         with ThreadPoolExecutor(1) as model_thread, ThreadPoolExecutor(1) as reader_thread:
             in_flight = self._config.in_flight
             answer = Batcher(self._answerer, model_thread, in_flight, max_waiting=0)
@@ -154,7 +154,7 @@ class ConversationRunner:
         self._store.log(key, {"event": event, "text": reply.text, **cost})
 
     def _resume(self, key: ItemKey) -> tuple[Conversation, list[Usage], str | None]:
-        """The conversation, its costs and its caption, as the journal has them."""
+        """Restores the conversation, its costs and its caption from the journal."""
         conversation, usages = Conversation(self._questions, self._config.dialogue), []
         caption = None
         for event in self._store.events(key):

@@ -10,7 +10,7 @@ from capret_jax.errors import InputError
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 FOLDER = _ROOT / "runs" / "answerer"
 _CONFIG = _ROOT / "configs" / "demo_pretrain.py"
-# Fewer than the config's own 5,000, which raise the accuracy but not the calibration.
+# Fewer than the config's 5,000 steps, which improve the accuracy but not the calibration.
 _STEPS = 1500
 
 
@@ -21,7 +21,7 @@ def ensure_demo_vqa_model() -> str:
         InputError: its config is missing, since the package was installed without the repository,
             or the training failed or was stopped.
     """
-    done = FOLDER / "trained"  # absent after an interrupted training, which then goes on
+    done = FOLDER / "trained"  # absent after an interrupted training, which is then resumed
     if done.exists():
         return str(FOLDER)
     if not _CONFIG.exists():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from capret_jax.captioning.conversation import Turn
 from capret_jax.captioning.words import split_words, stem_word
 
-# Nouns for a topic, beside its name, that are no answers themselves.
+# Nouns that may describe a topic besides its name, and that are not answers.
 _TOPIC_NOUNS = {"colour": ("color",), "neckline": ("neck",), "fabric": ("material",)}
 # Answers to listed questions that mean the absence of something.
 _ABSENT = ("", "none", "nothing", "no", "solid")
@@ -18,7 +18,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 def unsupported_words(caption: str, sources: Sequence[str]) -> list[str]:
-    """Words of a caption that occur in none of its sources.
+    """Returns the words of a caption that occur in none of its sources.
 
     Words are compared by their stems ("striped" equals "stripes"); function words are allowed.
 
@@ -35,19 +35,19 @@ def unsupported_words(caption: str, sources: Sequence[str]) -> list[str]:
 
 
 def fact_sources(facts: Sequence[Turn]) -> list[str]:
-    """Texts with the words that a caption of the facts may use: their answers and topics."""
+    """Returns texts with the words that a caption of the facts may use: answers and topics."""
     answers = [turn.answer for turn in facts]
     nouns = [noun for turn in facts for noun in (turn.topic, *_TOPIC_NOUNS.get(turn.topic, ()))]
     return answers + nouns
 
 
 def positive_facts(facts: Sequence[Turn]) -> list[Turn]:
-    """The facts without those that mean an absence: no print, no sleeves."""
+    """Returns the facts except those that mean an absence: no print, no sleeves."""
     return [turn for turn in facts if turn.answer not in _ABSENT]
 
 
 def missing_answers(caption: str, facts: Sequence[Turn]) -> list[str]:
-    """Answers to listed questions that a caption does not contain."""
+    """Returns the answers to listed questions that a caption does not contain."""
     return [
         turn.answer for turn in facts if turn.topic and unsupported_words(turn.answer, [caption])
     ]
@@ -56,7 +56,7 @@ def missing_answers(caption: str, facts: Sequence[Turn]) -> list[str]:
 def caption_from_facts(facts: Sequence[Turn]) -> str:
     """Joins the answers to listed questions to a caption, without a language model.
 
-    An answer to an open-ended question means little without it, and is left to language models.
+    Answers to open-ended questions are left out: without their questions they are not clear.
     """
     known = {turn.topic: turn.answer for turn in positive_facts(facts) if turn.topic}
     name = f"{known.get('colour', '')} {known.get('category', 'item')}".strip()

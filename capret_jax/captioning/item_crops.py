@@ -1,4 +1,4 @@
-"""Crops of a dataset's items, as the captioning models see them."""
+"""Crops of a dataset's items, the inputs of the captioning models."""
 
 from collections.abc import Sequence
 
@@ -33,15 +33,15 @@ class ItemCrops:
         }
 
     def keys(self, splits: Sequence[str]) -> list[ItemKey]:
-        """Keys of all items of some splits."""
+        """Returns the keys of all items of some splits."""
         return [key for split in splits for key in self._rows if key.split == split]
 
     def __contains__(self, key: ItemKey) -> bool:
-        """True for the key of an item of the dataset."""
+        """Returns True for the key of an item of the dataset."""
         return key in self._rows
 
     def attributes_of(self, key: ItemKey) -> dict[str, int]:
-        """Annotations of an item, as `ItemTable.attributes_of` returns them."""
+        """Returns the annotations of an item, see `ItemTable.attributes_of`."""
         return self._splits[key.split].items.attributes_of(self._rows[key])
 
     def __call__(self, key: ItemKey) -> np.ndarray:

@@ -1,13 +1,13 @@
 """The interface of a language model: one prompt in, one completion out.
 
 Phi-3's chat template has no place for a system message, and other models want roles to alternate.
-So each prompt is one message of the user that contains everything there is to know.
+So each prompt is one message of the user that contains all information.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-# Tokens of a completion at most: enough for a question or a sentence.
+# Maximal number of tokens of a completion: enough for a question or a sentence.
 MAX_COMPLETION_TOKENS = 64
 
 
@@ -20,7 +20,7 @@ class Completion(NamedTuple):
 
 
 class NoReply(Exception):
-    """A language model gave no reply, after all attempts; the message is the reason."""
+    """Error: a language model gave no reply after all attempts; the message is the reason."""
 
 
 LanguageModel = Callable[[str], Awaitable[Completion]]

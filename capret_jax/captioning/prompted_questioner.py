@@ -14,7 +14,7 @@ from capret_jax.captioning.questioner import QuestionerError, Reply, ScriptedQue
 from capret_jax.captioning.reply_parsing import InvalidReply, parse_caption, parse_question
 
 _NOT_SURE = "not sure"
-# Attempts at one text; each prompt but the first has the reason why the last reply was refused.
+# Attempts per text; each prompt after the first states why the last reply was refused.
 _ATTEMPTS = 3
 
 _ASK = """\
@@ -45,7 +45,7 @@ _RETRY = "\n\nYour last attempt was refused: {reason}. It was: {reply}"
 
 
 class PromptedQuestioner:
-    """A language model as questioner; where its replies stay invalid, the script replaces it.
+    """A language model as questioner; after invalid replies, the scripted questioner answers.
 
     Attributes:
         name: the name that the journal records.
@@ -62,7 +62,7 @@ class PromptedQuestioner:
         self._script = ScriptedQuestioner()
 
     async def ask(self, conversation: Conversation) -> Reply:
-        """The next question.
+        """Asks the next question.
 
         Raises:
             QuestionerError: the model gave no reply.
@@ -79,7 +79,7 @@ class PromptedQuestioner:
         )
 
     async def summarize(self, conversation: Conversation) -> Reply:
-        """A caption with all facts and nothing else.
+        """Writes a caption with all facts and nothing else.
 
         Raises:
             QuestionerError: the model gave no reply.
@@ -95,7 +95,7 @@ class PromptedQuestioner:
         )
 
     async def condense(self, captions: Sequence[str]) -> Reply:
-        """One caption of several, in their words (IC3, arXiv 2302.01328); the first as fallback.
+        """Condenses captions to one in their words (IC3, arXiv 2302.01328); else takes the first.
 
         Raises:
             QuestionerError: the model gave no reply.
@@ -120,7 +120,7 @@ class PromptedQuestioner:
         parse: Callable[[str], str | None],
         fallback: Callable[[], Awaitable[Reply]],
     ) -> Reply:
-        """The first valid reply of a few attempts, or the fallback; with the cost of all."""
+        """Returns the first valid reply of a few attempts, or the fallback; with the total cost."""
         calls = prompt_tokens = completion_tokens = 0
         retry = ""
         refused: list[str] = []

@@ -1,4 +1,4 @@
-"""The interface of a questioner, its costs and failures, and the questioner without a model."""
+"""Questioners: interface, costs and failures, and the scripted questioner without a model."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ from capret_jax.captioning.language_model import NoReply
 from capret_jax.captioning.store import CaptionStore, ItemKey
 from capret_jax.errors import InputError
 
-# Items in a row without a reply, after which the run stops.
+# Number of consecutive items without a reply after which the run stops.
 _MAX_FAILURES = 16
 
 
@@ -33,7 +33,7 @@ def total_usage(usages: Sequence[Usage]) -> dict[str, int]:
 
 
 class QuestionerError(NoReply):
-    """A language model gave no reply; `usage` is the cost of its refused replies before that."""
+    """Error: a language model gave no reply; `usage` is the cost of earlier refused replies."""
 
     def __init__(self, reason: str, usage: Usage):
         super().__init__(reason)
@@ -41,19 +41,19 @@ class QuestionerError(NoReply):
 
 
 def log_failure(store: CaptionStore, key: ItemKey, error: QuestionerError) -> None:
-    """Adds the refused replies before a failure to the journal: they have a cost."""
+    """Adds the cost of refused replies before a failure to the journal."""
     if error.usage.calls:
         store.log(key, {"event": "refused", "usage": error.usage._asdict()})
 
 
 class FailureCounter:
-    """Counts failures of a language model in a row."""
+    """Counts consecutive failures of a language model."""
 
     def __init__(self) -> None:
         self._failures = 0
 
     def reset(self) -> None:
-        """Starts from 0 again, after a reply."""
+        """Sets the count to 0, after a reply."""
         self._failures = 0
 
     def record_failure(self, error: Exception) -> None:
@@ -97,12 +97,12 @@ class ScriptedQuestioner:
     name = "script"
 
     async def ask(self, conversation: Conversation) -> Reply:
-        """The next listed question that applies to the garment."""
+        """Returns the next listed question that applies to the garment."""
         remaining = conversation.remaining_questions()
         return Reply(f"{remaining[0].text}?" if remaining else None)
 
     async def summarize(self, conversation: Conversation) -> Reply:
-        """The facts, joined to a caption."""
+        """Joins the facts to a caption."""
         return Reply(caption_from_facts(conversation.facts()))
 
     async def close(self) -> None:

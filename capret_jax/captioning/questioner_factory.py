@@ -31,7 +31,8 @@ def open_language_model(
         config: limits of the requests to the server.
 
     Raises:
-        InputError: the source is neither, the server cannot be reached, or there is no such model.
+        InputError: the source has another form, the server cannot be reached, or it has no such
+            model.
     """
     if source.startswith("transformers:"):
         return TransformersModel(source.removeprefix("transformers:"))

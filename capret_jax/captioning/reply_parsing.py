@@ -1,4 +1,4 @@
-"""Questions and captions extracted from the replies of a language model.
+"""Parsers of questions and captions in the replies of a language model.
 
 The messages of `InvalidReply` go back to the language model: they are part of its prompts.
 """
@@ -16,7 +16,7 @@ _LABEL = re.compile(
 
 
 class InvalidReply(ValueError):
-    """A reply without a usable question or caption; the message is the reason."""
+    """Error: a reply has no usable question or caption; the message is the reason."""
 
 
 def parse_question(reply: str) -> str | None:

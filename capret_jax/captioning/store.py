@@ -1,4 +1,4 @@
-"""Files of a collection of captions: the finished items, and a journal of everything so far.
+"""Files of a collection of captions: the finished items, and a journal of all events.
 
 Both are JSON lines. OUT has a line for each finished item, with "split", "image_id", "item",
 "caption" and its history; `data.captions.file` reads it. OUT.journal has every question, answer and
@@ -49,7 +49,7 @@ class CaptionStore:
         """
         self._path = pathlib.Path(path)
         journal = self._path.with_name(self._path.name + ".journal")
-        with contextlib.ExitStack() as files:  # closes them when one is refused
+        with contextlib.ExitStack() as files:  # closes the files after an error
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._out = files.enter_context(self._path.open("a"))
@@ -75,13 +75,13 @@ class CaptionStore:
                 _append(self._journal, settings)
             self._events: dict[ItemKey, list[Event]] = {}
             for event in events:
-                # Events of finished items, most of them, are not needed again.
+                # Most events belong to finished items and are not needed again.
                 if (key := _key_of(event)) not in self.finished:
                     self._events.setdefault(key, []).append(event)
             self._files = files.pop_all()
 
     def events(self, key: ItemKey) -> list[Event]:
-        """The events of an unfinished item when the store was opened, in order."""
+        """Returns the events of an item that was unfinished when the store was opened, in order."""
         return self._events.get(key, [])
 
     def log(self, key: ItemKey, event: Event) -> None:
@@ -105,14 +105,14 @@ class CaptionStore:
 
 
 def _append(file: TextIO, line: dict, flush: bool = True) -> None:
-    """Appends a line. A killed program loses what was not flushed: only what has no cost."""
+    """Appends a line. Lines with a cost are flushed; a killed program may lose the others."""
     file.write(json.dumps(line) + "\n")
     if flush:
         file.flush()
 
 
 def _truncate_partial_line(path: pathlib.Path) -> None:
-    """Removes a last line without its end, which a killed program left."""
+    """Removes an incomplete last line, which a killed program left."""
     end = 0
     with path.open("rb") as file:
         for line in file:
@@ -121,7 +121,7 @@ def _truncate_partial_line(path: pathlib.Path) -> None:
 
 
 def _read_lines(path: pathlib.Path) -> Iterator[dict]:
-    """Reads one line after the other: a whole dataset's do not fit into memory."""
+    """Yields one line at a time: those of a whole dataset do not fit into memory."""
     with path.open() as file:
         for number, line in enumerate(file, 1):
             try:

@@ -36,7 +36,7 @@ class TransformersModel:
             ) from error
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(path, padding_side="left")
-            # On a GPU in the checkpoint's own precision, half of float32 for Phi-3.
+            # On a GPU in the dtype of the checkpoint, which is a 16-bit one for Phi-3.
             device = "cuda" if torch.cuda.is_available() else "cpu"
             dtype = "auto" if device == "cuda" else torch.float32
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Visual question answering by X2-VLM: questions about many images in batches."""
+"""Visual question answering by X2-VLM, in batches of many images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from capret_jax.models import answer_generation
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
-# Answers of a list that are scored whole: those with the likeliest first tokens.
+# Number of listed answers, those with the likeliest first tokens, that are scored as a whole.
 _MAX_SCORED_ANSWERS = 32
 _BEAM_SEARCH = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
 # Smaller probabilities are clipped before their logarithm.
@@ -69,7 +69,7 @@ class VqaAnswerer:
         self._write_batch = model.compile(self._write)
 
     def encode_images(self, images: np.ndarray) -> np.ndarray:
-        """(n, S, S, 3) uint8 -> (n, 1+N, D) float16 vision states, for any number of questions."""
+        """Encodes (n, S, S, 3) uint8 images as (n, 1+N, D) float16 vision states."""
         return self._model.call_in_batches(self._encode_batch, (images,))
 
     def __call__(self, queries: Sequence[VqaQuery]) -> list[Answer]:
@@ -93,7 +93,7 @@ class VqaAnswerer:
         """Answers open-ended questions by beam search.
 
         Args:
-            states: (n, 1+N, D) vision states.
+            states: (n, 1+N, D) float16 vision states, one image per question.
             questions: n questions.
         """
         tokens = _stack([self._model.encode(question) for question in questions])
@@ -105,10 +105,10 @@ class VqaAnswerer:
     def answer_probabilities(
         self, states: np.ndarray, question: str, answers: tuple[str, ...]
     ) -> np.ndarray:
-        """Probabilities of a list of answers, at the temperature.
+        """Returns the probabilities of a list of answers, at `temperature`.
 
         Args:
-            states: (n, 1+N, D) vision states.
+            states: (n, 1+N, D) float16 vision states.
             question: one question about all images.
             answers: K answers.
 
@@ -159,7 +159,7 @@ def _stack(rows: Sequence[Tokens]) -> Tokens:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """(n, K) probabilities p -> (n, K) p^(1/temperature), normalised to sum 1 over K."""
+    """Returns (n, K) p^(1/temperature) of (n, K) probabilities p, normalised to sum 1 over K."""
     logs = np.log(np.maximum(probabilities, MIN_PROBABILITY)) / temperature
     raised = np.exp(logs - logs.max(axis=1, keepdims=True))
     return raised / raised.sum(axis=1, keepdims=True)

@@ -12,12 +12,12 @@ _UNSTEMMED = ("shorts",)
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of a text, in any script: Phi-3 slips into others."""
+    """Returns the lower-case words of a text in any script, since Phi-3 may mix scripts."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
 @functools.cache
 def stem_word(word: str) -> str:
-    """Stem of a lower-case word, with American spellings made British."""
+    """Returns the stem of a lower-case word, with American spellings made British."""
     word = _SPELLINGS.get(word, word)
     return word if word in _UNSTEMMED else _STEMMER.stemWord(word)

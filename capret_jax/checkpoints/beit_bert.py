@@ -89,7 +89,7 @@ def from_beit_and_bert(
 
 
 def _convert(source: _SourceFile, config: ModelConfig, report: Report) -> dict[str, np.ndarray]:
-    """Path -> parameter, of one of the files; adds its names to `report`."""
+    """Returns path -> parameter of one of the files; adds its names to `report`."""
     arrays, problems = convert_tensors(source.state, source.names, parameter_shapes(config))
     used = paths_by_name(source.names)
     for name in (name for name in source.state if name not in used):
@@ -151,7 +151,7 @@ def _vision_names(
             if path.endswith("relative_position_bias")
         }
     if "fc_norm.weight" not in beit and "norm.weight" in beit:
-        # A model of masked image modelling alone has no norm after pooling.
+        # A model that was trained only by masked image modelling has no norm after pooling.
         names = {
             path: tensor for path, tensor in names.items() if not path.startswith("vision/norm/")
         }

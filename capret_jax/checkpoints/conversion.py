@@ -30,7 +30,7 @@ _SHOWN_PROBLEMS = 8
 
 
 def model_parts(paths: Iterable[str]) -> list[str]:
-    """Names of the parts of the model ("itm_head") that parameters belong to."""
+    """Returns the names of the parts of the model ("itm_head") that parameters belong to."""
     return sorted({path.split("/")[0] for path in paths})
 
 
@@ -132,7 +132,7 @@ def match_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Conver
 
 
 def fill_missing(converted: Converted) -> Converted:
-    """Adds initial values, always the same ones, of the parameters that the file did not hold."""
+    """Adds deterministic initial values of the parameters that the file did not hold."""
     config, present = converted.config, flatten_dict(converted.params, sep="/")
     names = reference_names(config)
     paths = frozenset(path for path in names if path not in present)
@@ -176,7 +176,7 @@ def to_reference(
 
 
 def _detect_size(state: Mapping[str, np.ndarray]) -> tuple[str, ModelConfig]:
-    """Detects the size by majority, so that an error names a wrong tensor, and not all others."""
+    """Detects the size that most tensors have, so that errors name only the deviating tensors."""
     width = _most_common(state, "norm1.weight", axis=0)
     rows = _most_common(state, "relative_position_bias_table", axis=0)
     for size, config in SIZES.items():
@@ -234,7 +234,7 @@ def _detect_kind(state: Mapping[str, np.ndarray], config: ModelConfig) -> str:
 
 @functools.lru_cache
 def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Path of each parameter of the model -> its shape."""
+    """Returns path -> shape of each parameter of the model."""
     _, abstract = abstract_model(config)
     shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
     return types.MappingProxyType(shapes)
@@ -292,7 +292,7 @@ def paths_by_name(names: Mapping[str, ReferenceTensor]) -> dict[str, list[str]]:
 
 
 def dtype_notes(arrays: Iterable[np.ndarray]) -> list[str]:
-    """One line for each dtype other than float32, with the number of tensors."""
+    """Returns one line for each dtype other than float32, with the number of tensors."""
     dtypes = collections.Counter(array.dtype.name for array in arrays)
     rounding = {"float16": "exactly", "bfloat16": "exactly"}
     return [
@@ -324,7 +324,7 @@ def _shapes_agree(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> b
 def _retained_tensors(
     state: Mapping[str, np.ndarray], ignored: Mapping[str, IgnoredTensor], report: Report
 ) -> dict[str, np.ndarray]:
-    """Ignored tensors that cannot be computed; notes those that differ from the computed value."""
+    """Returns ignored tensors that cannot be computed; notes unexpected values."""
     retained = {}
     for name, tensor in ignored.items():
         if tensor.value and np.array_equal(tensor.value(state), state[name]):

@@ -40,7 +40,7 @@ class ModelCard(NamedTuple):
 
 
 def is_converted(folder: pathlib.Path) -> bool:
-    """True where `save_converted` wrote this folder."""
+    """Returns True if `save_converted` wrote this folder."""
     return (folder / _MODEL).is_file() and (folder / _PARAMS).is_dir()
 
 
@@ -148,7 +148,7 @@ def load_params(folder: pathlib.Path, abstract: Any) -> dict:
     """
     try:
         return ocp.load((folder / _PARAMS).absolute(), abstract)
-    except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
+    except Exception as error:  # Orbax raises many types, even plain `Exception`
         raise InputError(f"{folder / _PARAMS} cannot be read: {error}") from error
 
 

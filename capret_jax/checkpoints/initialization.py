@@ -26,7 +26,7 @@ _PROJECTIONS = {
 
 
 def fresh_parameters(source: str | os.PathLike, model: ModelConfig) -> list[str]:
-    """Paths of the parameters of a model for which a checkpoint has no trained values.
+    """Returns the paths of a model's parameters without trained values in a checkpoint.
 
     Args:
         source: folder of the checkpoint; empty for no checkpoint.
@@ -81,7 +81,7 @@ def check_projection(source: str | os.PathLike, model: ModelConfig) -> None:
     """Checks that a checkpoint has the projections of the model's embedding.
 
     Raises:
-        InputError: it lacks one, so that the embedding would be random.
+        InputError: it lacks a projection, so that the embedding would be random.
     """
     card = ModelFolder(source).card
     fresh = model_parts(_fresh(card, model))

@@ -21,13 +21,13 @@ Array = jax.Array | np.ndarray
 class LoadedModel:
     """X2-VLM with its parameters; every method is compiled once per shape of its arguments.
 
-    B images, N patches, T tokens, D width, E embedding. Arrays may be those of NumPy or JAX. A
-    method raises an InputError if the converted file lacks a part of the model that it needs, since
-    its result would be random.
+    B images, R regions, K texts per image, N patches, T tokens, D width, E embedding. Arguments may
+    be arrays of NumPy or JAX; results are float32. A method raises an InputError if the converted
+    file lacks a part of the model that the method needs, since its result would be random.
 
     Attributes:
         params: parameters at the model's image size, a nested dict on the device.
-        config: their shapes.
+        config: shapes of `params`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LoadedModel:
             untrained_parts: parts of the model that methods refuse to use.
             image_size: pixels, for `self.params` and `self.config`.
         """
-        # Tables are always interpolated from the trained ones: a second interpolation loses more.
+        # Always interpolated from the trained tables, since repeated interpolation adds errors.
         self._source = params, config
         self._at_size = functools.lru_cache(maxsize=4)(self._interpolated)
         self.params, self.config = self._at_size(image_size)
@@ -48,7 +48,13 @@ class LoadedModel:
         self._compiled = functools.cache(_compile)
 
     def encode_image(self, pixels: Array) -> jax.Array:
-        """(B, S, S, 3) normalised float, S any multiple of 16 -> (B, 1+N, D)."""
+        """Encodes (B, S, S, 3) normalised float images, S any multiple of 16, as (B, 1+N, D).
+
+        Position 0 is the mean of the patches.
+
+        Raises:
+            InputError: the images have another shape, or are not floats.
+        """
         if pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
             raise InputError(f"images must be (B, S, S, 3) and are {pixels.shape}.")
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
@@ -60,37 +66,55 @@ class LoadedModel:
         return self._compiled(config, X2VLM.encode_image)(params, pixels)
 
     def pool_regions(self, image: Array, mask: Array) -> jax.Array:
-        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D), the region's mean at position 0."""
+        """Embeds regions; see `models.beit.pool_regions`.
+
+        Args:
+            image: (R, 1+N, D) from `encode_image`.
+            mask: (R, 1+N) 0/1, 1 for the positions of the region.
+
+        Returns:
+            (R, 1+N, D), with the mean of the region's patches at position 0.
+        """
         return self._call(X2VLM.pool_regions, (), image, mask)
 
     def encode_text(self, token_ids: Array, token_mask: Array) -> jax.Array:
-        """(B, T) int ids and 0/1 mask -> (B, T, D)."""
+        """Encodes (B, T) int token ids, with a (B, T) 0/1 mask, as (B, T, D)."""
         return self._call(X2VLM.encode_text, (), token_ids, token_mask)
 
     def fuse(
         self, text: Array, token_mask: Array, image: Array, image_mask: Array | None = None
     ) -> jax.Array:
-        """text (B*K, T, D), image (B, 1+N, D'), masks 0/1 -> (B*K, T, D)."""
+        """Fuses each text with its image; K consecutive texts belong to one image.
+
+        Args:
+            text: (B*K, T, D) from `encode_text`.
+            token_mask: (B*K, T) 0/1 of the tokens.
+            image: (B, 1+N, D') from `encode_image` or `pool_regions`.
+            image_mask: (B, 1+N) 0/1 of visible positions; None for all.
+
+        Returns:
+            (B*K, T, D).
+        """
         return self._call(X2VLM.fuse, ("fusion",), text, token_mask, image, image_mask)
 
     def image_features(self, image: Array) -> jax.Array:
-        """(B, 1+N, D) -> (B, E), L2-normalised."""
+        """Projects (B, 1+N, D) vision states to (B, E) features, L2-normalised."""
         return self._call(X2VLM.image_features, ("vision_proj",), image)
 
     def text_features(self, text: Array) -> jax.Array:
-        """(B, T, D) -> (B, E), L2-normalised."""
+        """Projects (B, T, D) text states to (B, E) features, L2-normalised."""
         return self._call(X2VLM.text_features, ("text_proj",), text)
 
     def match_logits(self, fused: Array) -> jax.Array:
-        """(B, T, D) -> (B, 2); class 1 means that text and image match."""
+        """Returns (B, 2) logits of (B, T, D) fused states; class 1: text and image match."""
         return self._call(X2VLM.match_logits, ("fusion", "itm_head"), fused)
 
     def predict_boxes(self, fused: Array) -> jax.Array:
-        """(B, T, D) -> (B, 4) cx, cy, w, h as fractions of the image."""
+        """Returns (B, 4) cx, cy, w, h, fractions of the image, of (B, T, D) fused states."""
         return self._call(X2VLM.predict_boxes, ("fusion", "bbox_head"), fused)
 
     def masked_lm_logits(self, fused: Array) -> jax.Array:
-        """(B, T, D) -> (B, T, vocab)."""
+        """Returns (B, T, vocab) logits of (B, T, D) fused states."""
         return self._call(X2VLM.masked_lm_logits, ("fusion", "mlm_head"), fused)
 
     def rank_answers(
@@ -104,9 +128,13 @@ class LoadedModel:
         """Ranks the best k of a list of answers; see `models.answer_generation.rank_answers`.
 
         Args:
-            answer_ids, answer_mask: (N, A), the list of answers.
-            question, question_mask: (Q, T, D) and (Q, T), from `encode_text` and `fuse`.
+            answer_ids, answer_mask: (N, A) int ids and 0/1 mask of the list of answers.
+            question: (Q, T, D) states of the questions, from `encode_text` and `fuse`.
+            question_mask: (Q, T) 0/1 of their tokens.
             k: number of answers, at most N.
+
+        Returns:
+            (Q, k) int32 rows of the list, best first, and (Q, k) float32 probabilities.
 
         Raises:
             InputError: the model has no answer decoder, or k is not in 1..N.

@@ -1,4 +1,4 @@
-"""Opens models in folders: converted checkpoints of convert_torch_ckpt.py, and training workdirs.
+"""Loads models from folders: checkpoints of convert_torch_ckpt.py, and training workdirs.
 
 model = load_model("DIR")
 image = model.encode_image(pixels)
@@ -89,7 +89,7 @@ class ModelFolder:
 
     @property
     def writes_captions(self) -> bool:
-        """True where the masked language model was trained to generate text left to right."""
+        """Returns True if the masked LM was trained to generate text from left to right."""
         if self._checkpoints is None:
             return self.card.kind == _CAPTION_KIND
         loss = self._run_config["loss"]
@@ -132,7 +132,7 @@ class ModelFolder:
         params = self.load_params()
         untrained = model_parts(self.card.fresh)
         if untrained and self._checkpoints is not None:
-            # The losses of the run were the user's choice, so a warning is enough.
+            # Only a warning, since the user chose the losses of the run.
             names = ", ".join(untrained)
             warnings.warn(f"{self.path} never trained {names}: random values", stacklevel=2)
             untrained = []
@@ -146,7 +146,7 @@ def load_model(folder: str | os.PathLike, image_size: int | None = None) -> Load
     Args:
         folder: folder that convert_torch_ckpt.py wrote, or training workdir.
         image_size: pixels, a multiple of 16; None for the image size of the checkpoint. The model
-            also encodes images of other sizes, and interpolates its tables at the first of each.
+            also encodes images of other sizes; it interpolates its tables at the first use of each.
 
     Raises:
         InputError: the folder holds no model, or the image size is impossible.
@@ -155,7 +155,7 @@ def load_model(folder: str | os.PathLike, image_size: int | None = None) -> Load
 
 
 def digest(params: dict) -> str:
-    """SHA-256 of a model's parameters; an index stores that of the model it was made with."""
+    """Returns the SHA-256 of a model's parameters, by which an index identifies its model."""
     state = hashlib.sha256()
     for path, leaf in sorted(flatten_dict(params, sep="/").items()):
         array = np.ascontiguousarray(leaf)

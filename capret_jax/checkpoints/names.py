@@ -89,7 +89,7 @@ COMPLETE = "pretrain"
 
 
 def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, ReferenceTensor]:
-    """Path of each parameter ("vision/blocks/0/gamma_1") -> its tensor in a file of this kind."""
+    """Returns parameter path ("vision/blocks/0/gamma_1") -> tensor in a file of this kind."""
     prefix = _bert_prefix(kind)
     parts = {
         "temperature": {"temperature": ReferenceTensor("temp")},
@@ -110,7 +110,7 @@ def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, Refe
 
 
 def ignored_names(config: ModelConfig, kind: str) -> dict[str, IgnoredTensor]:
-    """Name -> tensor, of the buffers, tied tensors and extras in a file of this kind."""
+    """Returns name -> tensor of the buffers, tied tensors and extras in a file of this kind."""
     positions = 1 + config.grid**2
     buffer = IgnoredTensor(_BUFFER, lambda _: _position_index(config.grid), (positions, positions))
     names = {
@@ -168,7 +168,7 @@ def _tied_tensors(config: ModelConfig, prefix: str) -> dict[str, IgnoredTensor]:
 
 
 def vision_names(config: ModelConfig, prefix: str) -> dict[str, ReferenceTensor]:
-    """Path -> tensor, of the BEiT-v2 encoder."""
+    """Returns path -> tensor of the BEiT-v2 encoder."""
     names = {
         "vision/cls_token": ReferenceTensor(f"{prefix}cls_token", FLAT),
         "vision/patch_embed/kernel": ReferenceTensor(f"{prefix}patch_embed.proj.weight", PATCHES),
@@ -198,7 +198,7 @@ def _vision_block(path: str, name: str) -> dict[str, ReferenceTensor]:
 
 
 def text_names(config: ModelConfig, prefix: str) -> dict[str, ReferenceTensor]:
-    """Path -> tensor, of the text encoder: BERT's embeddings and first layers."""
+    """Returns path -> tensor of the text encoder: BERT's embeddings and first layers."""
     names = _bert_embeddings("text/embeddings", prefix)
     for i in range(config.text_layers):
         names |= _bert_layer(f"text/layers/{i}", f"{prefix}encoder.layer.{i}")
@@ -206,7 +206,7 @@ def text_names(config: ModelConfig, prefix: str) -> dict[str, ReferenceTensor]:
 
 
 def fusion_names(config: ModelConfig, prefix: str, first_layer: int) -> dict[str, ReferenceTensor]:
-    """Path -> tensor, of fusion layers without cross-attention, from BERT's `first_layer` on."""
+    """Returns path -> tensor of fusion layers from BERT's `first_layer`, no cross-attention."""
     names: dict[str, ReferenceTensor] = {}
     for i in range(config.fusion_layers):
         names |= _bert_layer(f"fusion/layers/{i}", f"{prefix}encoder.layer.{first_layer + i}")
@@ -232,7 +232,7 @@ def _decoder(config: ModelConfig) -> dict[str, ReferenceTensor]:
 
 
 def mlm_head_names(prefix: str, path: str = "mlm_head") -> dict[str, ReferenceTensor]:
-    """Path -> tensor, of BERT's masked language model head without its tied output matrix."""
+    """Returns path -> tensor of BERT's masked language model head, tied output matrix excluded."""
     name = f"{prefix}predictions"
     return {
         **_linear(f"{path}/dense", f"{name}.transform.dense"),

@@ -13,7 +13,7 @@ _CLS_ROWS = 3
 
 
 def with_image_size(params: dict, config: ModelConfig, image_size: int) -> tuple[dict, ModelConfig]:
-    """Returns the model for square images of another size; only the tables are new arrays.
+    """Returns params and config for square images of another size; only the tables are new.
 
     Raises:
         InputError: `image_size` is not a positive multiple of 16.
@@ -72,7 +72,7 @@ def interpolate_bias_table(table: np.ndarray, grid: int) -> np.ndarray:
 
 
 def _geometric_offsets(source: int, target: int) -> np.ndarray:
-    """`source` symmetric offsets with steps q^0, q^1, ... whose sum reaches `target // 2`."""
+    """Returns `source` symmetric offsets with steps q^0, q^1, ..., up to `target // 2`."""
     steps = source // 2
     low, high = 1.01, 1.5
     while high - low > 1e-6:

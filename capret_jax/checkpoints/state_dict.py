@@ -51,7 +51,7 @@ def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file: {error}.") from error
-    # safetensors.torch.save_model writes tied parameters once, and the other names as metadata.
+    # safetensors.torch.save_model writes tied parameters once; their other names are metadata.
     aliases = {alias: name for alias, name in metadata.items() if name in state}
     return state | {alias: state[name] for alias, name in aliases.items() if alias not in state}
 

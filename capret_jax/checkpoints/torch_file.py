@@ -43,7 +43,7 @@ _STORAGES = {
 def read_torch_file(path: str | os.PathLike) -> Any:
     """Reads a file of `torch.save`, with NumPy arrays (views of the storages) for tensors.
 
-    No code of the file is run: its pickle may name only containers and tensors.
+    Never runs code of the file: its pickle may name only containers and tensors.
 
     Raises:
         InputError: the file is damaged or has another format, or its pickle names anything else.
@@ -99,7 +99,7 @@ def _describe_other_file(path: str) -> str:
 
 
 def _globals(data: bytes) -> list[str]:
-    """Names of functions and classes in a pickle, of which `data` may be only the beginning."""
+    """Returns the functions and classes that a pickle names; `data` may be only its beginning."""
     names, strings = [], []
     try:
         for opcode, argument, _ in pickletools.genops(data):

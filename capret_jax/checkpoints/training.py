@@ -20,7 +20,7 @@ _KEEP = 2
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """True where a workdir has a folder of checkpoints, which may be empty."""
+    """Returns True if a workdir has a folder of checkpoints, which may be empty."""
     return (workdir / FOLDER).is_dir()
 
 
@@ -112,7 +112,7 @@ class Checkpoints:
             step = self._checkpointer.checkpoints[-1].step
             try:
                 return read(step)
-            except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
+            except Exception as error:  # Orbax raises many types, even plain `Exception`
                 if self._read_only or len(self._checkpointer.checkpoints) < 2:
                     raise InputError(
                         f"{self._checkpointer.directory / str(step)} cannot be read, and no "
@@ -149,7 +149,7 @@ class Checkpoints:
         try:
             with context:
                 loaded = self._checkpointer.load_checkpointables(None, {"state": subtree})
-        except Exception as error:  # Orbax raises all kinds, `Exception` itself among them
+        except Exception as error:  # Orbax raises many types, even plain `Exception`
             raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
         state = loaded["state"]
         return state["average"] if averaged else state["params"]["model"]

@@ -122,8 +122,8 @@ def _shards_folder(out: pathlib.Path) -> pathlib.Path:
 def _start_helpers(part: Part) -> list[subprocess.Popen]:
     """Starts this command for the other processes' parts of this machine's part."""
     count, size = _PROCESSES.value, part.count * _PROCESSES.value
-    # By its module's name, since sys.argv[0] need not be a Python file. The last of repeated flags
-    # counts.
+    # By its module's name, since sys.argv[0] need not be a Python file. Of repeated flags, the last
+    # one applies.
     command = [sys.executable, "-m", "capret_jax.commands.build_index", *sys.argv[1:]]
     command += ["--processes=1", "--embed_only"]
     return [

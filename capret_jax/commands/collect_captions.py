@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     experiment = from_config_dict(load_config(_CONFIG)) if flags.FLAGS["config"].present else None
     data = experiment.data if experiment else DataConfig()
     compute = experiment.compute if experiment else ComputeConfig()
-    questioner = open_questioner(config)  # before anything takes long
+    questioner = open_questioner(config)  # checked before any long computation
     model_dir = _model_folder(data, experiment)
     summary = collect_captions(
         data, model_dir, _OUT.value, config, questioner=questioner, compute=compute
@@ -135,7 +135,7 @@ def _model_folder(data: DataConfig, experiment: ExperimentConfig | None) -> str:
 
 
 def _parse_prices() -> tuple[float, float] | None:
-    """Prices of a million tokens of prompts, and of replies; None where no price is set."""
+    """Parses the prices of a million tokens of prompts and of replies; None if not set."""
     texts = _PRICES.value or []
     try:
         prices = [float(text) for text in texts]

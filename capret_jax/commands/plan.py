@@ -15,7 +15,7 @@ import pathlib
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# libtpu only compiles here: it need not look for a TPU, and several processes may use it at once.
+# libtpu only compiles here: it does not look for a TPU, and several processes may use it at once.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_LOG_DIR", "disabled")

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     values = load_config(_CONFIG)
     grid = Grid(values, workdir, _subset())
     workdir.mkdir(parents=True, exist_ok=True)
-    # Cells that differ in their data alone compile to the same programs.
+    # Cells that differ only in their data compile to the same programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     run_grid(grid, workdir, values.keep_models)
     dataset = open_dataset(grid.config_of(grid.evaluations()[0]).data)
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def _subset() -> dict[str, list]:
-    """Axis -> arms, of the flags that are set."""
+    """Returns axis -> arms of the flags that are set."""
     subset: dict[str, list] = {axis: flag.value for axis, flag in _SUBSET.items() if flag.value}
     try:
         if "seeds" in subset:

@@ -7,7 +7,7 @@ from capret_jax.config.experiment import ExperimentConfig
 from capret_jax.config.model import ModelConfig
 from capret_jax.errors import InputError
 
-# Keys that change neither what is trained nor how it is measured.
+# Keys that affect neither the trained model nor its metrics.
 NON_SEMANTIC_KEYS = (
     "mesh",
     "compute",
@@ -19,7 +19,7 @@ NON_SEMANTIC_KEYS = (
     "loop.checkpoint_every",
     "loop.evaluate_every",
 )
-# Keys that may change between the runs of one workdir without changing what is trained.
+# Keys that may change between the runs of one workdir, since the trained model stays the same.
 _FREE_KEYS = (*NON_SEMANTIC_KEYS, "mode", "evaluation", "embedding.captions", "embedding.file")
 # Fields that may differ between a model and the checkpoint that it starts from.
 _FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout", "embedding")

@@ -55,7 +55,7 @@ class PrepareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """The part of a photograph that the model sees of an item, in training and at evaluation.
+    """The part of an item's photograph that is the model's input, in training and at evaluation.
 
     Attributes:
         kind: "crop", the item's box with a margin; "image", the whole photograph, so that all its
@@ -80,12 +80,12 @@ class ViewConfig:
 
     @property
     def regions(self) -> bool:
-        """True where items are regions of a photograph."""
+        """Returns True if items are regions of a photograph."""
         return self.kind == "region"
 
     @property
     def whole(self) -> bool:
-        """True where the view is the whole photograph."""
+        """Returns True if the view is the whole photograph."""
         return self.kind != "crop"
 
 
@@ -101,8 +101,8 @@ class CaptionConfig:
             captions, one of which is drawn each time. Lines with a "split" other than "train" are
             ignored.
         dropout: probability that an example's caption is empty.
-        short: probability that the template reveals the category alone, as the phrases do by which
-            garments are detected in photographs.
+        short: probability that the template reveals only the category, like the phrases that detect
+            garments in photographs.
     """
 
     fields: tuple[str, ...] = FIELDS
@@ -129,12 +129,12 @@ class CaptionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training views; all fractions. Zeros everywhere make views plain.
+    """Random changes of training views; all values are fractions, and 0 turns a change off.
 
     Attributes:
         margin: context around the box at evaluation, as a fraction of the box's sides; training
-            draws each side's between -shrink and 2 * margin.
-        shrink: how far into the box a training crop may cut.
+            draws a margin for each side between -shrink and 2 * margin.
+        shrink: largest share of a box's side that a training crop may cut off at each edge.
         trim: maximal share of the photograph's width or height that a training view of the whole
             photograph loses at each side; the items' boxes are kept.
         flip: probability of a horizontal flip, except where the caption mentions left or right.
@@ -143,8 +143,8 @@ class AugmentConfig:
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
-            no identity, since other garments may be in it; so it shows an item without identity
-            instead of the one drawn, where the dataset has any.
+            no identity, since other garments may be in it. If the dataset has items without
+            identity, one of them replaces the drawn item.
     """
 
     margin: float = 0.1

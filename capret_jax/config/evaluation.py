@@ -9,7 +9,7 @@ CAPTION_SOURCES = ("none", "oracle", "generated")
 
 @dataclasses.dataclass(frozen=True)
 class DetectionConfig:
-    """Effort and thresholds of garment detection by phrases.
+    """Settings of garment detection by phrases.
 
     Attributes:
         windows: sides of the windows as shares of the photograph's sides; 1 is the whole
@@ -84,7 +84,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingConfig:
-    """The embedding by which items are compared, and the captions of validation items it reads.
+    """Settings of the embedding that compares items, and of its validation captions.
 
     Attributes:
         kind: "image", "text", "joined" or "fusion", see `X2VLM.item_features`; trained by ArcFace.

@@ -15,7 +15,7 @@ MODES = ("train_and_evaluate", "train", "evaluate")
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """One run.
+    """Configuration of one run.
 
     Attributes:
         mode: one of `MODES`.

@@ -86,10 +86,10 @@ class LossConfig:
 
     @property
     def box(self) -> bool:
-        """True where a term predicts boxes."""
+        """Returns True if a term predicts boxes."""
         return bool(self.box_l1 or self.box_giou)
 
     @property
     def text(self) -> bool:
-        """True where a term reads the unmasked captions."""
+        """Returns True if a term reads the unmasked captions."""
         return bool(self.itc or self.itm or self.box)

@@ -63,7 +63,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Number of patches along one side of the image."""
+        """Number g of patches along one side of the image; N = g * g."""
         return self.image_size // PATCH_SIZE
 
     @property

@@ -1,4 +1,4 @@
-"""Batches, which the input pipeline yields, and the outputs of the model for them."""
+"""Training batches of the input pipeline, and the model's outputs for them."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ Array = Any
 
 # Class of an item without an identity.
 NO_IDENTITY = -1
-# Label of a token that does not count.
+# Label of a position without a target; losses ignore it.
 IGNORED_LABEL = -100
 
 

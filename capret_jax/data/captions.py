@@ -23,7 +23,7 @@ _PHRASES = {
 }
 _VALUES = {**LEVELS, **DETAILS}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-# Number of words kept of a caption, as in X2-VLM's fine-tuning.
+# Maximal number of words of a caption, as in X2-VLM's fine-tuning.
 _MAX_WORDS = 40
 
 
@@ -181,11 +181,11 @@ def read_captions(path: str, split: str = "train") -> dict[tuple[int, int], tupl
 
 
 def mentions_sides(caption: str) -> bool:
-    """True where the caption contains "left" or "right", which a flip would make wrong."""
+    """Returns True if the caption contains "left" or "right", which a flip would make wrong."""
     return bool(_SIDES.search(caption))
 
 
 def clean_caption(text: str) -> str:
-    """Makes lower case, removes punctuation, replaces - and / by spaces, keeps 40 words."""
+    """Lower-cases a text, removes punctuation, replaces - and / by spaces, keeps 40 words."""
     text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
     return " ".join(re.sub(r"[-/]", " ", text).split()[:_MAX_WORDS])

@@ -16,7 +16,7 @@ from PIL import Image
 from capret_jax.data.schema import CATEGORIES, LEVELS, SOURCES
 
 SPLITS = ("train", "validation")
-# EXIF's orientation tag; from 5 on, its values exchange width and height.
+# EXIF's orientation tag; values of 5 and more exchange width and height.
 _ORIENTATION = 0x0112
 
 
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
 
 class _BrokenError(ValueError):
-    """An image or an item cannot be used; the message is the reason."""
+    """Error: an image or an item cannot be used; the message is the reason."""
 
 
 def list_files(source: pathlib.Path, split: str) -> list[str]:

@@ -13,7 +13,7 @@ from capret_jax.errors import InputError
 cv2.setNumThreads(1)
 # JPEG's orientation tag, and its value for an upright picture.
 _ORIENTATION, _UPRIGHT = 0x0112, 1
-# libjpeg decodes at these fractions of the size from fewer coefficients.
+# libjpeg can decode at 1/factor of the size, from fewer coefficients.
 _FACTORS = (8, 4, 2)
 
 

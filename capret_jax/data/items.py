@@ -17,7 +17,7 @@ from capret_jax.data.records import Records
 from capret_jax.data.schema import DETAILS, LEVELS
 
 _ATTRIBUTES = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS, *DETAILS)
-# The number of the layout of a kept table; a table of another layout is made again.
+# Version of the layout of a cached table; a table of another version is made again.
 _FORMAT = 1
 
 

@@ -87,7 +87,7 @@ class CaptionEncoder:
         return self._cached(clean_caption(caption))
 
     def cuts(self, caption: str) -> bool:
-        """True where a caption is longer than T tokens."""
+        """Returns True if a caption is longer than T tokens, [CLS] and [SEP] included."""
         return len(self._whole(clean_caption(caption))) > self._max_tokens
 
     def _whole(self, caption: str) -> list[int]:

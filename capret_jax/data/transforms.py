@@ -26,7 +26,7 @@ class View(NamedTuple):
 
 
 def crop_view(photograph: Photograph, box: np.ndarray, size: int, margin: float) -> View:
-    """Crops the item's box with a margin and resizes it to `size` x `size`.
+    """Crops the item's box with a margin and resizes it to S x S.
 
     Args:
         photograph: the photograph of the item.
@@ -38,7 +38,7 @@ def crop_view(photograph: Photograph, box: np.ndarray, size: int, margin: float)
 
 
 def whole_view(photograph: Photograph, boxes: np.ndarray, size: int) -> View:
-    """Resizes the whole photograph to `size` x `size`.
+    """Resizes the whole photograph to S x S.
 
     Args:
         photograph: the photograph of the items.
@@ -74,7 +74,7 @@ class Augmentation:
             photograph: the photograph of the item.
             box: (4,) x1, y1, x2, y2 in pixels.
             rng: source of the random changes.
-            may_flip: False keeps left and right.
+            may_flip: False to never flip horizontally.
         """
         margins = rng.uniform(-self.config.shrink, 2 * self.config.margin, 4)
         view = _cut(photograph, _around(box, margins), box[None], self.size)
@@ -119,7 +119,7 @@ class Augmentation:
         return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip)
 
     def _change(self, view: View, rng: np.random.Generator, may_flip: bool) -> View:
-        """Flips, lights and erases at random."""
+        """Applies random flip, brightness, colour and erasing."""
         image, boxes = view
         config = self.config
         if rng.random() < config.flip and may_flip:
@@ -135,12 +135,12 @@ class Augmentation:
 
 
 def frame(photograph: Photograph) -> np.ndarray:
-    """(4,) float64 x1, y1, x2, y2 of the whole photograph."""
+    """Returns the window of the whole photograph: (4,) float64 x1, y1, x2, y2 in pixels."""
     return np.array([0, 0, photograph.width, photograph.height], np.float64)
 
 
 def margin_window(photograph: Photograph, box: np.ndarray, margin: float) -> np.ndarray:
-    """The window of `crop_view`: (4,) int x1, y1, x2, y2 in pixels, inside the photograph."""
+    """Returns the window of `crop_view`: (4,) int x1, y1, x2, y2 in pixels, inside the photo."""
     return _inside(photograph, _around(box, np.full(4, margin)))
 
 
@@ -153,7 +153,7 @@ def _around(box: np.ndarray, margins: np.ndarray) -> np.ndarray:
 def _inside(photograph: Photograph, window: np.ndarray) -> np.ndarray:
     """Rounds a window to pixels and cuts it at the edges.
 
-    The result is at least a pixel wide and inside the image, whatever the annotation says.
+    The result is at least a pixel wide and high and inside the image, for any annotation.
     """
     limit = np.array([photograph.width, photograph.height])
     low = np.clip(np.round(window[:2]).astype(int), 0, limit - 1)

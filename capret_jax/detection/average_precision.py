@@ -17,10 +17,10 @@ _NAMES = ("AP", "AP50", "AP75")
 
 
 def coco_entries(image_ids: Sequence[int], detections: Sequence[Sequence[Detection]]) -> list[dict]:
-    """Detections in COCO's result format.
+    """Converts detections to COCO's result format.
 
     Args:
-        image_ids: (n,) image ids of the photographs.
+        image_ids: (n,) int image ids of the photographs.
         detections: the detections of each photograph.
     """
     return [
@@ -36,7 +36,7 @@ def coco_entries(image_ids: Sequence[int], detections: Sequence[Sequence[Detecti
 
 
 def average_precision(entries: list[dict], items: ItemTable) -> dict[str, float]:
-    """Mean average precision over the categories present, with up to 100 boxes per photograph.
+    """Computes mAP over the categories present, with up to 100 boxes per photograph.
 
     Args:
         entries: detections in COCO's result format, in photographs of `items` only.
@@ -59,7 +59,7 @@ def average_precision(entries: list[dict], items: ItemTable) -> dict[str, float]
 
 
 def _dataset(items: ItemTable) -> dict:
-    """The ground truth in COCO's annotation format."""
+    """Converts the ground truth to COCO's annotation format."""
     images = np.unique(items["image_id"])
     annotations = []
     for row in range(len(items)):
@@ -83,6 +83,6 @@ def _dataset(items: ItemTable) -> dict:
 
 
 def _corner_and_sides(box: np.ndarray) -> list[float]:
-    """(4,) x1, y1, x2, y2 -> x, y, width, height."""
+    """Converts (4,) x1, y1, x2, y2 to x, y, width, height."""
     x1, y1, x2, y2 = map(float, box)
     return [x1, y1, x2 - x1, y2 - y1]

@@ -23,7 +23,7 @@ def from_window(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of all pairs of boxes.
+    """Computes the intersection over union of all pairs of boxes.
 
     Args:
         a: (A, 4) x1, y1, x2, y2.
@@ -41,7 +41,7 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """Greedy non-maximum suppression.
+    """Selects boxes by greedy non-maximum suppression.
 
     Args:
         boxes: (n, 4) x1, y1, x2, y2.

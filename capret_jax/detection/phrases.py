@@ -147,7 +147,7 @@ class PhraseDetector:
     def _score_views(
         self, views: list[np.ndarray], phrases: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (n, K, 4) and match probabilities (n, K) of (n, K) phrases in up to n views."""
+        """Returns (n, K, 4) boxes and (n, K) match probabilities of (n, K) phrases in n views."""
         images = np.stack(views)
         # The last view is repeated up to a fixed number, so that few shapes are compiled.
         images = np.concatenate([images, np.repeat(images[-1:], len(phrases) - len(images), 0)])
@@ -183,7 +183,7 @@ def _score_fn(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str) -> Call
 
 
 def _windows(photograph: Photograph, fractions: Sequence[float]) -> list[np.ndarray]:
-    """(4,) int x1, y1, x2, y2 windows: of a fraction below 1 one in each corner, else the frame."""
+    """Returns (4,) int windows: four corners for a fraction below 1, else the whole photograph."""
     whole = frame(photograph)
     sides = whole[2:]
     windows = []

@@ -1,4 +1,4 @@
-"""Calibration of the score from which detections count, and the file that keeps it."""
+"""Calibration of the score threshold of detections, and the file that stores it."""
 
 import json
 import pathlib
@@ -55,7 +55,10 @@ def match_detections(
     Args:
         detections: the detections of each photograph, highest score first.
         boxes: the (m, 4) ground-truth boxes of each photograph, x1, y1, x2, y2 in pixels.
-        categories: the (m,) ground-truth category ids of each photograph.
+        categories: the (m,) int ground-truth category ids of each photograph.
+
+    Returns:
+        All n detections, in the order of the photographs.
     """
     scores, correct = [], []
     for in_image, item_boxes, item_categories in zip(detections, boxes, categories, strict=True):
@@ -87,7 +90,7 @@ def calibrate_threshold(detections: ScoredDetections) -> ThresholdCalibration:
 
 
 def at_threshold(detections: ScoredDetections, threshold: float) -> ThresholdCalibration:
-    """Precision and recall of the detections whose score reaches a threshold."""
+    """Computes precision and recall of the detections whose score reaches a threshold."""
     counted = detections.correct[detections.scores >= threshold]
     return ThresholdCalibration(
         threshold,

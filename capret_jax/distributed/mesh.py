@@ -19,9 +19,9 @@ AXES = (DATA, FSDP, TENSOR)
 # Axes that a batch is split over; devices along `tensor` compute the same examples.
 BATCH_AXES = (DATA, FSDP)
 
-# Pattern of paths -> axis of the mesh for each axis of the parameter; the first pattern found in a
-# path applies. First matrices of a layer are split by column over `tensor`, last ones by row, so
-# that a layer needs a single all-reduce (Megatron-LM, arXiv 1909.08053).
+# (regular expression, mesh axis of each axis of the parameter); the first expression that is found
+# in a parameter's path applies. First matrices of a layer are split by column over `tensor`, last
+# ones by row, so that a layer needs a single all-reduce (Megatron-LM, arXiv 1909.08053).
 _RULES: tuple[tuple[str, tuple], ...] = (
     (r"arcface$", (AXES, None, None)),
     (r"(qkv|query|key|value|up)/kernel$", (FSDP, TENSOR)),

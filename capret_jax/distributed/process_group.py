@@ -1,4 +1,4 @@
-"""The process group of a run on several hosts: joining it, and leaving it after an error."""
+"""Process group of a run on several hosts: joining it, and exit after an error."""
 
 import os
 import sys

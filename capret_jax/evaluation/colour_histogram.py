@@ -8,7 +8,7 @@ BINS = _LEVELS**3
 
 
 def histograms(images: np.ndarray) -> np.ndarray:
-    """Joint RGB histograms of 8 x 8 x 8 bins.
+    """Computes joint RGB histograms of 8 x 8 x 8 bins.
 
     The square root of the counts makes their inner product the Bhattacharyya coefficient.
 

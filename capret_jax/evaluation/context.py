@@ -47,7 +47,7 @@ class EncodedSplit:
 
 
 class EvaluationContext:
-    """The validation split, its protocol, and what several evaluators need of a state.
+    """The validation split, its protocol, and results of a state that several evaluators use.
 
     Attributes:
         run: the run whose states are evaluated.
@@ -118,7 +118,7 @@ class EvaluationContext:
         )
 
     def _encode(self, state: TrainState) -> EncodedSplit:
-        """Reads every photograph once, for everything that the config's evaluators need."""
+        """Reads every photograph once, and computes all inputs of the config's evaluators."""
         config, run = self.run.config.evaluation, self.run
         reader = PhotographReader(run, run.dataset.validation, config.baselines)
         untrained = run.fresh_state().model if config.baselines else None

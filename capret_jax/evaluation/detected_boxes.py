@@ -72,7 +72,7 @@ def read_detections(path: str | os.PathLike, items: ItemTable) -> DetectionTable
 
 
 def make_detections(entries: list[Entry], items: ItemTable) -> DetectionTable:
-    """Converts entries in COCO's result format, see `read_detections`."""
+    """Makes a table of entries in COCO's result format, see `read_detections`."""
     images, first = np.unique(items["image_id"], return_index=True)
     image = np.array([int(entry["image_id"]) for entry in entries], np.int64)
     row = first[np.searchsorted(images, image).clip(max=len(images) - 1)]
@@ -128,7 +128,7 @@ def rank_detections(
 
     Args:
         detections: the detections in the split's photographs.
-        embeddings: (n, E) float32 embeddings of the detections.
+        embeddings: (n, E) float32 embeddings of the detections, compared by inner products.
         protocol: the split's queries and gallery.
     """
     table, ground_truth = detections.items, protocol.ground_truth
@@ -158,7 +158,7 @@ def _shop_identities(
     protocol: Protocol,
     entry_identities: np.ndarray,
 ) -> np.ndarray:
-    """Identity of the gallery item that each shop detection belongs to.
+    """Returns the identity of the gallery item that each shop detection belongs to.
 
     Args:
         detections: the detections in the split's photographs.
@@ -190,7 +190,7 @@ def _shop_identities(
 
 
 def _gallery_entry_identities(protocol: Protocol) -> np.ndarray:
-    """Identities of the ground truth's gallery entries, numbered as the protocol's queries are."""
+    """Returns the int identities of the gallery entries, numbered as in `query_identity`."""
     identities = {
         (entry["pair_id"], entry["style"]): identity
         for entry, identity in zip(protocol.query_entries(), protocol.query_identity, strict=True)

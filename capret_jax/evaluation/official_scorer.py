@@ -26,7 +26,7 @@ RESULT_KEYS = (
     "gallery_image_id",
     "gallery_bbox",
 )
-# IoU from which a retrieved box counts as the gallery item's.
+# Lowest IoU at which a retrieved box counts as the box of a gallery item.
 GALLERY_IOU = 0.5
 # Least IoU of a query's box with the item that it is assigned to, in the stricter numbers.
 QUERY_IOU_FLOOR = 0.5
@@ -53,7 +53,7 @@ class Score(NamedTuple):
     without_results: int
 
     def as_dict(self) -> dict[str, float]:
-        """Fractions "top_1" ... "top_20" of the queries, and the numbers of query items.
+        """Returns fractions "top_1" ... "top_20" of the queries, and the numbers of query items.
 
         The latter are "missed", "without_results" and "queries", which counts all of them.
         """
@@ -159,7 +159,7 @@ def _positions_by_image(entries: list[Entry]) -> dict[Any, list[int]]:
 
 
 def _assign_in_image(detections: list[Entry], items: list[Entry], floor: float) -> list[int | None]:
-    """Position of each item's best-scored detection of its class; None where it has none."""
+    """Returns the position of each item's highest-scored detection of its class, or None."""
     overlap = box_iou(_entry_boxes(detections, "query_bbox"), _entry_boxes(items, "bbox"))
     # argmax resolves ties to the first item.
     owners = np.where(overlap.max(axis=1) >= floor, overlap.argmax(axis=1), -1)
@@ -176,7 +176,7 @@ def _assign_in_image(detections: list[Entry], items: list[Entry], floor: float) 
 
 
 def _first_relevant_rank(detection: Entry, item: Entry, relevant: dict[tuple, list[Entry]]) -> int:
-    """Rank from 0 of the first retrieved box that shows the query item; 20 without one.
+    """Returns the rank, from 0, of the first retrieved box of the query item; 20 without one.
 
     Args:
         detection: entry with `RESULT_KEYS`.
@@ -196,5 +196,5 @@ def _first_relevant_rank(detection: Entry, item: Entry, relevant: dict[tuple, li
 
 
 def _entry_boxes(entries: list[Entry], key: str) -> np.ndarray:
-    """(n, 4) float64 boxes of the entries."""
+    """Returns the (n, 4) float64 boxes of the entries, x1, y1, x2, y2 in pixels."""
     return np.array([entry[key] for entry in entries], np.float64).reshape(-1, 4)

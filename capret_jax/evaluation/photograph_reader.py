@@ -40,7 +40,7 @@ class PhotographViews(NamedTuple):
 
 
 class PhotographReader:
-    """Reads the pictures that the model gets at evaluation, in batches and ahead of their use.
+    """Reads the model's input pictures at evaluation, in batches and ahead of their use.
 
     Pictures are in the order of the item table, and process p of n reads the p-th of n equal parts
     of them. The items of a photograph are adjacent, so one process reads it, unless two parts meet

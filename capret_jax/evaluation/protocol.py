@@ -21,7 +21,7 @@ from capret_jax.evaluation.official_scorer import (
 
 # Neighbours per query in the official result file.
 RESULTS_PER_QUERY = 20
-# Published numbers on "ground truth boxes" are of queries with more relevant items than this.
+# Published results with ground-truth boxes cover queries with more relevant items than this.
 _PUBLISHED_MIN_RELEVANT = 5
 
 
@@ -63,18 +63,18 @@ class Protocol:
     gallery_identity: np.ndarray
 
     def query_entries(self) -> list[Entry]:
-        """The Q official entries of the queries."""
+        """Returns the Q official entries of the queries."""
         entries = evaluated_queries(self.ground_truth.queries)
         return [entries[position] for position in self.query_positions]
 
     def relevant_counts(self) -> np.ndarray:
-        """(Q,) int64 numbers of relevant gallery items."""
+        """Returns the (Q,) int64 numbers of relevant gallery items."""
         identities, counts = np.unique(self.gallery_identity, return_counts=True)
         place = np.searchsorted(identities, self.query_identity).clip(max=len(identities) - 1)
         return np.where(identities[place] == self.query_identity, counts[place], 0)
 
     def published_subset(self) -> np.ndarray:
-        """(Q,) bool, True for queries of the published subset: more than 5 relevant items."""
+        """Returns (Q,) bool, True for the published subset: more than 5 relevant items."""
         return self.relevant_counts() > _PUBLISHED_MIN_RELEVANT
 
 
@@ -150,7 +150,7 @@ def _check_any(rows: np.ndarray, name: str) -> None:
 
 
 def _rows(entries: list[Entry], key: str, items: ItemTable, mask: np.ndarray) -> np.ndarray:
-    """Finds the row of each entry: same image, pair and style, and the same box but for rounding.
+    """Finds the row of each entry: equal image, pair and style, and equal box up to rounding.
 
     Args:
         entries: official entries.
@@ -185,14 +185,14 @@ def result_entries(
     neighbours: np.ndarray,
     scores: np.ndarray,
 ) -> list[Entry]:
-    """Retrieval results in the official format, one entry per query.
+    """Makes retrieval results in the official format, one entry per query.
 
     Args:
         items: a table of items, annotated or detected.
         queries: (Q,) int64 rows of the queries.
         gallery: (G,) int64 rows of the gallery.
         neighbours: (Q, >= 20) int64 positions in `gallery`, best first.
-        scores: (Q,) confidences of the queries' boxes.
+        scores: (Q,) float confidences of the queries' boxes.
     """
     entries = []
     for query, positions, confidence in zip(queries, neighbours, scores, strict=True):

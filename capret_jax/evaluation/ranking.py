@@ -1,4 +1,4 @@
-"""Exact rankings of the gallery, and their quality per query."""
+"""Exact rankings of the gallery, and their metrics per query."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def _rank_chunk(queries, gallery, query_identity, gallery_identity):
 
 
 class RerankedMetrics:
-    """Rankings that differ from a known one in the order of the first k neighbours."""
+    """Metrics of rankings that reorder the first k neighbours of a known ranking."""
 
     def __init__(self, protocol: Protocol, ranking: Ranking, k: int):
         """

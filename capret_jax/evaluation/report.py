@@ -15,7 +15,7 @@ from capret_jax.evaluation.ranking import Ranking
 from capret_jax.evaluation.templates import render
 from capret_jax.retrieval.metrics import TOP_K
 
-_QUERIES_SHOWN = 8  # of those with a relevant first result, and of the others
+_QUERIES_SHOWN = 8  # for each group: first result relevant, and not
 _RESULTS_SHOWN = 8
 _PICTURE_SIZE = 128
 _MARGIN = 0.1
@@ -78,13 +78,13 @@ def write_report(path: pathlib.Path, title: str, metrics: dict, examples: Report
 
 
 def _systems(metrics: dict) -> dict[str, dict]:
-    """The rows of the baselines' table: name -> metrics."""
+    """Returns the rows of the baselines' table: name -> metrics."""
     model = {name: metrics[name] for name in ("mAP", *(f"top_{k}" for k in TOP_K))}
     return {"this model": model, **metrics["baselines"]}
 
 
 def _protocols(metrics: dict) -> dict[str, dict]:
-    """The rows of the official protocol's table: boxes x rules x queries."""
+    """Returns the rows of the official protocol's table: boxes x rules x queries."""
     rows = {}
     for name, part in (
         ("ground-truth boxes", metrics),
@@ -100,7 +100,7 @@ def _protocols(metrics: dict) -> dict[str, dict]:
 
 
 def _spread(ranking: Ranking) -> list[np.ndarray]:
-    """Query numbers evenly spread over average precision: first result relevant, and not."""
+    """Chooses queries evenly over average precision: first result relevant, and not."""
     order = np.argsort(ranking.precision, kind="stable")
     first = ranking.first[order]
     groups = (order[first == 0], order[first > 0])
@@ -111,7 +111,7 @@ def _spread(ranking: Ranking) -> list[np.ndarray]:
 
 
 def _example(examples: ReportExamples, query: int) -> dict:
-    """The pictures of a query and of its nearest gallery items."""
+    """Returns the pictures of a query and of its nearest gallery items."""
     split, protocol, ranking = examples.split, examples.protocol, examples.ranking
     nearest = ranking.neighbours[query, :_RESULTS_SHOWN]
     relevant = protocol.gallery_identity[nearest] == protocol.query_identity[query]
@@ -127,7 +127,7 @@ def _example(examples: ReportExamples, query: int) -> dict:
 
 
 def data_uri(split: Split, row: int) -> str:
-    """The crop of an item as a JPEG data URI.
+    """Encodes the crop of an item as a JPEG data URI.
 
     Args:
         split: the split with the item.

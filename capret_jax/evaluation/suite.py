@@ -21,7 +21,7 @@ EVALUATION = "evaluation"
 
 
 class EvaluationSuite:
-    """The evaluators of a config. Its construction raises the errors of data that does not fit.
+    """The evaluators of a config; the constructor raises errors in the data.
 
     Attributes:
         folder: folder of the results.

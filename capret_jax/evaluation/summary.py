@@ -38,7 +38,7 @@ def summary(metrics: dict, folder: pathlib.Path) -> str:
 
 
 def _detection_summary(detection: dict | None) -> list[str]:
-    """The line of the phrase detector's metrics; none without them."""
+    """Formats the line of the phrase detector's metrics; no line without them."""
     if not detection:
         return []
     return [

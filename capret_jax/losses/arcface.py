@@ -19,12 +19,12 @@ from capret_jax.distributed.mesh import AXES
 from capret_jax.losses import Loss, StepContext
 from capret_jax.losses.margin import GRADIENTS, class_margins
 
-# Stands for the cosine of the true class and of padding among the rivals. Finite, since a device
-# may hold nothing else, and inf - inf is NaN.
+# Replaces the cosines of the true class and of padding among the rivals. Finite, since these may be
+# the only classes of a device, and inf - inf is NaN.
 _NO_RIVAL = -1e9
 # Class id of padding rows: neither a class nor `NO_IDENTITY`.
 _PADDING = -2
-# Folded into the step's key for drawing classes; other draws of the step fold in small numbers.
+# Folded into the step's key to draw classes; other random draws of the step fold in small numbers.
 _SAMPLING = 2**30
 # Largest number of logits that a device computes at once: the gradient needs about four arrays of
 # that size. Larger batches are computed in chunks, and their logits again for the gradient. A chunk

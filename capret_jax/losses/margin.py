@@ -30,8 +30,11 @@ def shifted_cosine(cosine: jax.Array, margin: jax.Array | float) -> jax.Array:
     line cos(theta) - margin * sin(margin), as in the authors' code.
 
     Args:
-        cosine: (B,) cosines cos(theta) of the true class.
-        margin: (B,) margins, or one for all, radians.
+        cosine: (B,) float32 cosines cos(theta) of the true class.
+        margin: (B,) float32 margins, or one for all, radians.
+
+    Returns:
+        (B,) float32.
     """
     # The square root's slope is infinite at 0, hence the floor.
     sine = jnp.sqrt(jnp.maximum(1.0 - cosine**2, 1e-12))
@@ -47,8 +50,11 @@ def straight_through_cosine(cosine: jax.Array, margin: jax.Array | float) -> jax
     it is equal to its class direction.
 
     Args:
-        cosine: (B,) cosines of the true class.
-        margin: (B,) margins, or one for all, radians.
+        cosine: (B,) float32 cosines of the true class.
+        margin: (B,) float32 margins, or one for all, radians.
+
+    Returns:
+        (B,) float32.
     """
     return cosine + jax.lax.stop_gradient(shifted_cosine(cosine, margin) - cosine)
 

@@ -37,7 +37,7 @@ class FusedQuestions(NamedTuple):
 
 
 def answer_losses(model: X2VLM, answers: Answers, question: FusedQuestions) -> jax.Array:
-    """Cross entropy of each answer, summed over its tokens after [CLS].
+    """Computes the cross entropy of each answer, summed over its tokens after [CLS].
 
     Args:
         model: a model with an answer decoder.
@@ -99,7 +99,7 @@ def write_answers(
         config: settings of the beam search.
 
     Returns:
-        (Q, max_tokens) int32 token ids, 0 after the end; (Q,) summed log-probabilities.
+        (Q, max_tokens) int32 token ids, 0 after the end; (Q,) float32 summed log-probabilities.
     """
     rows, length = len(question.states), config.max_tokens
 

@@ -22,7 +22,7 @@ def attention(
     mask: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Scaled dot-product attention (arXiv 1706.03762, eq. 1) with an additive bias.
+    """Computes scaled dot-product attention (arXiv 1706.03762, eq. 1) with an additive bias.
 
     Args:
         query: (B, T, H, D/H).

@@ -60,8 +60,8 @@ def beam_search(
     """Finds the text of the highest score for each example, without length penalty.
 
     Args:
-        next_token: function of the log-probabilities after each beam's last token; it is called
-            inside of a compiled loop.
+        next_token: function that returns the log-probabilities after each beam's last token; it is
+            called inside of a compiled loop.
         cache: initial cache of `next_token`; the K rows of an example are consecutive.
         first: (B,) int32, the token before each text.
         end: id of the token that ends a text.
@@ -97,7 +97,7 @@ def beam_search(
 
 
 def _open_scores(state: _State, end: int) -> jax.Array:
-    """(B, K) scores, lowered for beams whose last token ended the text."""
+    """Returns (B, K) scores, lowered for beams whose last token ended the text."""
     ended = (state.last == end) & (state.written > 0)
     return state.scores + jnp.where(ended, _FORBIDDEN, 0.0)
 
@@ -141,7 +141,7 @@ def _advance(state: _State, next_token: NextToken, end: int, config: BeamConfig)
 
 
 def _repetition_penalty(tokens: jax.Array, written: jax.Array, vocab: int, n: int) -> jax.Array:
-    """(B, K, vocab): `_FORBIDDEN` or less for tokens that would repeat an n-gram, 0 for others."""
+    """Returns (B, K, vocab): `_FORBIDDEN` or less for tokens that repeat an n-gram, else 0."""
     batch, beams, length = tokens.shape
     if length < n:
         return jnp.zeros((batch, beams, vocab))

@@ -28,7 +28,7 @@ _CLS_ROWS = 3  # cls -> patch, patch -> cls, cls -> cls
 
 
 def relative_position_index(grid: int) -> np.ndarray:
-    """Rows of the bias table for each pair of positions of a `grid` x `grid` image.
+    """Returns the row of the bias table of each pair of positions of a grid x grid image.
 
     Returns:
         (1+N, 1+N) int32. Patches i, j use (yi-yj+g-1)*(2g-1) + (xi-xj+g-1); the table's last three
@@ -48,7 +48,7 @@ def relative_position_index(grid: int) -> np.ndarray:
 
 
 def relative_position_rows(grid: int) -> int:
-    """Number of rows of a bias table: all patch offsets and the three of the CLS position."""
+    """Returns the number of rows of a bias table: all patch offsets, and 3 of the CLS position."""
     return (2 * grid - 1) ** 2 + _CLS_ROWS
 
 
@@ -69,6 +69,7 @@ class VisionAttention(nnx.Module):
         self.out = dense(width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Computes (B, 1+N, D) outputs from (B, 1+N, D) states."""
         bias = jnp.concatenate(
             [self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]]
         )
@@ -101,6 +102,7 @@ class VisionBlock(nnx.Module):
         key: jax.Array | None = None,
         drop_path_rate: float | jax.Array = 0.0,
     ) -> jax.Array:
+        """Computes (B, 1+N, D) states from (B, 1+N, D); `key` turns stochastic depth on."""
         attention_key, mlp_key = split_key(key, 2)
         branch = self.gamma_1[...] * self.attention(self.norm1(x))
         x = x + drop_path(branch, drop_path_rate, attention_key)
@@ -122,7 +124,13 @@ class VisionEncoder(nnx.Module):
         self.norm = layer_norm(width, _EPSILON)
 
     def embed_patches(self, pixels: jax.Array) -> jax.Array:
-        """(B, H, W, 3) normalised float -> (B, 1+N, D): the CLS token, then patches row by row."""
+        """Embeds (B, S, S, 3) normalised float pixels as (B, 1+N, D): the CLS token, then patches.
+
+        Patches are in row-major order.
+
+        Raises:
+            InputError: the images have another size than the model.
+        """
         if pixels.shape[1:] != (self.image_size, self.image_size, 3):
             raise InputError(
                 f"images of shape {pixels.shape} do not fit this model: it takes "
@@ -133,7 +141,13 @@ class VisionEncoder(nnx.Module):
         return jnp.concatenate([cls.astype(patches.dtype), patches], axis=1)
 
     def __call__(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """(B, H, W, 3) normalised float -> (B, 1+N, D); `key` turns stochastic depth on."""
+        """Encodes (B, S, S, 3) normalised float pixels as (B, 1+N, D).
+
+        A `key` turns stochastic depth on.
+
+        Raises:
+            InputError: the images have another size than the model.
+        """
         x = self.embed_patches(pixels)
         keys = split_key(key, len(self.blocks))
         layer_arguments = [
@@ -147,7 +161,7 @@ class VisionEncoder(nnx.Module):
 
 
 def _patchify(pixels: jax.Array) -> jax.Array:
-    """(B, H, W, 3) -> (B, N, 16*16*3): the inputs of a 16x16 convolution of stride 16."""
+    """Reshapes (B, H, W, 3) to (B, N, 16*16*3): inputs of a 16x16 convolution of stride 16."""
     batch, height, width, channels = pixels.shape
     rows, columns = height // PATCH_SIZE, width // PATCH_SIZE
     x = pixels.reshape(batch, rows, PATCH_SIZE, columns, PATCH_SIZE, channels)
@@ -155,7 +169,7 @@ def _patchify(pixels: jax.Array) -> jax.Array:
 
 
 def region_mask(boxes: jax.Array, grid: int) -> jax.Array:
-    """Mask of the positions that belong to each box.
+    """Computes the mask of the positions that belong to each box.
 
     Args:
         boxes: (R, 4) float x1, y1, x2, y2 in pixels of the model's input.
@@ -181,7 +195,7 @@ def box_regions(image: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Arra
 
     Args:
         image: (B, 1+N, D), the output of the vision encoder.
-        boxes: (B*R, 4) cx, cy, w, h as fractions of the image; R consecutive ones per image.
+        boxes: (B*R, 4) float cx, cy, w, h as fractions of the image; R consecutive ones per image.
 
     Returns:
         (B*R, 1+N, D) region embeddings of `pool_regions`, and their (B*R, 1+N) float32 masks.

@@ -26,7 +26,7 @@ _TOKEN_TYPES = 2
 
 
 class TextEmbeddings(nnx.Module):
-    """Sum of token, position and token type (always 0) embeddings, normalised."""
+    """Layer-normalised sum of token, position and token type (always 0) embeddings."""
 
     def __init__(self, config: ModelConfig):
         width = config.text_width
@@ -39,7 +39,7 @@ class TextEmbeddings(nnx.Module):
     def __call__(
         self, token_ids: jax.Array, key: jax.Array | None = None, start: jax.Array | int = 0
     ) -> jax.Array:
-        """(B, T) ids, the first at position `start` -> (B, T, D); `key` turns dropout on."""
+        """Embeds (B, T) int ids from position `start` on as (B, T, D); `key` turns dropout on."""
         positions, limit = token_ids.shape[1], self.position.num_embeddings
         if positions > limit:
             raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
@@ -72,11 +72,21 @@ class BertAttention(nnx.Module):
     def __call__(
         self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: jax.Array | None
     ) -> jax.Array:
-        """x (B*K, T, D), context (B, S, D'), mask (B, [T,] S) 0/1 or None -> (B*K, T, D)."""
+        """Attends from texts to a context.
+
+        Args:
+            x: (B*K, T, D) states of the texts.
+            context: (B, S, D') states that they attend to.
+            mask: (B, S), or (B, T, S) where queries differ: 1 for visible positions; None for all.
+            key: random key, which turns dropout on.
+
+        Returns:
+            (B*K, T, D).
+        """
         return self.attend(x, self.keys_values(context), mask, key)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
-        """context (B, S, D') -> keys and values (B, S, H, D/H)."""
+        """Projects context (B, S, D') to keys and values, (B, S, H, D/H) each."""
         keys, values = self.key(context), self.value(context)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
 
@@ -87,7 +97,7 @@ class BertAttention(nnx.Module):
         mask: jax.Array | None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """x (B*K, T, D), keys and values (B, S, H, D/H) -> (B*K, T, D).
+        """Attends from x (B*K, T, D) to keys and values (B, S, H, D/H); returns (B*K, T, D).
 
         Raises:
             InputError: the rows of queries are no multiple of the rows of keys.
@@ -123,7 +133,18 @@ class BertLayer(nnx.Module):
         context_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """x (B*K, T, D), mask (B*K, [T,] T), context (B, S, D'), its mask (B, S) -> (B*K, T, D)."""
+        """Computes the states of the next layer.
+
+        Args:
+            x: (B*K, T, D) states of the texts.
+            mask: (B*K, T), or (B*K, T, T) where queries differ: 1 for visible tokens.
+            context: (B, S, D') states of the cross-attention; None for a layer without it.
+            context_mask: (B, S), 1 for visible positions; None for all.
+            key: random key, which turns dropout on.
+
+        Returns:
+            (B*K, T, D).
+        """
         self_key, cross_key, mlp_key = split_key(key, 3)
         x = self.attention(x, x, mask, self_key)
         if context is not None:
@@ -162,7 +183,7 @@ class BertLayer(nnx.Module):
 
 
 def causal_mask(token_mask: jax.Array) -> jax.Array:
-    """(B, T) 0/1 -> (B, T, T) bool: each token attends to the unmasked tokens up to itself."""
+    """Returns the (B, T, T) bool causal mask of (B, T) 0/1: unmasked tokens up to each token."""
     positions = token_mask.shape[1]
     return jnp.tril(jnp.ones((positions, positions), bool)) & (token_mask[:, None, :] > 0)
 
@@ -178,7 +199,7 @@ class TextEncoder(nnx.Module):
     def __call__(
         self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """(B, T) int ids, (B, [T,] T) 0/1 mask -> (B, T, D); `key` turns dropout on."""
+        """Encodes (B, T) int ids with (B, [T,] T) 0/1 mask as (B, T, D); `key`: dropout."""
         first, *rest = split_key(key, 1 + len(self.layers))
         x = self.embeddings(token_ids, first)
         layer_arguments = [{"key": layer_key} for layer_key in rest]

@@ -28,7 +28,18 @@ class FusionEncoder(nnx.Module):
         image_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """text (B, T, D), image (B, 1+N, D'), masks 0/1 -> (B, T, D); `key` turns dropout on."""
+        """Computes fused states; K consecutive texts belong to one image.
+
+        Args:
+            text: (B*K, T, D) text states.
+            token_mask: 0/1 of the tokens, (B*K, T) or, where queries differ, (B*K, T, T).
+            image: (B, 1+N, D') vision states.
+            image_mask: (B, 1+N) 0/1 of visible positions; None for all.
+            key: random key, which turns dropout on.
+
+        Returns:
+            (B*K, T, D).
+        """
         context = (token_mask, image, image_mask)
         layer_arguments = [{"key": layer_key} for layer_key in split_key(key, len(self.layers))]
         return run_layers(self.layers, text, context, layer_arguments, self.compute)

@@ -20,6 +20,7 @@ class MlpHead(nnx.Module):
         self.down = dense(2 * width, outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Computes (..., outputs) from (..., D)."""
         return self.down(gelu(self.norm(self.up(x))))
 
 
@@ -32,7 +33,7 @@ class MaskedLmHead(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
 
     def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
-        """x (..., D), word_table (vocab, D) -> (..., vocab) logits."""
+        """Computes (..., vocab) logits from x (..., D) and word_table (vocab, D)."""
         return self.norm(gelu(self.dense(x))) @ word_table.T + self.bias[...]
 
 

@@ -13,37 +13,37 @@ from capret_jax.models.attention import OUTPUT_NAME
 # Matrices start at zero here and get their values in `x2vlm.init_params`, from a single draw: XLA
 # compiles every draw separately, which for 40 matrices took 10 s on a CPU.
 _DRAWN_LATER = nnx.initializers.zeros
-# Nothing here needs a key, and tracing the key counter of NNX takes 5 s at base size.
+# No initializer here uses a key, and tracing the key counter of NNX takes 5 s at base size.
 _NO_RNGS: Any = types.SimpleNamespace(params=lambda: None)
 
 
 def dense(inputs: int, outputs: int, use_bias: bool = True) -> nnx.Linear:
-    """A linear layer, `x @ kernel + bias`."""
+    """Makes a linear layer, `x @ kernel + bias`."""
     return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=_DRAWN_LATER, rngs=_NO_RNGS)
 
 
 def embedding(rows: int, width: int) -> nnx.Embed:
-    """A lookup table (rows, width)."""
+    """Makes an embedding table, (rows, width)."""
     return nnx.Embed(rows, width, embedding_init=_DRAWN_LATER, rngs=_NO_RNGS)
 
 
 def layer_norm(width: int, epsilon: float) -> nnx.LayerNorm:
-    """Layer normalisation over the last axis."""
+    """Makes a layer normalisation over the last axis."""
     return nnx.LayerNorm(width, epsilon=epsilon, rngs=_NO_RNGS)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU, with which the checkpoints were trained."""
+    """Applies the exact (erf) GELU, with which the checkpoints were trained."""
     return jax.nn.gelu(x, approximate=False)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """(..., T, D) -> (..., T, H, D/H)."""
+    """Reshapes (..., T, D) to (..., T, H, D/H)."""
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
-    """(..., T, H, D/H) -> (..., T, D)."""
+    """Reshapes (..., T, H, D/H) to (..., T, D)."""
     return x.reshape(*x.shape[:-2], -1)
 
 
@@ -55,6 +55,7 @@ class Mlp(nnx.Module):
         self.down = dense(hidden, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Computes (..., D) from (..., D)."""
         return self.down(gelu(self.up(x)))
 
 
@@ -110,7 +111,7 @@ _REMAT_POLICIES = {
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
-    """Splits a key into `count` independent keys; None, for evaluation, into `count` times None."""
+    """Splits a key into `count` independent keys; returns `count` times None for None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
@@ -120,7 +121,7 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
-    """Stochastic depth (arXiv 1603.09382): drops the whole branch for some examples (axis 0)."""
+    """Applies stochastic depth (arXiv 1603.09382): zeroes the branch of random rows of axis 0."""
     return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 

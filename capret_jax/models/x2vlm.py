@@ -34,7 +34,7 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalize_pixels(image: jax.Array) -> jax.Array:
-    """(B, H, W, 3) uint8 RGB -> float32, normalised as the model expects."""
+    """Converts (B, H, W, 3) uint8 RGB to float32, normalised as the model expects."""
     return (image / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
 
 
@@ -62,17 +62,17 @@ class X2VLM(nnx.Module):
             self.fusion_proj = dense(config.text_width, config.embed_dim)
 
     def encode_image(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """(B, H, W, 3) normalised float -> (B, 1+N, D): mean of the patches, then the patches."""
+        """Encodes (B, S, S, 3) normalised floats as (B, 1+N, D): mean of the patches, patches."""
         return self.vision(pixels, key)
 
     def pool_regions(self, image: jax.Array, mask: jax.Array) -> jax.Array:
-        """(R, 1+N, D) and (R, 1+N) 0/1 -> (R, 1+N, D), the region's mean at position 0."""
+        """Embeds regions from (R, 1+N, D) and a (R, 1+N) 0/1 mask; see `beit.pool_regions`."""
         return pool_regions(image, mask)
 
     def encode_text(
         self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """(B, T) int ids and 0/1 mask -> (B, T, D)."""
+        """Encodes (B, T) int token ids, with a (B, T) 0/1 mask, as (B, T, D)."""
         return self.text(token_ids, token_mask, key)
 
     def fuse(
@@ -83,15 +83,15 @@ class X2VLM(nnx.Module):
         image_mask: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """text (B, T, D), image (B, 1+N, D'), masks 0/1 -> (B, T, D)."""
+        """Fuses text (B*K, T, D) with image (B, 1+N, D'); see `FusionEncoder`."""
         return self.fusion(text, token_mask, image, image_mask, key)
 
     def image_features(self, image: jax.Array) -> jax.Array:
-        """(B, 1+N, D) -> (B, E) float32, L2-normalised."""
+        """Projects (B, 1+N, D) vision states to (B, E) float32 features, L2-normalised."""
         return normalize(_float32(self.vision_proj(image[:, 0])))
 
     def text_features(self, text: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, E) float32, L2-normalised."""
+        """Projects (B, T, D) text states to (B, E) float32 features, L2-normalised."""
         return normalize(_float32(self.text_proj(text[:, 0])))
 
     def item_features(
@@ -102,7 +102,7 @@ class X2VLM(nnx.Module):
         token_mask: jax.Array | None,
         fused: jax.Array | None = None,
     ) -> jax.Array:
-        """Retrieval embeddings of items, of the kind `ModelConfig.embedding`.
+        """Computes the retrieval embeddings of items, of the kind `ModelConfig.embedding`.
 
         "image": the image features; "text": the text features; "joined": both concatenated, with
         equal weight; "fusion": a projection of the fusion encoder's [CLS].
@@ -133,15 +133,15 @@ class X2VLM(nnx.Module):
         return normalize(_float32(self.fusion_proj(fused[:, 0])))
 
     def match_logits(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, 2) float32 logits; class 1 means that text and image match."""
+        """Returns (B, 2) float32 logits of (B, T, D) fused states; class 1 is a match."""
         return _float32(self.itm_head(fused[:, 0]))
 
     def predict_boxes(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, 4) float32 cx, cy, w, h as fractions of the image."""
+        """Returns (B, 4) float32 cx, cy, w, h, fractions of the image, of (B, T, D) states."""
         return jax.nn.sigmoid(_float32(self.bbox_head(fused[:, 0])))
 
     def masked_lm_logits(self, fused: jax.Array) -> jax.Array:
-        """(B, T, D) -> (B, T, vocab) float32 logits."""
+        """Returns (B, T, vocab) float32 logits of (B, T, D) fused states."""
         return _float32(self.mlm_head(fused, self.text.embeddings.word.embedding[...]))
 
     def answer_logits(
@@ -151,7 +151,7 @@ class X2VLM(nnx.Module):
         question: jax.Array,
         question_mask: jax.Array,
     ) -> jax.Array:
-        """Next-token logits (Q*K, A, vocab); see `AnswerDecoder`."""
+        """Returns next-token logits (Q*K, A, vocab); see `AnswerDecoder`."""
         return self.decoder(answer_ids, answer_mask, question, question_mask)
 
 
@@ -200,7 +200,7 @@ def init_params(config: ModelConfig, key: jax.Array, only: Collection[str] | Non
 
 
 def _initial_std(name: str, leaf: jax.Array) -> float | None:
-    """Deviation of a parameter; None if its module has already initialised it."""
+    """Returns the deviation of a parameter; None if its module has initialised it."""
     if name == "kernel":
         return leaf.shape[0] ** -0.5
     return EMBEDDING_STD if name == "embedding" else None

@@ -38,7 +38,7 @@ class Neighbours(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Neighbours]") -> "Neighbours":
-        """Neighbours of consecutive chunks of queries as one."""
+        """Joins the neighbours of consecutive chunks of queries."""
         return cls(
             np.concatenate([part.rows for part in parts]),
             np.concatenate([part.scores for part in parts]),
@@ -150,7 +150,7 @@ def default_settings(size: int) -> ScannSettings:
 
 
 class ScannEngine:
-    """ScaNN; settings that only affect the search can change after building (`with_settings`)."""
+    """ScaNN search; settings of the search can change after building (`with_settings`)."""
 
     def __init__(
         self,

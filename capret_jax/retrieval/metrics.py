@@ -59,6 +59,6 @@ def summarize(precision: np.ndarray, first: np.ndarray) -> dict[str, float]:
 
 
 def recall(retrieved: np.ndarray, exact: np.ndarray) -> float:
-    """Returns the share of the exact neighbours that were retrieved; both are (Q, k) rows."""
+    """Returns the share of the exact neighbours that were retrieved; both are (Q, k) int rows."""
     hits = [len(np.intersect1d(a, b)) for a, b in zip(retrieved, exact, strict=True)]
     return float(np.sum(hits) / exact.size)

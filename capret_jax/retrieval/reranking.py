@@ -33,7 +33,7 @@ class MatchingModel(Protocol):
 
 
 class Matcher:
-    """Match probabilities of texts and pictures."""
+    """Computes match probabilities of texts and pictures."""
 
     def __init__(self, model: MatchingModel, encode: CaptionEncoder):
         """
@@ -129,7 +129,7 @@ class CrossFitted(NamedTuple):
 
     Attributes:
         neighbours: (Q, K) re-ranked neighbours of all queries.
-        weights: weight for the first half of the queries, and for the second.
+        weights: weight of the first half of the queries, and of the second.
     """
 
     neighbours: Neighbours

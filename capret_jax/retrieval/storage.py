@@ -128,7 +128,7 @@ def write_items(path: pathlib.Path, items: list[Item]) -> None:
 
 
 def read_items(path: pathlib.Path) -> list[Item]:
-    """Reads what `write_items` wrote."""
+    """Reads items from a file of `write_items`."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 

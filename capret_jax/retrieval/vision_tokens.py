@@ -55,9 +55,9 @@ class VisionTokenStore:
         try:
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
-            # Without a name: the system deletes it when the last map of it is closed.
+            # Without a name, so that the system deletes it when its last memory map is closed.
             with tempfile.TemporaryFile(dir=folder) as file:
-                # Now, since writing to a map of a full disk would kill the process.
+                # Allocated now, since a write to a memory map on a full disk kills the process.
                 os.posix_fallocate(file.fileno(), 0, 2 * int(np.prod(size)))
                 self._states = np.memmap(file, np.float16, "w+", shape=size)
         except OSError as error:

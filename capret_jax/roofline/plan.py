@@ -52,7 +52,7 @@ CHIPS = {
     "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
 }
 
-# Fraction of HBM that XLA does not reserve.
+# Fraction of HBM that programs can use; XLA reserves the rest.
 _USABLE = 15.75 / 16
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from capret_jax.data.images import Photograph
 from capret_jax.errors import InputError
 
-# More than phones and most cameras have; decoded, 64 million pixels take 190 MB.
+# Above the resolution of phones and most cameras; decoded, 64 million pixels take 190 MB.
 MAX_PIXELS = 64_000_000
 _WHITE = (255, 255, 255)
 # Pillow reads other formats too; some of them start external programs or embed other images.

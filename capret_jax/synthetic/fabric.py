@@ -43,7 +43,7 @@ def darker(colour: Colour, factor: float) -> Colour:
 
 
 def _band(t: np.ndarray) -> np.ndarray:
-    """True in the first half of every unit interval of t."""
+    """Returns True in the first half of every unit interval of t."""
     return t - np.floor(t) < 0.5
 
 
@@ -55,7 +55,7 @@ def _dots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _grid(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Window-pane checks: thick crossing lines."""
+    """Draws window-pane checks: thick crossing lines."""
     return (u - np.floor(u) < 0.3) | (v - np.floor(v) < 0.3)
 
 
@@ -86,7 +86,7 @@ PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def _regular(corners: int, turn: float = 0.0, radii: tuple[float, ...] = (1.0,)) -> list[Point]:
-    """Corners of a polygon around the origin, the first at the top, with alternating radii."""
+    """Returns corners of a polygon around the origin, the first on top, alternating radii."""
     angles = [turn + 2 * math.pi * i / corners for i in range(corners)]
     return [
         (radii[i % len(radii)] * math.sin(a), -radii[i % len(radii)] * math.cos(a))

@@ -65,7 +65,7 @@ class _Canvas:
         self.extent = (-width / 2, top - margin, width / 2, top - margin + height)
 
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Body coordinates of the pixels' centres: x (1, W) and y (H, 1), float32."""
+        """Returns body coordinates of the pixels' centres: x (1, W) and y (H, 1), float32."""
         x = (np.arange(self.size[0], dtype=np.float32) + 0.5) / self.scale + self.extent[0]
         y = (np.arange(self.size[1], dtype=np.float32) + 0.5) / self.scale + self.extent[1]
         return x[None].astype(np.float32), y[:, None].astype(np.float32)
@@ -75,7 +75,7 @@ class _Canvas:
         return [((x - x0) * self.scale, (y - y0) * self.scale) for x, y in points]
 
     def mask(self, *polygons: list[Point]) -> Image.Image:
-        """8-bit mask of the first polygon less the others."""
+        """Returns the 8-bit mask of the first polygon minus the others."""
         mask = Image.new("L", self.size)
         draw = ImageDraw.Draw(mask)
         for i, polygon in enumerate(polygons):
@@ -88,7 +88,7 @@ class _Canvas:
 
 
 def _weave(garment: Garment, x: np.ndarray, y: np.ndarray) -> Image.Image:
-    """Cloth at body coordinates x, y, which broadcast to the picture's (H, W)."""
+    """Draws cloth at body coordinates x, y, which broadcast to the picture's (H, W)."""
     period = fabric.PATTERN_PERIODS[garment.pattern_scale]
     second = fabric.PATTERNS[garment.pattern](x / period, y / period)
     cloth = Image.new("RGB", second.shape[::-1], fabric.PALETTE[garment.colour])
@@ -98,7 +98,7 @@ def _weave(garment: Garment, x: np.ndarray, y: np.ndarray) -> Image.Image:
 
 
 def _sleeve_weave(garment: Garment, x: np.ndarray, y: np.ndarray) -> Image.Image:
-    """The same cloth, turned so that it follows the arms."""
+    """Draws the same cloth, turned so that it follows the arms."""
     (dx, dy), (sx, sy) = ARM_DIRECTION, SHOULDER
     across = (np.abs(x) - sx) * dy - (y - sy) * dx
     along = (np.abs(x) - sx) * dx + (y - sy) * dy
@@ -109,7 +109,7 @@ def _sleeve_weave(garment: Garment, x: np.ndarray, y: np.ndarray) -> Image.Image
 
 
 def _motif_place(garment: Garment) -> tuple[float, float, float]:
-    """Centre x, y and radius of the printed motif."""
+    """Returns centre x, y and radius of the printed motif."""
     shape = garment.silhouette
     if shape.open_front:
         return -0.102, 0.4, 0.07
@@ -163,7 +163,7 @@ def _lapels(garment: Garment, outline: Outline, canvas: _Canvas, draw, ink: Colo
 
 
 def _rim(alpha: Image.Image) -> np.ndarray:
-    """(H, W, 1) float32 factor, darker towards the garment's edges, so that it looks round."""
+    """Returns a (H, W, 1) float32 factor, darker at the garment's edges, for a round look."""
     soft = (
         alpha.reduce(8)
         .filter(ImageFilter.BoxBlur(1.4))

@@ -70,7 +70,7 @@ class Outline:
 
 
 def _smooth(points: list[Point], steps: int = 8) -> list[Point]:
-    """Catmull-Rom curve through the points, ends included."""
+    """Returns a Catmull-Rom curve through the points, ends included."""
     p = np.array([points[0], *points, points[-1]])
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
     curve = [
@@ -92,7 +92,7 @@ def mirrored(points: list[Point]) -> list[Point]:
 
 
 def _neckline(cut: Cut, top: str) -> list[Point]:
-    """Line from the middle of the neckline to the edge of the shoulder."""
+    """Returns the line from the middle of the neckline to the edge of the shoulder."""
     if top == "straps":
         dip = {"round": 0.15, "v": 0.19, "square": 0.12}[cut.neckline]
         return [(0.0, dip), (0.07, 0.135), (0.15, 0.12)]
@@ -105,7 +105,7 @@ def _neckline(cut: Cut, top: str) -> list[Point]:
 
 
 def _torso_side(cut: Cut, top: str) -> list[Point]:
-    """Line from the shoulder's tip down to the waist."""
+    """Returns the line from the shoulder's tip down to the waist."""
     loose = 0.018 * cut.fit
     waist = (0.158 + 2 * loose, 0.42)
     if top == "straps":
@@ -117,7 +117,7 @@ def _torso_side(cut: Cut, top: str) -> list[Point]:
 
 
 def _lower_side(shape: Silhouette, cut: Cut, hem: float) -> list[Point]:
-    """Line from the waist down to the hem's middle, around the crotch where there are legs."""
+    """Returns the line from the waist to the hem's middle, around the crotch if it has legs."""
     loose = 0.02 * cut.fit
     if shape.bottom is None:
         width = 0.178 + 2 * loose + 0.03 * cut.flare

@@ -33,7 +33,7 @@ class Layer:
 
     @property
     def covered(self) -> np.ndarray:
-        """(H, W) bool, True where the garment is, hidden or not."""
+        """Returns (H, W) bool, True for pixels of the garment, hidden or not."""
         return np.asarray(self.picture.getchannel("A")) >= _OPAQUE
 
 
@@ -51,9 +51,10 @@ class Appearance:
 def homography(
     cloth: Cloth, size: tuple[int, int], centre: np.ndarray, height: float, pose: Pose
 ) -> np.ndarray:
-    """(3, 3) float64 map from body units to pixels of a picture of `size` (width, height).
+    """Returns the (3, 3) float64 homography from body units to pixels of a picture.
 
-    The middle of the cloth is mapped to `centre`; the cloth is about `height` pixels high.
+    `size` is the picture's (width, height). The middle of the cloth is mapped to `centre`; the
+    cloth is about `height` pixels high.
     """
     x1, y1, x2, y2 = cloth.extent
     middle, half = ((x1 + x2) / 2, (y1 + y2) / 2), max(x2 - x1, y2 - y1) / 2
@@ -70,7 +71,7 @@ def homography(
 
 
 def project(matrix: np.ndarray, points) -> np.ndarray:
-    """Maps (N, 2) points with a (3, 3) homography."""
+    """Maps (N, 2) points with a (3, 3) homography to (N, 2)."""
     points = np.asarray(points, np.float64)
     mapped = points @ matrix[:, :2].T + matrix[:, 2]
     return mapped[:, :2] / mapped[:, 2:]
@@ -93,7 +94,7 @@ def place(cloth: Cloth, matrix: np.ndarray, size: tuple[int, int]) -> Layer:
 
 
 def _inside(cloth: Cloth, matrix: np.ndarray, size: tuple[int, int]) -> float:
-    """Share of the cloth's area that falls inside the picture."""
+    """Returns the share of the cloth's area that is inside the picture."""
     alpha = np.asarray(cloth.picture.getchannel("A").reduce(6))
     rows, columns = np.nonzero(alpha >= _OPAQUE)
     x1, y1, x2, y2 = cloth.extent

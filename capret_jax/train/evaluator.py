@@ -1,4 +1,4 @@
-"""The protocol of evaluators, on which training depends in place of the evaluators."""
+"""Evaluator protocol, so that training does not import the evaluators."""
 
 from typing import Any, Protocol
 

@@ -23,7 +23,7 @@ def merge(steps: list[Metrics]) -> dict[str, float]:
 
 
 def check_finite(metrics: dict[str, float], step: int) -> None:
-    """Raises an error if training has diverged.
+    """Checks that training has not diverged.
 
     Raises:
         FloatingPointError: a loss or the gradient is not finite; the message names the terms.
@@ -39,7 +39,7 @@ def check_finite(metrics: dict[str, float], step: int) -> None:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` and TensorBoard event files; does nothing but on process 0."""
+    """Appends to `metrics.jsonl` and TensorBoard event files; active only on process 0."""
 
     def __init__(self, directory: str | os.PathLike, start: int = 0):
         """

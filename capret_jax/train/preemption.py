@@ -28,7 +28,7 @@ class PreemptionSignal:
         self._received = True
 
     def agreed(self, may_communicate: bool) -> bool:
-        """Tells whether any process has received SIGTERM; the same on all processes.
+        """Returns True if any process has received SIGTERM; the same on all processes.
 
         Args:
             may_communicate: True where all processes may run a collective. With several processes

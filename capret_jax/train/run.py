@@ -40,7 +40,7 @@ _CAPTIONS_CHECKED = 1000
 
 
 class Run:
-    """A config in a workdir. Its construction raises the errors of everything that does not fit.
+    """A config in a workdir; the constructor raises errors in config, data and checkpoints.
 
     Attributes:
         config: the configuration.
@@ -89,7 +89,7 @@ class Run:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the training state, nothing allocated."""
+        """Returns shapes, dtypes and shardings of the training state, without allocating it."""
         return abstract_state(self.setup)
 
     def fresh_state(self) -> TrainState:

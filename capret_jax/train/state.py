@@ -37,12 +37,12 @@ class TrainState:
 
     @property
     def model(self) -> dict:
-        """The model's parameters for evaluation: the average, where there is one."""
+        """Parameters of the model for evaluation: the moving average, if there is one."""
         return self.params["model"] if self.average is None else self.average
 
     def with_model(self, params: dict) -> "TrainState":
         """Returns the state with other parameters of the model; its average starts from them."""
-        # A copy, since the training step donates the memory of both.
+        # A copy, since the training step donates both, and a buffer can be donated only once.
         average = None if self.average is None else jax.tree.map(jnp.copy, params)
         return dataclasses.replace(self, params=self.params | {"model": params}, average=average)
 

@@ -1,4 +1,4 @@
-"""Re-ranking by hand, and against the model asked pair by pair."""
+"""Re-ranking: orders computed by hand, and scores of the model called on each pair."""
 
 import jax
 import numpy as np

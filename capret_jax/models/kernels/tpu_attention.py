@@ -18,7 +18,7 @@ _LANES = 128
 
 
 def fits(heads: int, head_width: int) -> bool:
-    """True where the kernel supports these sizes."""
+    """Returns True if the kernel supports these sizes."""
     return heads > 0 and _LANES % head_width == 0 and heads % (_LANES // head_width) == 0
 
 
@@ -26,7 +26,7 @@ def fits(heads: int, head_width: int) -> bool:
 def biased_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """softmax(query key^T / sqrt(d) + bias) value for every head.
+    """Computes softmax(query key^T / sqrt(d) + bias) value for every head.
 
     Args:
         query, key, value: (B, N, H, d), with any N, and H a multiple of 128 / d.
@@ -66,11 +66,11 @@ class _Sizes:
         self.scale = self.width**-0.5
 
     def flat(self, x: jax.Array) -> jax.Array:
-        """(B, N, H, d) -> (B, N, H*d)."""
+        """Reshapes (B, N, H, d) to (B, N, H*d)."""
         return x.reshape(self.batch, self.tokens, -1)
 
     def cost(self, products: int, arrays: int, bias: jax.Array, dtype) -> pl.CostEstimate:
-        """Cost of a number of products (N, d) x (d, N) and of accesses to (B, N, H*d) arrays."""
+        """Estimates the cost of (N, d) x (d, N) products and of accesses to (B, N, H*d) arrays."""
         pairs = self.batch * self.heads * self.tokens**2
         size = self.batch * self.tokens * self.heads * self.width * jnp.dtype(dtype).itemsize
         return pl.CostEstimate(
