@@ -105,7 +105,8 @@ def _collection_settings(grid: Grid, arm: str, initial_digest: str) -> dict[str,
 
 
 def _check_settings(grid: Grid, arm: str, current: dict[str, Any]) -> None:
-    saved = json.loads(_summary_path(grid, arm).read_text()).get("settings", {})
+    summary = json.loads(_summary_path(grid, arm).read_text())
+    saved = summary.get("settings", summary.get("how", {}))  # "how": until 0.1
     for key in sorted(saved.keys() | current.keys()):
         if saved.get(key) != current.get(key):
             raise InputError(

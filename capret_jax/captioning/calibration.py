@@ -9,6 +9,7 @@ from scipy.optimize import minimize_scalar
 from capret_jax.captioning.item_crops import ItemCrops
 from capret_jax.captioning.vqa_answerer import MIN_PROBABILITY, VqaAnswerer, apply_temperature
 from capret_jax.data.vqa import Question, known_answers
+from capret_jax.errors import InputError
 
 # Training items whose answers are compared with the annotations.
 _CALIBRATION_ITEMS = 512
@@ -42,6 +43,9 @@ def calibrate_answers(
         answerer: the VQA model, at temperatures of 1.
         questions: the listed questions; those without an annotated answer are not used.
         crops: the dataset's items, of which training items are used.
+
+    Raises:
+        InputError: no training item has an annotated answer to any of the questions.
     """
     keys = crops.keys(("train",))
     sampled = np.unique(np.linspace(0, len(keys) - 1, _CALIBRATION_ITEMS).astype(int))
@@ -64,6 +68,8 @@ def calibrate_answers(
             (answer.probability, _same_answer(answer.text, known[i][question.topic]))
             for i, answer in zip(rows, answers, strict=True)
         ]
+    if not targets:
+        raise InputError("no training item has an annotated answer to calibrate probabilities on.")
     temperature = fit_temperature(probabilities, targets)
     before, after = (_error_at(probabilities, targets, t) for t in (1.0, temperature))
     written_temperature = fit_written_temperature(*map(np.array, zip(*written, strict=True)))

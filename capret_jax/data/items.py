@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import uuid
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -145,9 +144,11 @@ def _read_table(path: pathlib.Path, fingerprint: str) -> ItemTable | None:
             if str(table["fingerprint"]) != fingerprint:
                 return None
             attributes = {name: table[f"attributes/{name}"] for name in _ATTRIBUTES}
-            return ItemTable(table["record"], table["is_shop"], table["box"], attributes)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            items = ItemTable(table["record"], table["is_shop"], table["box"], attributes)
+    except Exception:  # a damaged file raises many kinds in zipfile and NumPy
         return None
+    lengths = {len(column) for column in (items.is_shop, items.box, *attributes.values())}
+    return items if lengths == {len(items.record)} else None
 
 
 def _write_table(path: pathlib.Path, items: ItemTable, fingerprint: str) -> None:

@@ -21,7 +21,7 @@ from capret_jax.evaluation.photograph_reader import PhotographReader
 from capret_jax.evaluation.protocol import make_protocol, read_ground_truth
 from capret_jax.evaluation.ranking import Ranking, rank
 from capret_jax.retrieval.embedding import Embedder
-from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore
+from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore, check_space
 from capret_jax.train.run import Run
 from capret_jax.train.state import TrainState
 
@@ -61,14 +61,16 @@ class EvaluationContext:
             run: the run whose states are evaluated.
 
         Raises:
-            InputError: the split has no queries or no gallery, or a file of detections does not fit
-                it.
+            InputError: the split has no queries or no gallery, a file of detections does not fit
+                it, or the disk has no room for the vision tokens of re-ranking.
         """
         self.run = run
         self.files: dict[str, Any] = {}
         dataset, path = run.dataset, run.config.evaluation.detections
         items = dataset.validation.items
         self.protocol = make_protocol(items, read_ground_truth(dataset.folder))
+        if run.config.evaluation.rerank:
+            check_space(*self._token_store_arguments())
         self._given_boxes = read_detections(path, items) if path else None
         self._state: TrainState | None = None
         self._results: dict[str, Any] = {}
@@ -122,7 +124,7 @@ class EvaluationContext:
         config, run = self.run.config.evaluation, self.run
         reader = PhotographReader(run, run.dataset.validation, config.baselines)
         untrained = run.fresh_state().model if config.baselines else None
-        store = self._token_store() if config.rerank else None
+        store = VisionTokenStore(*self._token_store_arguments()) if config.rerank else None
         collector = self._collector(state)
         features: list[np.ndarray] = []
         baseline: list[np.ndarray] = []
@@ -153,10 +155,10 @@ class EvaluationContext:
         detector = self.detector(state) if detect else self._given_boxes
         return DetectionCollector(self.run, state.model, detector) if detector else None
 
-    def _token_store(self) -> VisionTokenStore:
+    def _token_store_arguments(self) -> tuple:
         config, items = self.run.config, self.run.dataset.validation.items
         folder = config.evaluation.cache_dir
-        return VisionTokenStore(
+        return (
             len(items),
             (1 + config.model.grid**2, config.model.vision_width),
             config.evaluation.cache_mb * 2**20,

@@ -152,7 +152,9 @@ class _LocalEmbedding:
         if run.part.count > 1:
             devices = jax.local_devices()
             mesh, self._params = make_mesh(MeshConfig(), devices), local_params(params)
-            batch = -(-batch // len(devices)) * len(devices)
+            # This process's share of the batch, the same number on each of its devices.
+            share = -(-batch // run.part.count)
+            batch = -(-share // len(devices)) * len(devices)
         self._batch = batch
         compute = run.setup.config.compute
         self._embedder = Embedder(config.model, config.data.view, compute, mesh)

@@ -4,8 +4,10 @@ At base size the tokens of 37,000 items take 33 GB in float32. They are stored i
 memory-mapped file where that exceeds the memory limit.
 """
 
+import math
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import NamedTuple
 
@@ -24,6 +26,35 @@ class VisionTokens(NamedTuple):
 
     states: np.ndarray
     mask: np.ndarray
+
+
+def check_space(
+    items: int, shape: tuple[int, int], max_bytes: int, folder: pathlib.Path | None = None
+) -> None:
+    """Checks that a store would find room; it is made after training, when a refusal comes late.
+
+    Args:
+        items, shape, max_bytes, folder: the arguments of `VisionTokenStore`.
+
+    Raises:
+        InputError: the tokens need a file, and the disk has less space.
+    """
+    needed = _bytes(items, shape)
+    if needed <= max_bytes:
+        return
+    existing = pathlib.Path(folder or tempfile.gettempdir())
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"re-ranking needs {needed / 1e9:.1f} GB for vision tokens, and {existing} has "
+            f"{free / 1e9:.1f} GB: set evaluation.cache_dir, or raise evaluation.cache_mb."
+        )
+
+
+def _bytes(items: int, shape: tuple[int, int]) -> int:
+    return 2 * items * math.prod(shape)
 
 
 class VisionTokenStore:
@@ -48,7 +79,7 @@ class VisionTokenStore:
         """
         size = (items, *shape)
         self._mask = np.zeros(size[:2], bool)
-        self.in_memory = 2 * int(np.prod(size)) <= max_bytes
+        self.in_memory = _bytes(items, shape) <= max_bytes
         if self.in_memory:
             self._states = np.zeros(size, np.float16)
             return
@@ -58,12 +89,13 @@ class VisionTokenStore:
             # Without a name, so that the system deletes it when its last memory map is closed.
             with tempfile.TemporaryFile(dir=folder) as file:
                 # Allocated now, since a write to a memory map on a full disk kills the process.
-                os.posix_fallocate(file.fileno(), 0, 2 * int(np.prod(size)))
+                if hasattr(os, "posix_fallocate"):  # macOS has none
+                    os.posix_fallocate(file.fileno(), 0, _bytes(items, shape))
                 self._states = np.memmap(file, np.float16, "w+", shape=size)
         except OSError as error:
             raise InputError(
                 f"evaluation.cache_dir={str(folder or tempfile.gettempdir())!r} cannot hold "
-                f"{2 * int(np.prod(size)) / 1e9:.1f} GB of vision tokens ({error.strerror}): "
+                f"{_bytes(items, shape) / 1e9:.1f} GB of vision tokens ({error.strerror}): "
                 "choose another folder, or raise evaluation.cache_mb."
             ) from error
 

@@ -90,6 +90,19 @@ def test_captions_and_results_of_another_initial_model_are_refused(finished, mon
         run_grid(grid, workdir, keep_models=False)
 
 
+def test_the_settings_of_an_earlier_version_are_read(finished, monkeypatch, tmp_path):
+    """They were called `how`."""
+    grid, _, _ = finished
+    [arm, *_] = grid.collected
+    summary = json.loads(caption_arms._summary_path(grid, arm).read_text())
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"how": summary["settings"]}))
+    monkeypatch.setattr(caption_arms, "_summary_path", lambda *_: old)
+    caption_arms._check_settings(grid, arm, summary["settings"])
+    with pytest.raises(InputError, match="was collected with limit="):
+        caption_arms._check_settings(grid, arm, summary["settings"] | {"limit": 10**6})
+
+
 def test_captions_of_other_settings_are_refused(finished, small_config):
     _, workdir, _ = finished
     other = small_config.copy_and_resolve_references()

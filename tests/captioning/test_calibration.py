@@ -4,11 +4,16 @@ import numpy as np
 import pytest
 
 from capret_jax.captioning.calibration import (
+    calibrate_answers,
     calibration_error,
     fit_temperature,
     fit_written_temperature,
 )
+from capret_jax.captioning.item_crops import ItemCrops
 from capret_jax.captioning.vqa_answerer import apply_temperature
+from capret_jax.config import DataConfig
+from capret_jax.datasets import open_dataset
+from capret_jax.errors import InputError
 
 
 def test_written_temperature_undoes_overconfidence():
@@ -41,3 +46,10 @@ def test_calibration_error_is_the_mean_gap_over_bins():
     confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.15, 0.15])
     right = np.array([1, 1, 1, 0, 0, 0], bool)
     assert calibration_error(confidence, right) == pytest.approx((4 * 0.2 + 2 * 0.15) / 6)
+
+
+def test_items_without_annotated_answers_are_refused(answerer, prepared_dir):
+    data = DataConfig(variant="mini", prepared_dir=str(prepared_dir))
+    crops = ItemCrops(open_dataset(data), data.name, 32, data.augment.margin)
+    with pytest.raises(InputError, match="no training item has an annotated answer"):
+        calibrate_answers(answerer, (), crops)

@@ -163,6 +163,18 @@ def test_a_damaged_table_is_made_again(prepared, parsed, damage):
     assert kept.read_bytes() == content
 
 
+def test_a_table_of_unequal_columns_is_made_again(prepared, parsed):
+    config, folder = prepared
+    first = open_dataset(config)
+    with np.load(folder / "items_train.npz") as table:
+        columns = dict(table)
+    np.savez(folder / "items_train.npz", **columns | {"record": columns["record"][:-1]})
+    parsed.clear()
+    second = open_dataset(config)
+    assert {split for split, _ in parsed} == {"train"}
+    assert_same_items(second.train.items, first.train.items)
+
+
 @pytest.mark.parametrize("function", ["open", "replace"])
 def test_a_folder_that_cannot_be_written_is_only_read(prepared, monkeypatch, function):
     config, folder = prepared

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from capret_jax.errors import InputError
-from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore
+from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore, check_space
 
 ITEMS, SHAPE = 10, (3, 4)
 BYTES = ITEMS * 3 * 4 * 2
@@ -35,6 +35,13 @@ def test_tokens_are_those_that_were_written(max_bytes, tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused():
     with pytest.raises(InputError, match="cache_dir='/proc/tokens' cannot hold 0.0 GB"):
         VisionTokenStore(ITEMS, SHAPE, 1, pathlib.Path("/proc/tokens"))
+
+
+def test_a_disk_without_room_is_found_before_training(tmp_path):
+    check_space(10**9, (600, 1000), 2 * 10**9 * 600 * 1000)
+    with pytest.raises(InputError, match=rf"needs 1200000.0 GB for vision tokens, and {tmp_path}"):
+        check_space(10**9, (600, 1000), 2**30, tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
 
 
 def test_a_full_disk_is_found_before_any_token_is_encoded(tmp_path, monkeypatch):
