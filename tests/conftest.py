@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 ROOT = pathlib.Path(__file__).parent.parent
+# Halves the time of compiling: tiny models gain nothing from LLVM's optimisations.
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILATION}".strip()
 # Compiled programs are kept between runs, and shared with the programs that tests start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -53,6 +56,12 @@ SMALL_MODEL = dataclasses.replace(
 )
 ANSWERING_MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
 DATA = pathlib.Path(__file__).parent / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts with files of slow tests, so that no process is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # stable
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,8 @@ def test_a_shortened_demo_learns_to_find_garments(tmp_path):
         "--config.evaluation.detect=False",
         "--config.evaluation.rerank=0",
     ]
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as `make demo`
+    # As `make demo`, and compiled as for users.
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": ""}
     done = subprocess.run(
         [*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True
     )
