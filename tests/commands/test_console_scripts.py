@@ -1,4 +1,4 @@
-"""Every command as a process: its console script, and the script or module of the same function."""
+"""Every console script as a process; the scripts in tools/ call the same functions."""
 
 import importlib.metadata
 import pathlib
@@ -9,60 +9,65 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Command -> the script or module that does the same, arguments with a mistake, and the culprit that
-# the message names.
+# Command -> arguments with a mistake, and the culprit that the message names.
 COMMANDS = {
     "capret-train": (
-        ["-m", "capret_jax.main"],
         ["--config=configs/demo.py", "--workdir=OUT", "--config.batch_sise=8"],
         "batch_sise",
     ),
-    "capret-convert": (["tools/convert_torch_ckpt.py"], ["absent.th", "OUT"], "absent.th"),
+    "capret-convert": (["absent.th", "OUT"], "absent.th"),
     "capret-prepare": (
-        ["tools/prepare_deepfashion2.py"],
         ["--source_dir=absent", "--out_dir=OUT"],
         "absent",
     ),
-    "capret-index": (["tools/build_index.py"], ["--model=absent", "--out=OUT"], "absent"),
-    "capret-serve": (["-m", "capret_jax.serve.app"], ["--model=absent"], "absent"),
+    "capret-index": (["--model=absent", "--out=OUT"], "absent"),
+    "capret-serve": (["--model=absent"], "absent"),
     "capret-score": (
-        ["tools/score_deepfashion2.py"],
         ["absent.json", "--query=q.json", "--gallery=g.json", "--json=OUT"],
         "absent.json",
     ),
     "capret-collect": (
-        ["tools/collect_captions.py"],
         ["--config=configs/demo.py", "--model=absent", "--out=OUT", "--part=2/2"],
         "--part=2/2",
     ),
     "capret-ablate": (
-        ["tools/run_ablation.py"],
         ["--config=configs/ablation.py", "--workdir=OUT", "--captions=haiku"],
         "haiku",
     ),
-    "capret-plan": (["tools/plan.py"], ["--topology=abacus"], "--topology=abacus"),
+    "capret-plan": (["--topology=abacus"], "--topology=abacus"),
 }
 
 
-def installed() -> set[str]:
+def installed() -> dict[str, str]:
+    """Name -> module of the package's console scripts."""
     scripts = importlib.metadata.entry_points(group="console_scripts")
-    return {script.name for script in scripts if script.value.startswith("capret_jax.")}
+    return {s.name: s.module for s in scripts if s.module.startswith("capret_jax.")}
 
 
 def test_every_installed_command_is_tried():
-    assert installed() == COMMANDS.keys()
+    assert installed().keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("module", installed().values())
+def test_a_script_in_tools_calls_the_same_function(module):
+    package, name = module.rsplit(".", 1)
+    if package == "capret_jax.commands":
+        script = (ROOT / "tools" / f"{name}.py").read_text()
+        assert f"from {module} import cli" in script and script.endswith("    cli()\n")
+    else:
+        assert package in ("capret_jax", "capret_jax.serve")  # python -m capret_jax.main
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_process_ends_with_one_line_and_exit_code_two(name, tmp_path):
-    script, arguments, culprit = COMMANDS[name]
+    arguments, culprit = COMMANDS[name]
     out = tmp_path / "out"
     arguments = [argument.replace("OUT", str(out)) for argument in arguments]
-    for program in ([str(pathlib.Path(sys.executable).with_name(name))], [sys.executable, *script]):
-        done = subprocess.run(
-            [*program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 2, done.stderr
-        assert culprit in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
-        assert not out.exists()
+    script = pathlib.Path(sys.executable).with_name(name)
+    done = subprocess.run(
+        [script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert culprit in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not out.exists()
