@@ -10,6 +10,7 @@ import dataclasses
 
 from capret_jax.config import (
     SIZES,
+    AugmentConfig,
     ComputeConfig,
     DataConfig,
     ExperimentConfig,
@@ -35,9 +36,20 @@ def get_config():
                 tokenizer="bert-base-uncased",
                 max_tokens=32,  # the template's longest caption has 26 pieces
                 views_per_identity=4,
+                # Boxes are learnt from these views alone: on crops, a constant box will do
+                # (tests/test_configs.py).
+                augment=AugmentConfig(wide=0.25),
                 read=ReadConfig(threads=16, prefetch=8),
             ),
-            loss=LossConfig(itc=1.0, itm=1.0, box_l1=1.0, box_giou=1.0, arcface=1.0),
+            loss=LossConfig(
+                itc=1.0,
+                itm=1.0,
+                box_l1=1.0,
+                box_giou=1.0,
+                arcface=1.0,
+                # As X2-VLM: hard negatives from all 64 examples of a chip, not from 8 neighbours.
+                matching_group=0,
+            ),
             optimizer=OptimizerConfig(
                 learning_rate=8e-5,
                 warmup_steps=500,

@@ -9,6 +9,7 @@ Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`, or 
 
 from capret_jax.config import (
     SIZES,
+    AugmentConfig,
     ComputeConfig,
     DataConfig,
     ExperimentConfig,
@@ -33,10 +34,20 @@ def get_config():
                 tokenizer="bert-base-uncased",
                 max_tokens=32,
                 views_per_identity=2,
+                # Boxes are learnt from these views alone; X2-VLM's share of region batches.
+                augment=AugmentConfig(wide=0.33),
                 read=ReadConfig(threads=16, prefetch=8),
             ),
             # Identities are for fine-tuning: they train neither language nor boxes.
-            loss=LossConfig(itc=1.0, itm=1.0, mlm=1.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
+            loss=LossConfig(
+                itc=1.0,
+                itm=1.0,
+                mlm=1.0,
+                box_l1=1.0,
+                box_giou=1.0,
+                arcface=0.0,
+                matching_group=0,
+            ),
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=2500, clip_norm=1.0),
             loop=LoopConfig(steps=50_000, checkpoint_every=2500),
         )

@@ -6,6 +6,8 @@ import json
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from capret_jax.checkpoints.conversion import Converted, Report
@@ -18,8 +20,10 @@ from capret_jax.config import (
     from_config_dict,
 )
 from capret_jax.config.loss import TERMS
+from capret_jax.data.transforms import Augmentation
 from capret_jax.errors import InputError
 from capret_jax.evaluation.suite import EvaluationSuite
+from capret_jax.losses.box import corners, iou_and_giou
 from capret_jax.models.x2vlm import init_params
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
@@ -82,6 +86,7 @@ RECIPES = {
     "df2_pretrain": ("train_and_evaluate", {"itc", "itm", "mlm", "box_l1", "box_giou"}),
     "df2_finetune": ("train_and_evaluate", {"itc", "itm", "box_l1", "box_giou", "arcface"}),
     "df2_zeroshot": ("evaluate", None),
+    "photos": ("train_and_evaluate", {"arcface"}),
 }
 
 
@@ -97,11 +102,33 @@ def test_every_config_says_what_it_trains(name):
         assert {term for term in TERMS if getattr(config.loss, term)} == terms
 
 
-def test_the_demo_can_be_long():
-    short, long = load("demo"), load("demo", "long")
-    assert long.model.image_size == 96 and long.loop.steps > 2 * short.loop.steps
+@pytest.mark.parametrize("name", ["demo", "photos"])
+def test_some_configs_can_be_long(name):
+    short, long = load(name), load(name, "long")
+    assert long.model.vision_depth > short.model.vision_depth
+    assert long.loop.steps > 2 * short.loop.steps
     with pytest.raises(InputError, match="there are short and long"):
-        load("demo", "endless")
+        load(name, "endless")
+
+
+BOXED = [name for name, (_, terms) in RECIPES.items() if terms and "box_l1" in terms]
+
+
+@pytest.mark.parametrize("name", BOXED)
+def test_a_constant_box_does_badly_in_the_views_that_train_boxes(name, splits):
+    data, split, rng = load(name).data, splits["train"], np.random.default_rng(0)
+    assert data.augment.wide and data.view.kind == "crop"
+    augment = Augmentation(data.augment, 32)
+    rows = rng.integers(len(split.items), size=400)
+
+    def constant_iou(view):
+        """The mean IoU of the median box."""
+        views = [view(split.photograph(row), split.items.box[row], rng) for row in rows]
+        boxes = jnp.concatenate([view.boxes for view in views])
+        return iou_and_giou(corners(jnp.median(boxes, axis=0)), corners(boxes))[0].mean()
+
+    # Drawn garments fill more than half of their pictures, which bounds it from below.
+    assert constant_iou(augment.wide_view) < 0.65 < 0.75 < constant_iou(augment.crop_view)
 
 
 @pytest.mark.slow

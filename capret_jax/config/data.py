@@ -8,6 +8,7 @@ DATASETS = ("synthetic", "deepfashion2")
 # Variants of the synthetic dataset; `synthetic.builder` has their sizes.
 VARIANTS = ("demo", "large", "pretrain", "mini")
 VIEWS = ("crop", "image", "region")
+BATCH_IDENTITIES = ("random", "category")
 # Caption fields that DeepFashion2 annotates, and those with the synthetic dataset's details in
 # addition; `data.schema` has their values.
 FIELDS = ("category", "scale", "occlusion", "zoom_in", "viewpoint")
@@ -129,22 +130,34 @@ class CaptionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of training views; all values are fractions, and 0 turns a change off.
+    """Random changes of training views; values are fractions, and 0 turns a change off.
 
     Attributes:
-        margin: context around the box at evaluation, as a fraction of the box's sides; training
-            draws a margin for each side between -shrink and 2 * margin.
+        margin: context around the box at evaluation, as a fraction of the box's sides; a negative
+            one cuts the box's edges away, which are often background. Training draws a margin for
+            each side between -shrink and 2 * margin, or 0 where the margin is negative.
         shrink: largest share of a box's side that a training crop may cut off at each edge.
         trim: maximal share of the photograph's width or height that a training view of the whole
             photograph loses at each side; the items' boxes are kept.
         flip: probability of a horizontal flip, except where the caption mentions left or right.
         brightness: each image's gain is drawn from 1 +- this.
         colour: each channel's gain is drawn from 1 +- this.
+        contrast, saturation: factors of both are drawn from 1 +- these.
+        hue: turn of the hue, +- this fraction of the colour circle.
+        grey: probability that a view loses its colours.
+        blur: probability that a view is blurred.
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
+        erase_area: largest share of the view that the rectangle covers; the smallest is 0.02.
+        crop_area: smallest share of a crop's area that a view shows of it; its aspect changes by up
+            to 4/3 (RandomResizedCrop, arXiv 1409.4842). 1 shows all of it.
+        rotate: largest rotation of a crop, degrees.
+        perspective: largest shift of each corner of a crop, as a fraction of half its sides.
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
             no identity, since other garments may be in it. If the dataset has items without
-            identity, one of them replaces the drawn item.
+            identity, one of them replaces the drawn item. With wide views, boxes are learnt from
+            these alone: the box of a crop nearly fills it, so that a constant one has an IoU of
+            0.8.
     """
 
     margin: float = 0.1
@@ -153,8 +166,49 @@ class AugmentConfig:
     flip: float = 0.5
     brightness: float = 0.2
     colour: float = 0.05
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
+    blur: float = 0.0
     erase: float = 0.25
+    erase_area: float = 0.2
+    crop_area: float = 1.0
+    rotate: float = 0.0
+    perspective: float = 0.0
     wide: float = 0.0
+
+    def __post_init__(self):
+        for name in ("flip", "brightness", "colour", "contrast", "saturation", "grey", "blur"):
+            self._check(name, 0, 1)
+        for name in ("erase", "perspective", "wide"):
+            self._check(name, 0, 1)
+        for name, low, high in (
+            # Sides must keep a length, whatever is drawn.
+            ("margin", -0.45, 10),
+            ("shrink", 0, 0.45),
+            ("trim", 0, 0.45),
+            ("hue", 0, 0.5),
+            ("erase_area", 0.02, 1),
+            ("crop_area", 0.01, 1),
+            ("rotate", 0, 180),
+        ):
+            self._check(name, low, high)
+
+    def _check(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise InputError(f"data.augment.{name}={value} is not in [{low}, {high}].")
+
+    @property
+    def geometric(self) -> bool:
+        """Returns True if crops are cropped further, rotated, or seen in perspective."""
+        return self.crop_area < 1 or bool(self.rotate or self.perspective)
+
+    @property
+    def photometric(self) -> bool:
+        """Returns True if colours change by more than gains."""
+        return bool(self.contrast or self.saturation or self.hue or self.grey)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +242,8 @@ class DataConfig:
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
         views_per_identity: K, views of each identity in a batch; 0 draws the same items one by one
             and hides identities from all losses.
+        batch_identities: identities of a batch: "random", or "category" for as many of one category
+            as possible, which are harder to tell apart.
         vocabulary: caption fields whose words are added to a vocabulary that is built, so that
             other runs can start from this model with captions of these fields.
         view: the part of a photograph that the model sees of an item.
@@ -204,6 +260,7 @@ class DataConfig:
     tokenizer: str = ""
     max_tokens: int = 40
     views_per_identity: int = 4
+    batch_identities: str = "random"
     vocabulary: tuple[str, ...] = ()
     view: ViewConfig = ViewConfig()
     captions: CaptionConfig = CaptionConfig()
@@ -215,6 +272,16 @@ class DataConfig:
             raise InputError(f"data.name={self.name!r} is none of {', '.join(DATASETS)}.")
         if self.variant not in VARIANTS:
             raise InputError(f"data.variant={self.variant!r} is none of {', '.join(VARIANTS)}.")
+        if self.batch_identities not in BATCH_IDENTITIES:
+            raise InputError(
+                f"data.batch_identities={self.batch_identities!r} is none of "
+                f"{', '.join(BATCH_IDENTITIES)}."
+            )
+        if self.batch_identities != "random" and not self.views_per_identity:
+            raise InputError(
+                f"data.batch_identities={self.batch_identities!r} chooses identities, which "
+                "data.views_per_identity=0 hides: set one of them."
+            )
         check_fields("data.vocabulary", self.vocabulary)
         if self.augment.wide and self.view.kind != "crop":
             raise InputError(

@@ -65,9 +65,10 @@ class ExperimentConfig:
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "
                 "config.model.decoder_layers."
             )
-        if self.loss.arcface and not self.data.views_per_identity:
+        if self.loss.identities and not self.data.views_per_identity:
+            term = "arcface" if self.loss.arcface else "supcon"
             raise InputError(
-                "config.loss.arcface learns identities, which config.data.views_per_identity=0 "
+                f"config.loss.{term} learns identities, which config.data.views_per_identity=0 "
                 "keeps from it: set one of them."
             )
         detected = self.evaluation.detect or self.evaluation.detections

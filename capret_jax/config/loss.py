@@ -5,7 +5,7 @@ import math
 
 from capret_jax.errors import InputError
 
-TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface")
+TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon")
 ITC_KINDS = ("softmax", "sigmoid")
 ARCFACE_GRADIENTS = ("textbook", "straight_through")
 
@@ -21,9 +21,11 @@ class LossConfig:
         vqa: weight of visual question answering: the cross entropy of the answers' tokens.
         box_l1, box_giou: weights of the box losses.
         arcface: weight of the identity loss.
+        supcon: weight of the supervised contrastive loss between images of the batch.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
+        supcon_temperature: divisor of the cosines of the supervised contrastive loss.
         arcface_margin: angular margin in radians.
         arcface_scale: scale of the ArcFace logits.
         arcface_gradient: gradient of the margin, "textbook" or "straight_through", see
@@ -33,7 +35,8 @@ class LossConfig:
             `class_margins`.
         arcface_sampled: share of the classes in each step's softmax (PartialFC).
         matching_group: number of neighbouring examples of the batch among which hard negatives are
-            drawn.
+            drawn; 0 for all of a device, as in X2-VLM. Draws within groups of a fixed size do not
+            depend on the number of devices.
     """
 
     itc: float = 1.0
@@ -43,8 +46,10 @@ class LossConfig:
     box_l1: float = 1.0
     box_giou: float = 1.0
     arcface: float = 1.0
+    supcon: float = 0.0
     mlm_causal: bool = False
     itc_kind: str = "softmax"
+    supcon_temperature: float = 0.2
     arcface_margin: float = 0.15
     arcface_scale: float = 30.0
     arcface_gradient: str = "textbook"
@@ -62,6 +67,11 @@ class LossConfig:
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
         self._check_arcface()
+
+        if self.supcon_temperature <= 0:
+            raise InputError(f"loss.supcon_temperature={self.supcon_temperature} is not positive.")
+        if self.matching_group < 0:
+            raise InputError(f"loss.matching_group={self.matching_group} is negative.")
 
     def _check_arcface(self):
         if self.arcface_gradient not in ARCFACE_GRADIENTS:
@@ -88,6 +98,11 @@ class LossConfig:
     def box(self) -> bool:
         """Returns True if a term predicts boxes."""
         return bool(self.box_l1 or self.box_giou)
+
+    @property
+    def identities(self) -> bool:
+        """Returns True if a term learns identities from the embeddings that compare items."""
+        return bool(self.arcface or self.supcon)
 
     @property
     def text(self) -> bool:

@@ -86,6 +86,32 @@ class Photograph:
         rows, columns = (slice(a // factor, -(-b // factor)) for a, b in ((y1, y2), (x1, x2)))
         return _resize(pixels[rows, columns], size)
 
+    def warp(self, quadrilateral: np.ndarray, size: int) -> np.ndarray:
+        """Maps a quadrilateral to a square, with bilinear interpolation.
+
+        Beyond the edges the picture is reflected, so that no view gets a frame of one colour.
+
+        Args:
+            quadrilateral: (4, 2) x, y in pixels of the top left, top right, bottom right and bottom
+                left corner of the result.
+            size: S, pixels.
+
+        Returns:
+            (S, S, 3) uint8.
+        """
+        sides = np.linalg.norm(quadrilateral - np.roll(quadrilateral, 1, axis=0), axis=1)
+        shrink = sides.min() / size
+        factor = self._factor(shrink)
+        pixels, corners = _reduce(self.pixels(factor), quadrilateral / factor, shrink / factor)
+        square = np.array([[0, 0], [size, 0], [size, size], [0, size]])
+        # OpenCV counts from the centre of the first pixel.
+        to_square = cv2.getPerspectiveTransform(
+            (corners - 0.5).astype(np.float32), (square - 0.5).astype(np.float32)
+        )
+        return cv2.warpPerspective(
+            pixels, to_square, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+
     def _factor(self, shrink: float) -> int:
         """Returns the largest decoding factor that is at most `shrink`."""
         if not self._plain:
@@ -115,6 +141,30 @@ class Photograph:
             f"image {self._name} does not decode ({error}): remove it from the dataset and prepare "
             "again."
         )
+
+
+def _reduce(
+    pixels: np.ndarray, corners: np.ndarray, shrink: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Averages pixels around a quadrilateral, so that less than a factor of two remains.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        corners: (4, 2) corners of the quadrilateral, pixels.
+        shrink: factor by which the quadrilateral will be reduced.
+
+    Returns:
+        The reduced window of the quadrilateral, and the corners in its pixels.
+    """
+    if shrink < 2:
+        return pixels, corners
+    limit = np.array(pixels.shape[1::-1])
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, limit - 1)
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int), low + 1, limit)
+    window = pixels[low[1] : high[1], low[0] : high[0]]
+    sides = np.maximum((high - low) // int(shrink), 1)
+    reduced = cv2.resize(window, tuple(map(int, sides)), interpolation=cv2.INTER_AREA)
+    return reduced, (corners - low) * sides / (high - low)
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -101,17 +101,29 @@ class IdentitySampler(_Sampler):
     `view * P + p` holds a view of the p-th identity: neighbours differ in identity, so that the
     groups in which hard negatives are drawn hold many identities. Even views are shop pictures,
     odd ones are consumers' photographs.
+
+    With `by_category`, the identities of an epoch are grouped by category before they are cut into
+    batches; these are then visited in a random order. A batch holds more than one category only
+    where two of them meet.
     """
 
-    def __init__(self, items: ItemTable, order: BatchOrder, views_per_identity: int):
+    def __init__(
+        self,
+        items: ItemTable,
+        order: BatchOrder,
+        views_per_identity: int,
+        by_category: bool = False,
+    ):
         """
         Args:
             items: items of the training split.
             order: size, number and seed of the batches; B = P x K.
             views_per_identity: K, even.
+            by_category: True to fill batches with identities of one category.
 
         Raises:
-            InputError: K is odd or does not divide B, or there are fewer than P identities.
+            InputError: K is odd or does not divide B, there are fewer than P identities, or all of
+                them have the same category.
         """
         super().__init__(items, order)
         if views_per_identity < 2 or views_per_identity % 2:
@@ -132,6 +144,18 @@ class IdentitySampler(_Sampler):
                 f"{self.classes}."
             )
         self._grouped, self._starts = _group_rows(self.identities, items.is_shop, self.classes)
+        self._categories = self._categories_of(items) if by_category else None
+
+    def _categories_of(self, items: ItemTable) -> np.ndarray:
+        """Returns the (C,) int64 category of each identity, that of its first item."""
+        first = self._grouped[self._starts[:-1:2]]
+        categories = items["category_id"][first]
+        if len(np.unique(categories)) < 2:
+            raise InputError(
+                "data.batch_identities='category' needs several categories, and all "
+                f"{self.classes} identities have category {categories[0]}: set it to 'random'."
+            )
+        return categories
 
     def rows_of(self, identity: int, shop: bool) -> np.ndarray:
         """Rows of an identity's items from one source, int64, ascending."""
@@ -141,11 +165,28 @@ class IdentitySampler(_Sampler):
     def _row(self, step: int, slot: int) -> int:
         view, position = divmod(slot, self._per_batch)
         epoch, batch = divmod(step, self.classes // self._per_batch)
-        identity = int(self._shuffled(epoch, self.classes)[batch * self._per_batch + position])
+        identity = int(self._identities_of(epoch)[batch * self._per_batch + position])
         source = view % 2
         rows = self.rows_of(identity, shop=source == 0)
         seed = [self.order.seed, 1, epoch, identity, source]
         return int(np.random.default_rng(seed).permutation(rows)[view // 2 % len(rows)])
+
+    def _identities_of(self, epoch: int) -> np.ndarray:
+        """Returns the identities of an epoch in their order, (at least P x batches,) int64."""
+        if self._categories is None:
+            return self._shuffled(epoch, self.classes)
+        return self._grouped_by_category(epoch)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
+    def _grouped_by_category(self, epoch: int) -> np.ndarray:
+        assert self._categories is not None
+        batches = self.classes // self._per_batch
+        kept = self._shuffled(epoch, self.classes)[: batches * self._per_batch]
+        rng = np.random.default_rng([self.order.seed, 3, epoch])
+        # Another order of the categories in each epoch, so that others meet in a batch.
+        rank = rng.permutation(self._categories.max() + 1)
+        grouped = kept[np.argsort(rank[self._categories[kept]], kind="stable")]
+        return rng.permutation(grouped.reshape(batches, self._per_batch)).reshape(-1)
 
 
 def _group_rows(
@@ -217,4 +258,5 @@ def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()
     order = BatchOrder(config.batch_size, config.loop.steps, config.seed, part)
     if config.data.views_per_identity == 0:
         return ItemSampler(items, order)
-    return IdentitySampler(items, order, config.data.views_per_identity)
+    by_category = config.data.batch_identities == "category"
+    return IdentitySampler(items, order, config.data.views_per_identity, by_category)

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 
 from capret_jax.config import AugmentConfig
+from capret_jax.data.colour import blur, change_colours
+from capret_jax.data.geometry import map_boxes, random_quadrilateral
 from capret_jax.data.images import Photograph
 
 # Signs of cx, cy, w, h under a horizontal flip.
@@ -76,9 +78,9 @@ class Augmentation:
             rng: source of the random changes.
             may_flip: False to never flip horizontally.
         """
-        margins = rng.uniform(-self.config.shrink, 2 * self.config.margin, 4)
-        view = _cut(photograph, _around(box, margins), box[None], self.size)
-        return self._change(view, rng, may_flip)
+        margins = rng.uniform(-self.config.shrink, max(2 * self.config.margin, 0.0), 4)
+        window = _around(box, margins)
+        return self._change(self._show(photograph, window, box, rng), rng, may_flip)
 
     def wide_view(
         self,
@@ -96,7 +98,17 @@ class Augmentation:
         # One draw for all sides, and one for each side, so that the extremes are frequent.
         reach = rng.uniform() ** 0.5 * (1 - rng.uniform(0, 0.5, 4) * (rng.uniform() < 0.5))
         window = box + reach * (frame(photograph) - box)
-        return self._change(_cut(photograph, window, box[None], self.size), rng, may_flip)
+        return self._change(self._show(photograph, window, box, rng), rng, may_flip)
+
+    def _show(
+        self, photograph: Photograph, window: np.ndarray, box: np.ndarray, rng: np.random.Generator
+    ) -> View:
+        """Shows a window, or a random quadrilateral of it."""
+        if not self.config.geometric:
+            return _cut(photograph, window, box[None], self.size)
+        window = _inside(photograph, window).astype(np.float64)
+        corners = random_quadrilateral(window, self.config, rng)
+        return View(photograph.warp(corners, self.size), map_boxes(box[None], corners))
 
     def whole_view(
         self,
@@ -119,7 +131,7 @@ class Augmentation:
         return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip)
 
     def _change(self, view: View, rng: np.random.Generator, may_flip: bool) -> View:
-        """Applies random flip, brightness, colour and erasing."""
+        """Applies random flip, changes of light and colour, blur and erasing."""
         image, boxes = view
         config = self.config
         if rng.random() < config.flip and may_flip:
@@ -128,9 +140,14 @@ class Augmentation:
         gains = rng.uniform(1 - config.brightness, 1 + config.brightness) * rng.uniform(
             1 - config.colour, 1 + config.colour, 3
         )
-        pixels = _light(image, gains)
+        if config.photometric:
+            pixels = change_colours(image, gains, config, rng)
+        else:
+            pixels = _light(image, gains)
+        if config.blur and rng.random() < config.blur:
+            pixels = blur(pixels, rng)
         if rng.random() < config.erase:
-            _erase(pixels, rng)
+            _erase(pixels, config.erase_area, rng)
         return View(pixels, boxes)
 
 
@@ -176,10 +193,10 @@ def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:
     return cv2.LUT(pixels, levels[None])
 
 
-def _erase(pixels: np.ndarray, rng: np.random.Generator) -> None:
-    """Paints a rectangle of 2 to 20 % of the area grey, in place."""
+def _erase(pixels: np.ndarray, largest: float, rng: np.random.Generator) -> None:
+    """Paints a rectangle of 2 % to `largest` of the area grey, in place."""
     size = len(pixels)
-    area, aspect = rng.uniform(0.02, 0.2), np.exp(rng.uniform(-1.0, 1.0))
+    area, aspect = rng.uniform(0.02, largest), np.exp(rng.uniform(-1.0, 1.0))
     height = max(1, min(size, round(size * np.sqrt(area * aspect))))
     width = max(1, min(size, round(size * np.sqrt(area / aspect))))
     top, left = rng.integers(size - height + 1), rng.integers(size - width + 1)

@@ -77,7 +77,7 @@ def mine_hard_negatives(
         features: features by whose similarity negatives are drawn.
         labels: labels of the examples; invalid ones get no negative and are never drawn.
         states: a tree of (B, ...) states of the images, and one of the texts.
-        group_size: G, a divisor of the number of examples per device.
+        group_size: G, a divisor of the number of examples per device; 0 for all of them.
 
     Returns:
         A negative image for each text, and a negative text for each image.
@@ -99,9 +99,10 @@ def mine_hard_negatives(
         )
 
     def on_device(part, candidates: _Candidates):
-        groups = len(candidates.image_features) // group_size
+        size = group_size or len(candidates.image_features)
+        groups = len(candidates.image_features) // size
         first = (jax.lax.axis_index(BATCH_AXES) * context.parts + part) * groups
-        grouped = jax.tree.map(lambda x: x.reshape(groups, group_size, *x.shape[1:]), candidates)
+        grouped = jax.tree.map(lambda x: x.reshape(groups, size, *x.shape[1:]), candidates)
         mined = jax.vmap(in_group)(first + jnp.arange(groups), grouped)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), mined)
 

@@ -13,6 +13,7 @@ from capret_jax.losses.contrastive import ContrastiveFeatures, contrastive_loss
 from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
 from capret_jax.losses.pairs import PairLabels
+from capret_jax.losses.supervised_contrastive import supervised_contrastive_loss
 
 # Labels of `Outputs.match_logits`: the pair itself, then its two hard negatives.
 MATCH_LABELS = (1, 0, 0)
@@ -71,9 +72,14 @@ def _terms(
     if config.vqa:
         terms["vqa"] = masked_lm_loss(outputs.answer_logits, _next_answer_tokens(batch))
     if config.box:
-        terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, batch.valid)
+        located = batch.valid if batch.located is None else batch.valid & batch.located
+        terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, located)
+    embedding = outputs.image_features if outputs.embedding is None else outputs.embedding
+    if config.supcon:
+        terms["supcon"] = supervised_contrastive_loss(
+            embedding, batch.identity, batch.valid, context.mesh, config.supcon_temperature
+        )
     if config.arcface:
-        embedding = outputs.image_features if outputs.embedding is None else outputs.embedding
         head = ClassHead(outputs.class_weights, class_sizes)
         terms["arcface"] = arcface_loss(embedding, head, batch.identity, context, config)
     return terms

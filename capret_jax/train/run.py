@@ -202,7 +202,7 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
     group = config.loss.matching_group
     examples = config.batch_size // config.accumulation // parts
     examples *= config.data.view.regions_per_image
-    if config.loss.itm and examples % group:
+    if config.loss.itm and group and examples % group:
         raise InputError(
             f"config.loss.matching_group={group} does not divide the "
             f"{examples} items of each of {parts} parts of the batch."

@@ -1,5 +1,7 @@
 """Samplers: balanced and complete batches, the same for any number of processes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -152,3 +154,33 @@ def test_two_processes_share_each_batch_between_them(items, draws):
 def test_numbers_that_do_not_fit_are_refused(items, batch_size, views, processes, message):
     with pytest.raises(InputError, match=message):
         make_sampler(items, sampling_config(batch_size, views), Part(0, processes))
+
+
+def test_batches_by_category_hold_few_categories_and_every_identity_once(items):
+    labels, categories = items.training_identities(), items["category_id"]
+    order = BatchOrder(8, 40, 0)
+
+    def batches(by_category):
+        sampler = IdentitySampler(items, order, 2, by_category)
+        rows = np.array([sampler[i].row for i in range(len(sampler))]).reshape(-1, 8)
+        return rows, sampler.classes // 4
+
+    rows, epoch = batches(True)
+    spread = [len(np.unique(categories[batch])) for batch in rows]
+    assert np.mean(spread) < 0.8 * np.mean(
+        [len(np.unique(categories[batch])) for batch in batches(False)[0]]
+    )
+    for start in range(0, len(rows) - epoch, epoch):
+        counts = np.bincount(labels[rows[start : start + epoch]].ravel())
+        assert set(counts.tolist()) <= {0, 2}  # both views, or left out
+    assert not np.array_equal(rows[:epoch], rows[epoch : 2 * epoch])
+
+
+def test_one_category_cannot_be_grouped(items):
+    same = dataclasses.replace(
+        items, attributes=items.attributes | {"category_id": np.ones(len(items), np.int64)}
+    )
+    with pytest.raises(InputError, match="needs several categories"):
+        IdentitySampler(same, BatchOrder(B, 12, 0), K, by_category=True)
+    with pytest.raises(InputError, match="chooses identities"):
+        DataConfig(batch_identities="category", views_per_identity=0)

@@ -2,13 +2,17 @@
 
 import io
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from capret_jax.config import AugmentConfig
+from capret_jax.data.colour import LUMA, blur, change_colours, colour_matrix
+from capret_jax.data.geometry import map_boxes
 from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import Augmentation, crop_view, whole_view
+from capret_jax.errors import InputError
 
 BOX = np.array([40, 30, 80, 90], np.float32)
 
@@ -144,3 +148,88 @@ def test_random_draws_are_those_of_earlier_versions(photograph, kind, box, colou
     )
     np.testing.assert_allclose(view.boxes[0], box, atol=1e-6)
     np.testing.assert_allclose(view.image.mean(axis=(0, 1)), colour, atol=0.5)
+
+
+GEOMETRY = {"crop_area": 0.6, "rotate": 30.0, "perspective": 0.3}
+PLAIN = {"flip": 0.5, "brightness": 0, "colour": 0, "erase": 0}
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_boxes_follow_every_geometric_change(photograph, name):
+    augment = Augmentation(
+        AugmentConfig(margin=0.3, shrink=0, **PLAIN, **{name: GEOMETRY[name]}), 96
+    )
+    views = [augment.crop_view(photograph, BOX, np.random.default_rng(seed)) for seed in range(20)]
+    for view in views:
+        np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.03)
+    assert np.ptp([view.boxes[0] for view in views], axis=0).min() > 0.05
+
+
+def test_the_whole_quadrilateral_is_a_plain_resize():
+    """A window without rotation is what `crop` returns, at any decoding factor."""
+    smooth = cv2.GaussianBlur(np.random.default_rng(0).random((600, 800, 3)), (0, 0), 20)
+    smooth = (255 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
+    photograph, window = stored(smooth), np.array([100, 50, 700, 590])
+    corners = np.array([[100, 50], [700, 50], [700, 590], [100, 590]], np.float64)
+    for size in (32, 64, 96, 400):
+        difference = photograph.warp(corners, size).astype(int) - photograph.crop(window, size)
+        assert np.abs(difference).mean() < 3, size  # a shift by one pixel gives 10 or more
+
+
+def test_a_quarter_turn_moves_corners(photograph):
+    corners = np.array([[0, 120], [0, 0], [160, 0], [160, 120]], np.float64)
+    turned = photograph.warp(corners, 64)
+    box = map_boxes(BOX[None], corners)[0]
+    np.testing.assert_allclose(painted_box(turned), box, atol=0.02)
+    np.testing.assert_allclose(box, [0.5, 0.375, 0.5, 0.25], atol=1e-6)
+
+
+def test_colours_equal_pillows_one_after_the_other():
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(60, 180, (16, 16, 3), np.uint8)  # no value is clipped
+    config = AugmentConfig(contrast=0.3, saturation=0.4)
+    ours = change_colours(pixels, np.ones(3), config, np.random.default_rng(5))
+    draws = np.random.default_rng(5)
+    saturation, _, contrast = draws.uniform(0.6, 1.4), draws.random(), draws.uniform(0.7, 1.3)
+    image = ImageEnhance.Color(Image.fromarray(pixels)).enhance(saturation)
+    theirs = np.asarray(ImageEnhance.Contrast(image).enhance(contrast)).astype(int)
+    assert np.abs(ours.astype(int) - theirs).max() <= 3  # Pillow rounds the mean and in between
+
+
+def test_grey_has_no_colour_and_keeps_the_luma():
+    pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 3), np.uint8)
+    grey = change_colours(pixels, np.ones(3), AugmentConfig(grey=1.0), np.random.default_rng(0))
+    assert (grey == grey[..., :1]).all()
+    np.testing.assert_allclose(grey[..., 0], pixels @ LUMA, atol=0.6)
+
+
+def test_the_hue_turns_in_a_circle():
+    np.testing.assert_allclose(colour_matrix(1.0, 0.0), np.eye(3), atol=1e-6)
+    third = colour_matrix(1.0, 1 / 3)
+    np.testing.assert_allclose(third @ third @ third, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(LUMA @ third, LUMA, atol=1e-6)
+    assert np.argmax(third @ [1, 0, 0]) != 0
+
+
+def test_a_blurred_view_has_less_contrast_and_the_same_mean():
+    pixels = np.random.default_rng(3).integers(0, 256, (96, 96, 3), np.uint8)
+    blurred = [blur(pixels, np.random.default_rng(seed)) for seed in range(5)]
+    assert min(view.std() for view in blurred) < 0.9 * pixels.std()
+    np.testing.assert_allclose([view.mean() for view in blurred], pixels.mean(), atol=1)
+
+
+def test_a_negative_margin_cuts_the_box_in_training_too(photograph):
+    config = AugmentConfig(margin=-0.1, shrink=0.2, **PLAIN)
+    np.testing.assert_allclose(crop_view(photograph, BOX, 96, -0.1).boxes[0], [0.5, 0.5, 1, 1])
+    for seed in range(5):
+        view = Augmentation(config, 96).crop_view(photograph, BOX, np.random.default_rng(seed))
+        assert view.image[..., 1].min() > 200  # nothing but the box
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("grey", 1.5), ("crop_area", 0.0), ("margin", -0.5), ("hue", 0.6), ("shrink", 0.5)],
+)
+def test_ranges_are_checked(name, value):
+    with pytest.raises(InputError, match=f"data.augment.{name}={value} is not in"):
+        AugmentConfig(**{name: value})

@@ -47,17 +47,26 @@ def mined():
     labels = PairLabels(rows // 2 % 16, rows, valid)
     trees = (states, None), (states + 100, mask)
 
-    def mine_on(devices):
+    def mine_on(devices, group=4):
         mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
         context = StepContext(mesh, jax.random.key(3))
-        run = jax.jit(lambda *args: mine_hard_negatives(context, *args, group_size=4))
+        run = jax.jit(lambda *args: mine_hard_negatives(context, *args, group_size=group))
         return jax.tree.map(np.asarray, run(features, labels, trees))
 
-    return mine_on(1), mine_on(8)
+    return mine_on(1), mine_on(8), mine_on(2, 0)
 
 
 def test_mining_does_not_depend_on_the_number_of_devices(mined):
-    jax.tree.map(np.testing.assert_array_equal, *mined)
+    jax.tree.map(np.testing.assert_array_equal, *mined[:2])
+
+
+def test_without_groups_negatives_come_from_the_whole_device(mined):
+    ((images, _), _), ((texts, _), _) = mined[2]
+    rows = np.arange(32)
+    for source in (images[:, 0, 0], texts[:, 0, 0] - 100):
+        np.testing.assert_array_equal(source // 16, rows // 16)  # two devices
+        assert (source // 4 != rows // 4).any()
+        assert (source // 2 != rows // 2).all()
 
 
 def test_negatives_come_from_the_group_and_from_other_identities(mined):

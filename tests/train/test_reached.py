@@ -63,7 +63,7 @@ def test_arcface_trains_what_items_are_compared_by(kind):
     assert reached == trained_parts(only("arcface"), kind)
 
 
-@pytest.mark.parametrize("term", ["itc", "mlm", "box_l1"])
+@pytest.mark.parametrize("term", ["itc", "mlm", "box_l1", "supcon"])
 def test_other_terms_train_their_parts(term):
     _, reached, _ = evaluate(SMALL_MODEL, only(term), make_batch(0))
     assert reached == trained_parts(only(term))

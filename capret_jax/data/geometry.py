@@ -1,0 +1,58 @@
+"""Random quadrilaterals of a photograph: crops, rotations and perspective in one homography."""
+
+import cv2
+import numpy as np
+
+from capret_jax.config import AugmentConfig
+
+# Corners of the unit square: top left, top right, bottom right, bottom left.
+UNIT_SQUARE = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)
+# Aspects of random crops, as in torchvision's RandomResizedCrop.
+_ASPECT = 4 / 3
+
+
+def random_quadrilateral(
+    window: np.ndarray, config: AugmentConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws the part of a window that a view shows.
+
+    A random crop (Inception, arXiv 1409.4842) is turned about its centre, and its corners move.
+
+    Args:
+        window: (4,) x1, y1, x2, y2 in pixels.
+        config: ranges of the crop's area, rotation and perspective.
+        rng: source of the draws.
+
+    Returns:
+        (4, 2) float64 x, y in pixels: the corners that become the view's top left, top right,
+        bottom right and bottom left. They may lie outside of the photograph.
+    """
+    centre, sides = (window[:2] + window[2:]) / 2, window[2:] - window[:2]
+    aspect = np.exp(rng.uniform(-np.log(_ASPECT), np.log(_ASPECT))) if config.crop_area < 1 else 1.0
+    area = rng.uniform(config.crop_area, 1.0)
+    kept = np.minimum(np.sqrt([area * aspect, area / aspect]), 1.0)
+    centre = centre + (1 - kept) * rng.uniform(-0.5, 0.5, 2) * sides
+    corners = UNIT_SQUARE - 0.5 + rng.uniform(-0.5, 0.5, (4, 2)) * config.perspective
+    angle = np.radians(rng.uniform(-config.rotate, config.rotate))
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return centre + corners * kept * sides @ rotation
+
+
+def map_boxes(boxes: np.ndarray, quadrilateral: np.ndarray) -> np.ndarray:
+    """Maps boxes of a photograph into the view of a quadrilateral.
+
+    Args:
+        boxes: (M, 4) x1, y1, x2, y2 in pixels.
+        quadrilateral: (4, 2) corners in pixels, from `random_quadrilateral`.
+
+    Returns:
+        (M, 4) float32 cx, cy, w, h as fractions of the view: the upright hull of each box's mapped
+        corners, cut at the view's edges.
+    """
+    to_view = cv2.getPerspectiveTransform(
+        quadrilateral.astype(np.float32), UNIT_SQUARE.astype(np.float32)
+    )
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).astype(np.float64)
+    mapped = cv2.perspectiveTransform(corners, to_view).clip(0, 1)
+    low, high = mapped.min(axis=1), mapped.max(axis=1)
+    return np.concatenate([(low + high) / 2, high - low], axis=1).astype(np.float32)
