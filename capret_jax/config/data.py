@@ -157,7 +157,7 @@ class AugmentConfig:
             no identity, since other garments may be in it. If the dataset has items without
             identity, one of them replaces the drawn item. With wide views, boxes are learnt from
             these alone: the box of a crop nearly fills it, so that a constant one has an IoU of
-            0.8.
+            0.8. Views of whole photographs are as wide as can be, and do not change.
     """
 
     margin: float = 0.1
@@ -283,10 +283,10 @@ class DataConfig:
                 "data.views_per_identity=0 hides: set one of them."
             )
         check_fields("data.vocabulary", self.vocabulary)
-        if self.augment.wide and self.view.kind != "crop":
-            raise InputError(
-                f"data.augment.wide={self.augment.wide} widens crops, and "
-                f"data.view.kind={self.view.kind!r} shows whole photographs as it is."
-            )
         if self.max_tokens < 3:
             raise InputError(f"data.max_tokens={self.max_tokens} leaves no room for a caption.")
+
+    @property
+    def wide_share(self) -> float:
+        """Share of training crops that are wide; 0 if all views are whole photographs."""
+        return 0.0 if self.view.whole else self.augment.wide

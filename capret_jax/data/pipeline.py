@@ -130,7 +130,7 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         caption_id=array(items),
         box=array(items, 4, dtype=np.float32),
         valid=array(items, dtype=bool),
-        located=array(items, dtype=bool) if config.data.augment.wide else None,
+        located=array(items, dtype=bool) if config.data.wide_share else None,
     )
     if config.loss.mlm:
         positions = array(items, MAX_MASKED)
@@ -159,7 +159,7 @@ class _Examples:
         self, split: Split, identities: np.ndarray, text: TrainingText, config: ExperimentConfig
     ):
         self._split, self._identities, self._text = split, identities, text
-        self._view, self._wide = config.data.view, config.data.augment.wide
+        self._view, self._wide = config.data.view, config.data.wide_share
         self._augment = Augmentation(config.data.augment, config.model.image_size)
         unlabelled = np.flatnonzero(identities == NO_IDENTITY)
         # Rows of wide views: items without identity, where there are any.
