@@ -36,7 +36,7 @@ def get_config():
                 tokenizer="bert-base-uncased",
                 max_tokens=32,  # the template's longest caption has 26 pieces
                 views_per_identity=4,
-                # Boxes are learnt from these views alone: on crops, a constant box will do
+                # Boxes are learnt from these views: on crops, a constant box will do
                 # (tests/test_configs.py).
                 augment=AugmentConfig(wide=0.25),
                 read=ReadConfig(threads=16, prefetch=8),

@@ -155,9 +155,9 @@ class AugmentConfig:
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
             no identity, since other garments may be in it. If the dataset has items without
-            identity, one of them replaces the drawn item. With wide views, boxes are learnt from
-            these alone: the box of a crop nearly fills it, so that a constant one has an IoU of
-            0.8. Views of whole photographs are as wide as can be, and do not change.
+            identity, one of them replaces the drawn item. The box of a crop nearly fills it, so
+            that a constant one has an IoU of 0.8: boxes are learnt from wide views. Views of whole
+            photographs are as wide as can be, and do not change.
     """
 
     margin: float = 0.1
