@@ -179,9 +179,8 @@ class AugmentConfig:
     wide: float = 0.0
 
     def __post_init__(self):
-        for name in ("flip", "brightness", "colour", "contrast", "saturation", "grey", "blur"):
-            self._check(name, 0, 1)
-        for name in ("erase", "perspective", "wide"):
+        shares = ("flip", "brightness", "colour", "contrast", "saturation", "grey", "blur")
+        for name in (*shares, "erase", "perspective", "wide"):
             self._check(name, 0, 1)
         for name, low, high in (
             # Sides must keep a length, whatever is drawn.
