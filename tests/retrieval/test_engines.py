@@ -73,11 +73,13 @@ def test_scann_returns_all_rows_of_a_gallery_smaller_than_k():
 def test_tuning_reaches_its_target(monkeypatch, target):
     monkeypatch.setattr(engines, "EXACT_BELOW", 500)
     monkeypatch.setattr(engines, "TREE_FROM", 1000)
-    gallery, queries = clustered(2000, 0), clustered(200, 1)
+    # With 1,000 queries a half, recalls of the halves differ by chance by 0.01; with 100, by 0.03.
+    # Which settings are the fastest depends on the machine's load, so that the chance is drawn anew.
+    gallery, queries = clustered(2000, 0), clustered(2000, 1)
     tuned = tune(gallery, queries, 10, target)
     expected = ExactEngine(gallery).search(queries[::2], 10)
     assert recall(tuned.engine.search(queries[::2], 10).rows, expected.rows) >= target
-    assert tuned.queries == 100 and tuned.recall >= target - 0.05
+    assert tuned.queries == 1000 and tuned.recall >= target - 0.05
 
 
 def test_tuning_falls_back_to_exact_search(monkeypatch):
