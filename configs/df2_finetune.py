@@ -29,14 +29,14 @@ def get_config():
             # For a v5e:4x4 (docs/scaling.md); fewer or smaller chips need a smaller batch.
             batch_size=1024,
             init_from="checkpoints/base",
-            model=dataclasses.replace(SIZES["base"], image_size=384),
+            model=dataclasses.replace(SIZES["base"], image_size=384, attention_dropout=0.1),
             compute=ComputeConfig(dtype="bfloat16", remat="vision", scan=True),
             data=DataConfig(
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",
                 max_tokens=32,  # the template's longest caption has 26 pieces
                 views_per_identity=4,
-                # Boxes are learnt from these views: on crops, a constant box will do
+                # Boxes are learnt from these views alone: on crops, a constant box will do
                 # (tests/test_configs.py).
                 augment=AugmentConfig(wide=0.25),
                 read=ReadConfig(threads=16, prefetch=8),

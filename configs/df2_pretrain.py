@@ -7,6 +7,8 @@ Starts from `tools/convert_torch_ckpt.py x2vlm_base_1b.th checkpoints/base`, or 
 (docs/checkpoints.md); `df2_finetune.py` then starts with --config.init_from=runs/df2_pretrain.
 """
 
+import dataclasses
+
 from capret_jax.config import (
     SIZES,
     AugmentConfig,
@@ -27,14 +29,14 @@ def get_config():
         ExperimentConfig(
             batch_size=256,
             init_from="checkpoints/base",
-            model=SIZES["base"],
+            model=dataclasses.replace(SIZES["base"], attention_dropout=0.1),
             compute=ComputeConfig(dtype="bfloat16", remat="vision", scan=True),
             data=DataConfig(
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",
                 max_tokens=32,
                 views_per_identity=2,
-                # Boxes are learnt from these views; X2-VLM's share of region batches.
+                # Boxes are learnt from these views alone; X2-VLM's share of region batches.
                 augment=AugmentConfig(wide=0.33),
                 read=ReadConfig(threads=16, prefetch=8),
             ),

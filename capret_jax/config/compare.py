@@ -22,7 +22,8 @@ NON_SEMANTIC_KEYS = (
 # Keys that may change between the runs of one workdir, since the trained model stays the same.
 _FREE_KEYS = (*NON_SEMANTIC_KEYS, "mode", "evaluation", "embedding.captions", "embedding.file")
 # Fields that may differ between a model and the checkpoint that it starts from.
-_FREE_SIZES = ("image_size", "layer_scale", "drop_path", "dropout", "embedding")
+_RATES = ("drop_path", "dropout", "attention_dropout")
+_FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding")
 
 
 def check_same_training(saved: dict, current: dict, workdir: str) -> None:

@@ -155,9 +155,9 @@ class AugmentConfig:
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
             no identity, since other garments may be in it. If the dataset has items without
-            identity, one of them replaces the drawn item. The box of a crop nearly fills it, so
-            that a constant one has an IoU of 0.8: boxes are learnt from wide views. Views of whole
-            photographs are as wide as can be, and do not change.
+            identity, one of them replaces the drawn item. With wide views, boxes are learnt from
+            these alone: the box of a crop nearly fills it, so that a constant one has an IoU of
+            0.8. Views of whole photographs are as wide as can be, and do not change.
     """
 
     margin: float = 0.1
@@ -241,6 +241,8 @@ class DataConfig:
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
         views_per_identity: K, views of each identity in a batch; 0 draws the same items one by one
             and hides identities from all losses.
+        views_per_item: views of each item in a batch where identities are hidden; with several,
+            ArcFace and SupCon tell items apart, which needs no annotation.
         batch_identities: identities of a batch: "random", or "category" for as many of one category
             as possible, which are harder to tell apart.
         vocabulary: caption fields whose words are added to a vocabulary that is built, so that
@@ -259,6 +261,7 @@ class DataConfig:
     tokenizer: str = ""
     max_tokens: int = 40
     views_per_identity: int = 4
+    views_per_item: int = 1
     batch_identities: str = "random"
     vocabulary: tuple[str, ...] = ()
     view: ViewConfig = ViewConfig()
@@ -281,6 +284,12 @@ class DataConfig:
                 f"data.batch_identities={self.batch_identities!r} chooses identities, which "
                 "data.views_per_identity=0 hides: set one of them."
             )
+        if self.views_per_item < 1 or (self.views_per_item > 1 and self.views_per_identity):
+            raise InputError(
+                f"data.views_per_item={self.views_per_item} must be 1 where "
+                f"data.views_per_identity={self.views_per_identity} draws identities; set the "
+                "latter to 0 for several views of each item."
+            )
         check_fields("data.vocabulary", self.vocabulary)
         if self.max_tokens < 3:
             raise InputError(f"data.max_tokens={self.max_tokens} leaves no room for a caption.")
@@ -289,3 +298,8 @@ class DataConfig:
     def wide_share(self) -> float:
         """Share of training crops that are wide; 0 if all views are whole photographs."""
         return 0.0 if self.view.whole else self.augment.wide
+
+    @property
+    def shows_classes(self) -> bool:
+        """Returns True if batches tell the losses identities, or items, apart."""
+        return bool(self.views_per_identity) or self.views_per_item > 1

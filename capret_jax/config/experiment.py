@@ -65,11 +65,12 @@ class ExperimentConfig:
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "
                 "config.model.decoder_layers."
             )
-        if self.loss.identities and not self.data.views_per_identity:
+        if self.loss.identities and not self.data.shows_classes:
             term = "arcface" if self.loss.arcface else "supcon"
             raise InputError(
                 f"config.loss.{term} learns identities, which config.data.views_per_identity=0 "
-                "keeps from it: set one of them."
+                "keeps from it: set one of them, or config.data.views_per_item=2 to tell items "
+                "apart."
             )
         detected = self.evaluation.detect or self.evaluation.detections
         if self.embedding.kind != "image" and detected:

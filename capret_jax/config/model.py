@@ -22,7 +22,9 @@ class ModelConfig:
         decoder_layers: number of layers of the VQA answer decoder; 0 for no decoder.
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
         drop_path: rate of stochastic depth in the last vision block; it grows linearly from 0.
-        dropout: rate on the hidden states of the text and fusion layers.
+        dropout: rate on the hidden states of the text, fusion and decoder layers.
+        attention_dropout: rate on the attention weights of these layers, which then have no fused
+            kernel in training; 0.1 in X2-VLM.
         embedding: kind of the retrieval embedding, see `X2VLM.item_features`; in the config of a
             run, `config.embedding.kind`.
     """
@@ -43,6 +45,7 @@ class ModelConfig:
     layer_scale: float = 0.1
     drop_path: float = 0.1
     dropout: float = 0.1
+    attention_dropout: float = 0.0
     embedding: str = "image"
 
     def __post_init__(self):
@@ -50,6 +53,9 @@ class ModelConfig:
             raise InputError(
                 f"embedding.kind={self.embedding!r} is none of {', '.join(EMBEDDINGS)}."
             )
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)} is not in [0, 1).")
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
             raise InputError(
                 f"model.image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}."

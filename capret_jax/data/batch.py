@@ -31,6 +31,8 @@ class Batch:
         box: (B, 4) float32 cx, cy, w, h of the item as fractions of the picture.
         valid: (B,) bool, False for padding where a picture has fewer than M items; no loss counts
             it.
+        located: (B,) bool, True where the box has to be found, since the picture shows more than
+            the item; the box losses count no others. None if all do.
         masked_ids: (B, T) int32 tokens, some of them masked; None without MLM.
         masked_positions: (B, P) int32 positions to predict; None without MLM.
         masked_labels: (B, P) int32 original tokens there, `IGNORED_LABEL` for unused positions;
@@ -47,6 +49,7 @@ class Batch:
     caption_id: Array
     box: Array
     valid: Array
+    located: Array = None
     masked_ids: Array = None
     masked_positions: Array = None
     masked_labels: Array = None

@@ -130,6 +130,7 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         caption_id=array(items),
         box=array(items, 4, dtype=np.float32),
         valid=array(items, dtype=bool),
+        located=array(items, dtype=bool) if config.data.wide_share else None,
     )
     if config.loss.mlm:
         positions = array(items, MAX_MASKED)
@@ -183,6 +184,7 @@ class _Examples:
             caption_id=np.array([*ids, *[0] * padding], np.int32),
             box=np.concatenate([view.boxes, np.zeros((padding, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
+            located=np.array([wide]) if self._wide else None,
             **({} if masked is None else _stack_masked(masked)),
             **(_draw_questions(self._text.vqa, rows, padding, rng) if self._text.vqa else {}),
         )

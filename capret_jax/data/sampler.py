@@ -210,35 +210,47 @@ def _group_rows(
 
 
 class ItemSampler(_Sampler):
-    """Batches of the same items one by one, with their identities hidden.
+    """Batches of the same items in V views each, with their identities hidden.
 
-    An epoch visits the items in a random order, each once; when B does not divide their number,
-    the rest of them are left out until the next epoch.
+    An epoch visits the items in a random order, each once; when a batch's B / V items do not divide
+    their number, the rest of them are left out until the next epoch. With several views, which
+    differ in augmentation alone, each item is its own class (instance discrimination, arXiv
+    1805.01978); inside a batch, slot `view * B / V + p` holds a view of the p-th item.
     """
 
-    def __init__(self, items: ItemTable, order: BatchOrder):
+    def __init__(self, items: ItemTable, order: BatchOrder, views_per_item: int = 1):
         """
         Args:
             items: items of the training split.
             order: size, number and seed of the batches.
+            views_per_item: V.
 
         Raises:
-            InputError: there are fewer than B items of identities seen by both sources.
+            InputError: V does not divide B, or there are fewer than B / V items of identities seen
+                by both sources.
         """
         super().__init__(items, order)
-        self._rows = np.flatnonzero(self.identities != NO_IDENTITY)
-        if len(self._rows) < order.batch_size:
+        if order.batch_size % views_per_item:
             raise InputError(
-                f"batch_size={order.batch_size} is more than the {len(self._rows)} items that the "
-                "training split has of identities seen by both sources."
+                f"batch_size={order.batch_size} must be a multiple of data.views_per_item="
+                f"{views_per_item}."
+            )
+        self._per_batch = order.batch_size // views_per_item
+        self._rows = np.flatnonzero(self.identities != NO_IDENTITY)
+        if len(self._rows) < self._per_batch:
+            raise InputError(
+                f"batch_size={order.batch_size} needs {self._per_batch} items of identities seen "
+                f"by both sources, and the training split has {len(self._rows)}."
             )
         self.identities = np.full_like(self.identities, NO_IDENTITY)
+        if views_per_item > 1:
+            self.identities[self._rows] = np.arange(len(self._rows))
+            self.classes, self.class_sizes = len(self._rows), np.ones(len(self._rows), np.int64)
 
     def _row(self, step: int, slot: int) -> int:
-        batch_size = self.order.batch_size
-        epoch, batch = divmod(step, len(self._rows) // batch_size)
+        epoch, batch = divmod(step, len(self._rows) // self._per_batch)
         shuffled = self._shuffled(epoch, len(self._rows))
-        return int(self._rows[shuffled[batch * batch_size + slot]])
+        return int(self._rows[shuffled[batch * self._per_batch + slot % self._per_batch]])
 
 
 Sampler = IdentitySampler | ItemSampler
@@ -249,7 +261,8 @@ def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()
 
     Args:
         items: items of the training split.
-        config: `batch_size`, `data.views_per_identity`, `loop.steps` and `seed` are read.
+        config: `batch_size`, `loop.steps`, `seed`, and `data.views_per_identity`,
+            `data.views_per_item` and `data.batch_identities` are read.
         part: the share of each batch that this process reads.
 
     Raises:
@@ -257,6 +270,6 @@ def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()
     """
     order = BatchOrder(config.batch_size, config.loop.steps, config.seed, part)
     if config.data.views_per_identity == 0:
-        return ItemSampler(items, order)
+        return ItemSampler(items, order, config.data.views_per_item)
     by_category = config.data.batch_identities == "category"
     return IdentitySampler(items, order, config.data.views_per_identity, by_category)

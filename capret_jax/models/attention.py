@@ -1,5 +1,7 @@
 """Scaled dot-product attention of all encoders, on XLA or by a fused kernel."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -21,6 +23,7 @@ def attention(
     bias: jax.Array | None = None,
     mask: jax.Array | None = None,
     implementation: str = "xla",
+    drop: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Computes scaled dot-product attention (arXiv 1706.03762, eq. 1) with an additive bias.
 
@@ -30,17 +33,18 @@ def attention(
         bias: (H, T, S), added to the scaled logits.
         mask: (B, S), or (B, T, S) where queries differ: 1 for keys that are visible, 0 for others.
         implementation: "xla", or "tpu" for the fused kernel where it supports these arguments.
+        drop: dropout of the (B, H, T, S) attention weights; None for none.
 
     Returns:
         (B, T, H, D/H), in the dtype of `value`. Logits and softmax are float32.
     """
-    if implementation == "tpu" and _fits_kernel(query, key, bias, mask):
+    if implementation == "tpu" and drop is None and _fits_kernel(query, key, bias, mask):
         rows = ("batch", None, "heads", None)
         kernel = per_device(
             tpu_attention.biased_attention, [rows, rows, rows, ("heads", None, None)], rows
         )
         return checkpoint_name(kernel(query, key, value, bias), OUTPUT_NAME)
-    return _xla(query, key, value, bias, mask)
+    return _xla(query, key, value, bias, mask, drop)
 
 
 def _fits_kernel(query, key, bias, mask):
@@ -53,7 +57,7 @@ def _fits_kernel(query, key, bias, mask):
     )
 
 
-def _xla(query, key, value, bias, mask):
+def _xla(query, key, value, bias, mask, drop):
     query = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -64,7 +68,8 @@ def _xla(query, key, value, bias, mask):
     # A softmax whose sums divide the outputs instead of the S / (D/H) times larger weights. Heads
     # stay in front until the end, so that XLA on CPU fuses nothing into the inputs of the products.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    output = jnp.einsum("bhts,bshd->bhtd", weights.astype(value.dtype), value)
+    kept = weights if drop is None else drop(weights)
+    output = jnp.einsum("bhts,bshd->bhtd", kept.astype(value.dtype), value)
     # Named before the division, because the gradient of the division needs this value.
     output = checkpoint_name(output, OUTPUT_NAME) / weights.sum(axis=-1, keepdims=True)
     return output.astype(value.dtype).swapaxes(1, 2)

@@ -1,5 +1,7 @@
 """The BERT text encoder (arXiv 1810.04805), and its layer, which the fusion encoder uses too."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -55,14 +57,12 @@ class BertAttention(nnx.Module):
 
     There may be K times as many rows of queries as of keys. K consecutive rows then share the same
     keys, so that several texts can attend to one image without copies of it.
-
-    Dropout is not applied to the attention weights, because fused kernels do not support it.
     """
 
     def __init__(self, config: ModelConfig, context_width: int):
         width = config.text_width
         self.heads = config.text_heads
-        self.dropout_rate = config.dropout
+        self.dropout_rate, self.weights_dropout_rate = config.dropout, config.attention_dropout
         self.query = dense(width, width)
         self.key = dense(context_width, width)
         self.value = dense(context_width, width)
@@ -109,7 +109,11 @@ class BertAttention(nnx.Module):
             )
         query = split_heads(self.query(x), self.heads)
         query = query.reshape(len(keys_values[0]), -1, *query.shape[2:])
-        update = merge_heads(attention(query, *keys_values, mask=mask)).reshape(x.shape)
+        drop = None
+        if key is not None and self.weights_dropout_rate:
+            rate, weights_key = self.weights_dropout_rate, jax.random.fold_in(key, 1)
+            drop = functools.partial(dropout, rate=rate, key=weights_key)
+        update = merge_heads(attention(query, *keys_values, mask=mask, drop=drop)).reshape(x.shape)
         return self.norm(x + dropout(self.out(update), self.dropout_rate, key))
 
 

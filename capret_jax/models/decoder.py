@@ -6,12 +6,13 @@ from flax import nnx
 from capret_jax.config import ModelConfig
 from capret_jax.models.bert import BertLayer, TextEmbeddings, causal_mask
 from capret_jax.models.heads import MaskedLmHead
+from capret_jax.models.layers import split_key
 
 
 class AnswerDecoder(nnx.Module):
     """Predicts each next token of an answer from those before it and the question's states.
 
-    Its embeddings are separate from the text encoder's, and it has no dropout.
+    Its embeddings are separate from the text encoder's.
     """
 
     def __init__(self, config: ModelConfig):
@@ -30,6 +31,7 @@ class AnswerDecoder(nnx.Module):
         answer_mask: jax.Array,
         question: jax.Array,
         question_mask: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """Computes next-token logits.
 
@@ -38,11 +40,13 @@ class AnswerDecoder(nnx.Module):
                 to one question.
             question: (Q, T, D) states of the question, fused with its image.
             question_mask: (Q, T) 0/1.
+            key: random key, which turns dropout on.
 
         Returns:
             (Q*K, A, vocab); position t predicts token t+1.
         """
-        x, mask = self.embeddings(answer_ids), causal_mask(answer_mask)
-        for layer in self.layers:
-            x = layer(x, mask, question, question_mask)
+        first, *rest = split_key(key, 1 + len(self.layers))
+        x, mask = self.embeddings(answer_ids, first), causal_mask(answer_mask)
+        for layer, layer_key in zip(self.layers, rest, strict=True):
+            x = layer(x, mask, question, question_mask, layer_key)
         return self.head(x, self.embeddings.word.embedding[...])

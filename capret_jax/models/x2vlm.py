@@ -150,9 +150,10 @@ class X2VLM(nnx.Module):
         answer_mask: jax.Array,
         question: jax.Array,
         question_mask: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
         """Returns next-token logits (Q*K, A, vocab); see `AnswerDecoder`."""
-        return self.decoder(answer_ids, answer_mask, question, question_mask)
+        return self.decoder(answer_ids, answer_mask, question, question_mask, key)
 
 
 def _float32(x: jax.Array) -> jax.Array:

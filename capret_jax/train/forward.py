@@ -178,11 +178,11 @@ def _fold(x):
 
 
 def _answer_logits(model, batch, images, key):
-    text_key, fusion_key = jax.random.split(key)
+    text_key, fusion_key, decoder_key = jax.random.split(key, 3)
     questions = model.encode_text(batch.question_ids, batch.question_mask, text_key)
     fused = model.fuse(questions, batch.question_mask, *images, key=fusion_key)
     ids, mask = batch.answer_ids[:, :-1], batch.answer_mask[:, :-1]
-    return model.answer_logits(ids, mask, fused, batch.question_mask)
+    return model.answer_logits(ids, mask, fused, batch.question_mask, decoder_key)
 
 
 def _masked_lm_logits(model, batch, images, causal, key):

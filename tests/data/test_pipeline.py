@@ -81,18 +81,13 @@ def assert_equal(a, b):
 
 
 def test_shapes_and_dtypes(iterate):
-    batch = next(
-        iterate(
-            masked=True,
-            asked=True,
-        )
-    )
+    batch = next(iterate(masked=True, asked=True, wide=0.5))
     shapes = {f.name: getattr(batch, f.name).shape for f in dataclasses.fields(batch)}
     assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
     assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)
     assert shapes["box"] == (B, 4) and batch.box.dtype == np.float32
     assert shapes["identity"] == shapes["caption_id"] == (B,)
-    assert batch.valid.all() and shapes["valid"] == (B,)
+    assert batch.valid.all() and shapes["valid"] == shapes["located"] == (B,)
     assert batch.masked_positions.shape == batch.masked_labels.shape
     assert shapes["question_ids"] == shapes["question_mask"] == (B, 24)
     assert shapes["answer_ids"] == shapes["answer_mask"] == (B, ANSWER_TOKENS)
@@ -141,6 +136,9 @@ def test_wide_views_teach_no_identity(iterate):
     batches = list(iterate(wide=0.5))
     identity = np.concatenate([batch.identity for batch in batches])
     assert 0.3 < (identity == NO_IDENTITY).mean() < 0.7
+    # Only the wide views' boxes have to be found.
+    located = np.concatenate([batch.located for batch in batches])
+    np.testing.assert_array_equal(located, identity == NO_IDENTITY)
     share = np.concatenate([batch.box[:, 2:].prod(axis=1) for batch in batches])
     assert share[identity == NO_IDENTITY].mean() < share[identity != NO_IDENTITY].mean()
 

@@ -127,7 +127,29 @@ def test_without_identities_the_same_items_come_one_by_one(items):
     assert one_by_one(items) == one_by_one(items) != one_by_one(items, seed=1)
 
 
-@pytest.mark.parametrize("draws", [draws, one_by_one])
+def pairs_of_views(items, part=Part(), steps=12, seed=0):
+    config = sampling_config(views=0, steps=steps, seed=seed)
+    data = dataclasses.replace(config.data, views_per_item=2)
+    sampler = make_sampler(items, dataclasses.replace(config, data=data), part)
+    return [sampler[i] for i in range(len(sampler))]
+
+
+def test_without_identities_each_item_can_be_its_own_class(items):
+    config = sampling_config(views=0)
+    data = dataclasses.replace(config.data, views_per_item=2)
+    sampler = make_sampler(items, dataclasses.replace(config, data=data))
+    known = np.flatnonzero(items.training_identities() != NO_IDENTITY)
+    np.testing.assert_array_equal(sampler.identities[known], np.arange(len(known)))
+    assert sampler.classes == len(sampler.class_sizes) == len(known)
+    assert (sampler.identities == NO_IDENTITY).sum() == len(items) - len(known)
+    drawn = pairs_of_views(items, steps=len(known) // (B // 2))
+    rows = np.array([draw.row for draw in drawn]).reshape(-1, 2, B // 2)
+    np.testing.assert_array_equal(rows[:, 0], rows[:, 1])
+    assert len(np.unique(rows)) == rows.size // 2  # an epoch visits each item once
+    assert len({draw.seed for draw in drawn}) == len(drawn)  # in two different views
+
+
+@pytest.mark.parametrize("draws", [draws, one_by_one, pairs_of_views])
 def test_two_processes_share_each_batch_between_them(items, draws):
     whole = draws(items)
     halves = [draws(items, Part(index, 2)) for index in range(2)]
@@ -147,7 +169,7 @@ def test_two_processes_share_each_batch_between_them(items, draws):
         (10, 4, 1, "batch_size=10 must be a multiple"),
         (8, 4, 3, "3 processes"),
         (64, 2, 1, "needs 32 identities .* has 12"),
-        (512, 0, 1, "batch_size=512 is more than the .* items"),
+        (512, 0, 1, "batch_size=512 needs 512 items"),
         (8, 0, 3, "3 processes"),
     ],
 )

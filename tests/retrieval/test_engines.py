@@ -74,7 +74,7 @@ def test_tuning_reaches_its_target(monkeypatch, target):
     monkeypatch.setattr(engines, "EXACT_BELOW", 500)
     monkeypatch.setattr(engines, "TREE_FROM", 1000)
     # With 1,000 queries a half, recalls of the halves differ by chance by 0.01; with 100, by 0.03.
-    # Which settings are the fastest depends on the machine's load, so that the chance is drawn anew.
+    # Which settings are the fastest depends on the machine's load, so chance draws anew each time.
     gallery, queries = clustered(2000, 0), clustered(2000, 1)
     tuned = tune(gallery, queries, 10, target)
     expected = ExactEngine(gallery).search(queries[::2], 10)
