@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from capret_jax.ablation.audit import audit
+from capret_jax.ablation.boxes import box_scores
 from capret_jax.ablation.changed_queries import changed_queries
 from capret_jax.ablation.conclusions import best_captions, condition_tables, write_conclusion
 from capret_jax.ablation.contrasts import contrasts_of
@@ -27,8 +28,8 @@ def write_results(grid: Grid, dataset: Dataset, workdir: pathlib.Path, read_by: 
         read_by: captions, objects and stage of the embeddings that read captions.
 
     Returns:
-        The content of `ablation.json`: "conclusion", sentences; "arms", "contrasts", "conditions",
-        "costs", "audit", "seeds", "queries", "identities" and "pairs".
+        The content of `ablation.json`: "conclusion", sentences; "arms", "contrasts", "boxes",
+        "conditions", "costs", "audit", "seeds", "queries", "identities" and "pairs".
 
     Raises:
         InputError: a cell is not done.
@@ -40,6 +41,7 @@ def write_results(grid: Grid, dataset: Dataset, workdir: pathlib.Path, read_by: 
         "conclusion": write_conclusion(contrasts, queries, seeds),
         "arms": summarize_arms(table),
         "contrasts": [contrast.as_dict() for contrast in contrasts],
+        "boxes": box_scores(grid, workdir),
         "conditions": condition_tables(table, contrasts),
         "costs": read_costs(grid),
         "audit": audit(grid, dataset, workdir / "hashes"),

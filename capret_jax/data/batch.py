@@ -58,6 +58,11 @@ class Batch:
     answer_ids: Array = None
     answer_mask: Array = None
 
+    @property
+    def counted_boxes(self) -> Array:
+        """(B,) bool, True for items whose boxes the box losses count."""
+        return self.valid if self.located is None else self.valid & self.located
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -72,8 +72,8 @@ def _terms(
     if config.vqa:
         terms["vqa"] = masked_lm_loss(outputs.answer_logits, _next_answer_tokens(batch))
     if config.box:
-        located = batch.valid if batch.located is None else batch.valid & batch.located
-        terms["box_l1"], terms["box_giou"] = box_losses(outputs.boxes, batch.box, located)
+        boxes = box_losses(outputs.boxes, batch.box, batch.counted_boxes)
+        terms["box_l1"], terms["box_giou"] = boxes
     embedding = outputs.image_features if outputs.embedding is None else outputs.embedding
     if config.supcon:
         terms["supcon"] = supervised_contrastive_loss(

@@ -58,7 +58,13 @@ def test_results_and_reports_are_written(minimal, minimal_config):
     (contrast,) = results["contrasts"]
     none, category = (arm["mAP"]["mean"] for arm in results["arms"])
     assert contrast["difference"]["mean"] == pytest.approx(category - none)
+    (boxes,) = results["boxes"]
+    assert (boxes["objects"], boxes["stage"]) == ("none", "zero_shot")
+    curve = (workdir / "cells" / grid.cells[1].folder / "metrics.jsonl").read_text()
+    last = json.loads(curve.splitlines()[-1])
+    assert boxes["iou"] == pytest.approx(last["box_giou/iou"])
     assert (workdir / "report.html").read_text().count("<circle") == 1
+    assert "| none | zero_shot | 0." in (workdir / "report.md").read_text()
     assert "| category | none | zero_shot, objects none |" in (workdir / "report.md").read_text()
 
 
