@@ -35,15 +35,30 @@ def fresh_parameters(source: str | os.PathLike, model: ModelConfig) -> list[str]
     Raises:
         InputError: the folder holds no model.
     """
-    return _fresh(ModelFolder(source).card, model) if source else _parameter_paths(model)
+    return _fresh(ModelFolder(source).card, model) if source else parameter_paths(model)
+
+
+def initialised_parameters(source: str | os.PathLike, model: ModelConfig) -> tuple[str, ...]:
+    """Returns the paths of a model's parameters that start from a checkpoint's trained values.
+
+    Args:
+        source: folder of the checkpoint.
+        model: shapes of the model to initialise.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    fresh = set(fresh_parameters(source, model))
+    return tuple(path for path in parameter_paths(model) if path not in fresh)
 
 
 def _fresh(card: ModelCard, model: ModelConfig) -> list[str]:
-    trained = set(_parameter_paths(card.config)) - set(card.fresh)
-    return [path for path in _parameter_paths(model) if path not in trained]
+    trained = set(parameter_paths(card.config)) - set(card.fresh)
+    return [path for path in parameter_paths(model) if path not in trained]
 
 
-def _parameter_paths(model: ModelConfig) -> list[str]:
+def parameter_paths(model: ModelConfig) -> list[str]:
+    """Returns the paths of a model's parameters, such as "vision_proj/kernel"."""
     return list(flatten_dict(abstract_model(model)[1], sep="/"))
 
 

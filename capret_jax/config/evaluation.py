@@ -56,6 +56,8 @@ class EvaluationConfig:
         detect: detect garments by phrases, calibrate the score threshold (which is kept beside the
             model, for serving), and evaluate with the detected boxes.
         detection: settings of this detection.
+        interpolate: shares of the trained model, in [0, 1], at which models between `init_from` and
+            it are evaluated (WiSE-FT).
         rerank: number of nearest candidates of each query that the fusion encoder re-ranks; 0 for
             none.
         cache_mb: megabytes of vision tokens kept in memory for re-ranking; more go to a file.
@@ -68,6 +70,7 @@ class EvaluationConfig:
     detections: str = ""
     detect: bool = False
     detection: DetectionConfig = DetectionConfig()
+    interpolate: tuple[float, ...] = ()
     rerank: int = 0
     cache_mb: int = 1024
     cache_dir: str = ""
@@ -78,6 +81,8 @@ class EvaluationConfig:
                 "evaluation.detect finds boxes itself and evaluation.detections names a file of "
                 "others': set one of them."
             )
+        if not all(0 <= share <= 1 for share in self.interpolate):
+            raise InputError(f"evaluation.interpolate={self.interpolate} must be shares in [0, 1].")
         if self.rerank < 0 or self.cache_mb < 1:
             raise InputError("evaluation.rerank must not be negative, nor evaluation.cache_mb 0.")
 

@@ -72,6 +72,16 @@ class ExperimentConfig:
                 "keeps from it: set one of them, or config.data.views_per_item=2 to tell items "
                 "apart."
             )
+        if self.optimizer.drift_penalty and not self.init_from:
+            raise InputError(
+                f"config.optimizer.drift_penalty={self.optimizer.drift_penalty} keeps a model near "
+                "its start: set config.init_from."
+            )
+        if self.evaluation.interpolate and not self.init_from:
+            raise InputError(
+                "config.evaluation.interpolate evaluates models between the start and the trained "
+                "one: set config.init_from."
+            )
         detected = self.evaluation.detect or self.evaluation.detections
         if self.embedding.kind != "image" and detected:
             raise InputError(

@@ -40,7 +40,12 @@ class OptimizerConfig:
         b1, b2, eps: decay rates of Adam's moments, and its epsilon.
         clip_norm: maximal global gradient norm; 0 turns clipping off.
         rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
-            a parameter's path ("model/itm_head/up/kernel") scales its rate; 0 freezes it.
+            a parameter's path ("model/itm_head/up/kernel") scales its rate.
+        layer_decay: factor of the learning rate from each layer of an encoder to the one below it,
+            see `parameter_groups.rate_factors`; 1 for equal rates.
+        frozen: regular expressions; parameters whose path starts with a match stay as they are.
+        drift_penalty: penalty on the distance to the parameters of `init_from`, which pulls towards
+            them at this share of the learning rate a step (L2-SP, arXiv 1802.01483); 0 for none.
         ema_decay: decay of an exponential moving average of the model's parameters, which
             evaluation then uses; 0 keeps no average.
     """
@@ -54,15 +59,23 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 0.0
     rate_multipliers: tuple[tuple[str, float], ...] = ()
+    layer_decay: float = 1.0
+    frozen: tuple[str, ...] = ()
+    drift_penalty: float = 0.0
     ema_decay: float = 0.0
 
     def __post_init__(self):
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"optimizer.layer_decay={self.layer_decay} must be in (0, 1].")
+        if self.drift_penalty < 0:
+            raise InputError(f"optimizer.drift_penalty={self.drift_penalty} is negative.")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"optimizer.ema_decay={self.ema_decay} must be in [0, 1).")
         if self.decay not in ("linear", "cosine"):
             raise InputError(f"optimizer.decay={self.decay!r} is neither 'linear' nor 'cosine'.")
-        for pattern, _ in self.rate_multipliers:
+        patterns = [("rate_multipliers", pattern) for pattern, _ in self.rate_multipliers]
+        for key, pattern in (*patterns, *(("frozen", pattern) for pattern in self.frozen)):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise InputError(f"optimizer.rate_multipliers: {pattern!r}: {error}") from error
+                raise InputError(f"optimizer.{key}: {pattern!r}: {error}") from error

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,11 +96,20 @@ class EvaluationContext:
         """Returns a garment detector of the model; every process has to call it."""
         return self._once("detector", state, self._make_detector)
 
-    def embed(self, state: TrainState) -> np.ndarray:
-        """Returns the (n, E) float32 embeddings of the validation items, and keeps nothing."""
+    def embed(self, models: Sequence[dict]) -> list[np.ndarray]:
+        """Embeds the validation items in one pass over the photographs, and keeps nothing.
+
+        Args:
+            models: parameters of each model.
+
+        Returns:
+            (n, E) float32 by row of the item table, for each model.
+        """
         reader = PhotographReader(self.run, self.run.dataset.validation)
-        features = [self.embedder.embed(state.model, batch) for batch, _ in reader.batches()]
-        return reader.by_item(np.concatenate(features))
+        batches = [
+            [self.embedder.embed(model, batch) for model in models] for batch, _ in reader.batches()
+        ]
+        return [reader.by_item(np.concatenate(part)) for part in zip(*batches, strict=True)]
 
     def _once(self, name: str, state: TrainState, compute: Callable[[TrainState], T]) -> T:
         """Returns a result for a state, computed at the first call."""

@@ -27,7 +27,8 @@ class CurveEvaluator:
 
     def run(self, state: TrainState) -> dict[str, float]:
         """Returns "retrieval/mAP", "retrieval/top_1" ... of the state's embeddings."""
-        ranking = rank(self._context.protocol, self._context.embed(state))
+        (embeddings,) = self._context.embed([state.model])
+        ranking = rank(self._context.protocol, embeddings)
         metrics = summarize(ranking.precision, ranking.first)
         return {f"retrieval/{name}": value for name, value in metrics.items()}
 

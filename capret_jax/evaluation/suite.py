@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.detection import DetectedBoxEvaluator, DetectionEvaluator
+from capret_jax.evaluation.interpolation import InterpolationEvaluator
 from capret_jax.evaluation.report import ReportExamples, write_report
 from capret_jax.evaluation.reranking import RerankingEvaluator
 from capret_jax.evaluation.retrieval import BaselineEvaluator, RetrievalEvaluator
@@ -90,6 +91,8 @@ def _choose(context: EvaluationContext) -> list[Evaluator]:
         evaluators.append(DetectedBoxEvaluator(context))
     if config.detect:
         evaluators.append(DetectionEvaluator(context))
+    if config.interpolate:
+        evaluators.append(InterpolationEvaluator(context))
     if config.rerank:
         evaluators.append(RerankingEvaluator(context))
     return evaluators

@@ -19,6 +19,7 @@ def summary(metrics: dict, folder: pathlib.Path) -> str:
         rows["re-ranked"] = metrics["reranked"]
     if "detected" in metrics:
         rows["detected boxes"] = metrics["detected"]
+    rows |= {f"at {row['share']:g} from start": row for row in metrics.get("interpolation", [])}
     rows |= metrics["baselines"]
     lines = [f"{'':18}" + "".join(f"{name:>9}" for name in _SHOWN)]
     lines += [

@@ -1,16 +1,15 @@
 """AdamW with parameter groups by path, learning-rate warm-up and decay."""
 
-import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from capret_jax.config import OptimizerConfig
+from capret_jax.config import ExperimentConfig, OptimizerConfig
 from capret_jax.distributed.mesh import path_name
 from capret_jax.errors import InputError
-
-_DECAYED = re.compile(r".*/(kernel|embedding)|arcface")
+from capret_jax.train.parameter_groups import decay_mask, rate_factors, trained_mask
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -32,20 +31,54 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, decay], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
     """Makes the update rule, from gradients to parameter updates.
+
+    Frozen parameters have no moments, and their gradients do not count in the clipped norm.
+
+    Args:
+        config: `optimizer`, `model` and `loop.steps` are read.
 
     Raises:
         InputError: the warm-up does not end before the last step.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.stateless(lambda updates, _: scale_by_group(updates, config.rate_multipliers)),
-        optax.scale_by_learning_rate(make_schedule(config, total_steps)),
+    settings = config.optimizer
+
+    def scaled(updates, _):
+        return jax.tree.map(jnp.multiply, updates, rate_factors(updates, settings, config.model))
+
+    rule = optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
+        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
+        optax.stateless(scaled),
+        optax.scale_by_learning_rate(make_schedule(settings, config.loop.steps)),
     )
+    if not settings.frozen:
+        return rule
+    return optax.masked(rule, lambda params: trained_mask(params, settings.frozen))
+
+
+def pull_to_start(updates, state: Any, config: ExperimentConfig):
+    """Adds the gradient of a penalty on the distance to the start (L2-SP, arXiv 1802.01483, eq. 2).
+
+    Like AdamW's weight decay, it does not pass through Adam: each parameter that has a start moves
+    towards it by rate * drift_penalty * (parameter - start), with its own learning rate.
+
+    Args:
+        updates: a tree of updates, as the optimizer gave them.
+        state: training state before the step; its `start` is not None.
+        config: `optimizer`, `model` and `loop.steps` are read.
+    """
+    settings = config.optimizer
+    rate = settings.drift_penalty * make_schedule(settings, config.loop.steps)(state.step)
+    factors = rate_factors(updates, settings, config.model)
+
+    def pulled(path, update, param, factor):
+        start = state.start.get(path_name(path).removeprefix("model/"))
+        return update if start is None else update - rate * factor * (param - start)
+
+    return jax.tree.map_with_path(pulled, updates, state.params, factors)
 
 
 def update_average(average, params, decay: float, step: jax.Array):
@@ -62,21 +95,3 @@ def update_average(average, params, decay: float, step: jax.Array):
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
     return optax.incremental_update(params, average, 1 - kept)
-
-
-def decay_mask(params):
-    """Returns a tree of bool, True for parameters with weight decay."""
-    return jax.tree.map_with_path(
-        lambda path, _: _DECAYED.fullmatch(path_name(path)) is not None, params
-    )
-
-
-def scale_by_group(updates, rate_multipliers: tuple[tuple[str, float], ...]):
-    """Multiplies each update by the factor of the first pattern that matches its path's start."""
-
-    def scaled(path, update):
-        name = path_name(path)
-        factors = (factor for pattern, factor in rate_multipliers if re.match(pattern, name))
-        return update * next(factors, 1.0)
-
-    return jax.tree.map_with_path(scaled, updates)

@@ -13,6 +13,7 @@ from capret_jax.checkpoints.initialization import (
     check_projection,
     fresh_parameters,
     initial_params,
+    parameter_paths,
 )
 from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.checkpoints.training import Checkpoints
@@ -32,6 +33,7 @@ from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.train.forward import trained_parts
 from capret_jax.train.optimizer import make_optimizer
+from capret_jax.train.parameter_groups import check_patterns
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import TrainState, abstract_state, init_state
 
@@ -77,7 +79,9 @@ class Run:
         self.mesh = make_mesh(config.mesh)
         _check_divisible(config, batch_parts(self.mesh))
         # Raises its errors before `Checkpoints` starts a thread, which would print after them.
-        make_optimizer(config.optimizer, config.loop.steps)
+        make_optimizer(config)
+        paths = [f"model/{path}" for path in parameter_paths(config.model)]
+        check_patterns(config.optimizer, [*paths, "arcface"])
         self.checkpoints = Checkpoints(workdir)
         self._check_start()
         self.dataset = first_process_first(lambda: open_dataset(config.data))

@@ -7,6 +7,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from capret_jax.checkpoints.initialization import initialised_parameters
 from capret_jax.config import ExperimentConfig
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.optimizer import make_optimizer
@@ -22,6 +23,8 @@ class StepSetup:
         class_sizes: (C,) int, number of training examples per identity.
         graphdef: the model's structure.
         optimizer: the update rule.
+        anchored: paths in the model of the parameters that `optimizer.drift_penalty` keeps near
+            their start, those of `init_from`.
     """
 
     config: ExperimentConfig
@@ -29,6 +32,7 @@ class StepSetup:
     class_sizes: np.ndarray
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
+    anchored: tuple[str, ...] = ()
 
     @classmethod
     def create(cls, config: ExperimentConfig, mesh: Mesh, class_sizes: np.ndarray) -> "StepSetup":
@@ -40,10 +44,13 @@ class StepSetup:
             class_sizes: (C,) int, number of training examples per identity.
 
         Raises:
-            InputError: the warm-up does not end before the last step.
+            InputError: the warm-up does not end before the last step, or a drift penalty has no
+                start.
         """
         compute = config.compute.on(mesh.devices.flat[0].platform)
         config = dataclasses.replace(config, compute=compute)
-        optimizer = make_optimizer(config.optimizer, config.loop.steps)
+        anchored: tuple[str, ...] = ()
+        if config.optimizer.drift_penalty:
+            anchored = initialised_parameters(config.init_from, config.model)
         graphdef, _ = abstract_model(config.model, compute)
-        return cls(config, mesh, class_sizes, graphdef, optimizer)
+        return cls(config, mesh, class_sizes, graphdef, make_optimizer(config), anchored)

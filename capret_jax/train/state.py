@@ -1,10 +1,12 @@
 """The training state and its sharding."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 
 from capret_jax.config import ModelConfig
 from capret_jax.distributed.mesh import param_shardings, with_shardings
@@ -28,12 +30,15 @@ class TrainState:
             R - C rows of which are padding}.
         opt_state: state of the optimizer.
         average: moving average of `params["model"]`, None unless `optimizer.ema_decay` is set.
+        start: path in the model -> its value before the first step, for the parameters that
+            `optimizer.drift_penalty` keeps near it; None without one.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
     average: dict | None = None
+    start: dict[str, jax.Array] | None = None
 
     @property
     def model(self) -> dict:
@@ -41,10 +46,12 @@ class TrainState:
         return self.params["model"] if self.average is None else self.average
 
     def with_model(self, params: dict) -> "TrainState":
-        """Returns the state with other parameters of the model; its average starts from them."""
-        # A copy, since the training step donates both, and a buffer can be donated only once.
+        """Returns the state with other parameters of the model, as `average` and `start`, too."""
+        # Copies, since the training step donates all, and a buffer can be donated only once.
         average = None if self.average is None else jax.tree.map(jnp.copy, params)
-        return dataclasses.replace(self, params=self.params | {"model": params}, average=average)
+        start = None if self.start is None else _copies(params, self.start)
+        params = self.params | {"model": params}
+        return dataclasses.replace(self, params=params, average=average, start=start)
 
 
 def make_params(config: ModelConfig, classes: int, key: jax.Array, subcentres: int = 1) -> dict:
@@ -84,6 +91,13 @@ def _creator(setup: StepSetup):
         classes, subcentres = len(setup.class_sizes), config.loss.arcface_subcentres
         params = make_params(config.model, classes, key, subcentres)
         average = params["model"] if config.optimizer.ema_decay > 0 else None
-        return TrainState(jnp.int32(0), params, setup.optimizer.init(params), average)
+        start = _copies(params["model"], setup.anchored) if setup.anchored else None
+        return TrainState(jnp.int32(0), params, setup.optimizer.init(params), average, start)
 
     return create
+
+
+def _copies(model: dict, paths: Iterable[str]) -> dict[str, jax.Array]:
+    """Returns path -> copy of these parameters of a model."""
+    flat = flatten_dict(model, sep="/")
+    return {path: jnp.copy(flat[path]) for path in paths}

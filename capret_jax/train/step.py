@@ -14,7 +14,8 @@ from capret_jax.losses import Metrics, StepContext
 from capret_jax.losses.total import total_loss
 from capret_jax.models.x2vlm import bind
 from capret_jax.train.forward import forward
-from capret_jax.train.optimizer import update_average
+from capret_jax.train.optimizer import pull_to_start, update_average
+from capret_jax.train.parameter_groups import trained_mask
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import TrainState, abstract_state
 
@@ -33,13 +34,18 @@ def make_loss(setup: StepSetup):
     included (GradCache, arXiv 2101.06983).
     """
     config, mesh = setup.config, setup.mesh
-    parts = config.accumulation
+    parts, frozen = config.accumulation, config.optimizer.frozen
 
     def run(params, batch, context):
         model = bind(setup.graphdef, params["model"], config.compute.dtype)
         return forward(model, params["arcface"], batch, config, context)
 
     def loss(params, batch, key):
+        if frozen:  # their gradients are 0, and not computed
+            trained = trained_mask(params, frozen)
+            params = jax.tree.map(
+                lambda x, kept: x if kept else jax.lax.stop_gradient(x), params, trained
+            )
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             context = StepContext(mesh, key, 0, parts)
             if parts == 1:
@@ -95,13 +101,15 @@ def make_step(setup: StepSetup) -> StepFunction:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradients, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
+        if state.start is not None:
+            updates = pull_to_start(updates, state, config)
         params = _clamp_temperature(optax.apply_updates(state.params, updates))
         metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.float32(1.0))
         average = state.average
         if average is not None:
             decay = config.optimizer.ema_decay
             average = update_average(average, params["model"], decay, state.step)
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        return TrainState(state.step + 1, params, opt_state, average, state.start), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(setup))
     return jax.jit(

@@ -5,17 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.config import SIZES, OptimizerConfig
+from capret_jax.config import SIZES, ExperimentConfig, LoopConfig, OptimizerConfig
 from capret_jax.distributed.mesh import path_name
 from capret_jax.errors import InputError
 from capret_jax.train.optimizer import (
-    decay_mask,
     make_optimizer,
     make_schedule,
-    scale_by_group,
+    pull_to_start,
     update_average,
 )
-from capret_jax.train.state import make_params
+from capret_jax.train.parameter_groups import check_patterns, decay_mask, rate_factors
+from capret_jax.train.state import TrainState, make_params
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,81 @@ def test_decay_is_for_matrices_and_embeddings_alone(params):
     assert all(name.endswith(endings) for name in kept)
 
 
+def experiment(**optimizer):
+    """Settings of ten steps without warm-up."""
+    optimizer = OptimizerConfig(learning_rate=0.1, warmup_steps=0, **optimizer)
+    return ExperimentConfig(
+        model=SIZES["tiny"], optimizer=optimizer, loop=LoopConfig(steps=10), init_from="start"
+    )
+
+
 def test_the_first_matching_group_scales_a_rate(params):
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape), params)
-    scaled = scale_by_group(ones, (("model/(itm|bbox)_head", 2.0), ("model/", 0.5)))
-    assert scaled["model"]["itm_head"]["up"]["kernel"].max() == 2.0
-    assert scaled["model"]["vision_proj"]["kernel"].max() == 0.5
-    assert scaled["arcface"].max() == 1.0
+    groups = (("model/(itm|bbox)_head", 2.0), ("model/", 0.5))
+    factors = rate_factors(params, OptimizerConfig(rate_multipliers=groups), SIZES["tiny"])
+    assert factors["model"]["itm_head"]["up"]["kernel"] == 2.0
+    assert factors["model"]["vision_proj"]["kernel"] == 0.5
+    assert factors["arcface"] == 1.0
+
+
+def test_rates_decay_from_layer_to_layer(params):
+    # 3 vision layers; 2 text and 2 fusion layers are one stack.
+    factors = rate_factors(params, OptimizerConfig(layer_decay=0.5), SIZES["tiny"])
+    model, factor = factors["model"], 0.5
+    blocks, text, fusion = (
+        model["vision"]["blocks"], model["text"]["layers"], model["fusion"]["layers"],
+    )  # fmt: skip
+    assert [blocks[i]["gamma_1"] for i in "012"] == [factor**3, factor**2, factor]
+    layers = (text["0"], text["1"], fusion["0"], fusion["1"])
+    assert [layer["mlp"]["up"]["kernel"] for layer in layers] == [factor**d for d in (4, 3, 2, 1)]
+    assert fusion["0"]["cross_attention"]["key"]["bias"] == factor**2
+    assert model["vision"]["patch_embed"]["kernel"] == model["vision"]["cls_token"] == factor**4
+    assert model["text"]["embeddings"]["word"]["embedding"] == factor**5
+    others = (model["vision"]["norm"], model["vision_proj"], model["mlm_head"], factors["arcface"])
+    assert {value for part in others for value in jax.tree.leaves(part)} == {1.0}
+
+
+def test_frozen_parameters_have_no_moments_and_do_not_count_in_the_norm():
+    config = experiment(frozen=("model/a",), clip_norm=1.0, weight_decay=0.5, eps=1e-12)
+    params = {"model": {"a": {"kernel": jnp.ones(2)}, "b": {"kernel": jnp.ones(2)}}}
+    optimizer = make_optimizer(config)
+    state = optimizer.init(params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 2 * 2 + 2  # and two counts
+    # The step's gradient of a frozen parameter is 0.
+    gradients = {"model": {"a": {"kernel": jnp.zeros(2)}, "b": {"kernel": jnp.full(2, 3.0)}}}
+    updates, state = optimizer.update(gradients, state, params)
+    np.testing.assert_array_equal(updates["model"]["a"]["kernel"], 0)
+    np.testing.assert_allclose(updates["model"]["b"]["kernel"], -0.1 * (1 + 0.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"frozen": ("model/visoin",)}, "frozen: 'model/visoin' matches no parameter; .*model/vis"),
+        ({"rate_multipliers": (("arc_face", 2.0),)}, "rate_multipliers: 'arc_face' matches no"),
+        ({"frozen": ("model", "arcface")}, "frozen matches every parameter"),
+    ],
+)
+def test_patterns_that_do_nothing_are_refused(params, settings, message):
+    names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
+    check_patterns(OptimizerConfig(frozen=("model/vision/",)), names)
+    with pytest.raises(InputError, match=message):
+        check_patterns(OptimizerConfig(**settings), names)
+
+
+def test_a_drift_penalty_pulls_towards_the_start():
+    config = experiment(drift_penalty=0.5, layer_decay=0.5)
+    model = {"vision_proj": {"kernel": jnp.array([3.0])}, "itm_head": {"bias": jnp.array([3.0])}}
+    model["vision"] = {"blocks": {"2": {"gamma_1": jnp.array([3.0])}}}
+    start = {"vision_proj/kernel": jnp.array([1.0]), "vision/blocks/2/gamma_1": jnp.array([1.0])}
+    state = TrainState(jnp.int32(5), {"model": model}, (), start=start)
+    updates = {"model": jax.tree.map(jnp.zeros_like, model)}
+    pulled = pull_to_start(updates, state, config)["model"]
+    rate = 0.1 / 2  # halfway of a linear decay
+    np.testing.assert_allclose(pulled["vision_proj"]["kernel"], [-rate * 0.5 * 2], rtol=1e-6)
+    np.testing.assert_allclose(pulled["vision"]["blocks"]["2"]["gamma_1"], [-rate * 0.5], rtol=1e-6)
+    np.testing.assert_array_equal(pulled["itm_head"]["bias"], [0])  # has no start
+    with pytest.raises(InputError, match="drift_penalty=0.5 .*set config.init_from"):
+        ExperimentConfig(optimizer=OptimizerConfig(drift_penalty=0.5))
 
 
 def test_the_average_warms_up_to_its_decay():
@@ -70,10 +139,7 @@ def test_the_average_warms_up_to_its_decay():
 
 
 def test_one_step_equals_the_formula_of_adamw():
-    config = OptimizerConfig(
-        learning_rate=0.1, warmup_steps=0, weight_decay=0.5, clip_norm=1.0, b1=0.9, b2=0.98
-    )
-    optimizer = make_optimizer(config, 10)
+    optimizer = make_optimizer(experiment(weight_decay=0.5, clip_norm=1.0, b1=0.9, b2=0.98))
     params = {"layer": {"kernel": jnp.array([2.0]), "bias": jnp.array([2.0])}}
     gradients = {"layer": {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}}
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
