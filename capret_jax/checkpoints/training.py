@@ -12,11 +12,14 @@ import orbax.checkpoint.experimental.v1 as ocp
 from capret_jax.distributed.mesh import first_process_first
 from capret_jax.errors import InputError
 
+_policies = ocp.training.preservation_policies
 T = TypeVar("T")
 # `train.state.TrainState`, or any other tree of arrays.
 State = TypeVar("State")
 FOLDER = "checkpoints"
 _KEEP = 2
+# Name in Orbax's metrics of the score by which the best checkpoint is kept.
+_SCORE = "score"
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
@@ -29,7 +32,8 @@ class Checkpoints:
 
     A checkpoint appears under its name only when complete, so that a killed process leaves no
     incomplete one. A checkpoint that cannot be read, for instance after a disk failure, is set
-    aside with a warning, and the one before it is used.
+    aside with a warning, and the one before it is used. The newest two are kept, and the one with
+    the best score, if any have scores.
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False):
@@ -38,7 +42,12 @@ class Checkpoints:
             workdir: folder of the run.
             read_only: True to leave incomplete checkpoints, which another process may be writing.
         """
-        policy = ocp.training.preservation_policies.LatestN(_KEEP)
+        best = _policies.BestN(
+            get_metric_fn=lambda metrics: metrics[_SCORE],
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = _policies.AnyPreservationPolicy([_policies.LatestN(_KEEP), best])
         self._read_only = read_only
         self._checkpointer = ocp.training.Checkpointer(
             (workdir / FOLDER).absolute(),
@@ -51,6 +60,15 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
+    def best_step(self) -> int | None:
+        """Returns the step of the checkpoint with the highest score, the newest of equal ones.
+
+        Returns:
+            None if no checkpoint has a score.
+        """
+        scored = [(c.metrics[_SCORE], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        return max(scored)[1] if scored else None
+
     def metadata(self) -> dict:
         """Reads the metadata of the newest checkpoint, see `save`.
 
@@ -59,7 +77,14 @@ class Checkpoints:
         """
         return self._read_newest(lambda step: self._checkpointer.metadata(step).custom_metadata)
 
-    def save(self, step: int, state: Any, iterator: grain.DatasetIterator, metadata: dict) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        iterator: grain.DatasetIterator,
+        metadata: dict,
+        score: float | None = None,
+    ) -> None:
         """Copies the state off the devices, then writes in the background.
 
         Args:
@@ -68,10 +93,12 @@ class Checkpoints:
             iterator: iterator of the training batches, whose position is saved.
             metadata: "config" of the run, and "untrained": paths of the parameters of the model
                 that were neither initialised from a checkpoint nor trained by a loss.
+            score: of the model, for keeping the best; None where it was not evaluated.
         """
         self._checkpointer.save_checkpointables_async(
             step,
             {"state": state, "data": iterator},
+            metrics=None if score is None else {_SCORE: score},
             custom_metadata=metadata | {"processes": jax.process_count()},
             force=True,
         )
@@ -90,6 +117,23 @@ class Checkpoints:
             InputError: no checkpoint can be read.
         """
         return self._read_newest(lambda step: self._load(step, abstract_state, iterator))
+
+    def restore_best(self, abstract_state: State) -> State:
+        """Restores the state of the best checkpoint, or of the newest where none has a score.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        step = self.best_step()
+        if step is None:
+            return self.restore(abstract_state)
+        try:
+            return self._load(step, abstract_state, None)
+        except Exception as error:  # Orbax raises many types, even plain `Exception`
+            raise InputError(
+                f"{self._checkpointer.directory / str(step)}, the best checkpoint, cannot be read: "
+                f"{error}"
+            ) from error
 
     def _load(
         self, step: int, abstract_state: State, iterator: grain.DatasetIterator | None
@@ -135,6 +179,8 @@ class Checkpoints:
     def restore_model(self, abstract: dict) -> dict:
         """Restores only the parameters of the model, averaged if the checkpoint has averages.
 
+        The checkpoint is the best one, or the newest where none has a score.
+
         Args:
             abstract: nested dict of `jax.ShapeDtypeStruct` with the shardings to restore to.
 
@@ -148,7 +194,9 @@ class Checkpoints:
         subtree = {"average": abstract} if averaged else {"params": {"model": abstract}}
         try:
             with context:
-                loaded = self._checkpointer.load_checkpointables(None, {"state": subtree})
+                loaded = self._checkpointer.load_checkpointables(
+                    self.best_step(), {"state": subtree}
+                )
         except Exception as error:  # Orbax raises many types, even plain `Exception`
             raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
         state = loaded["state"]

@@ -5,6 +5,9 @@ import re
 
 from capret_jax.errors import InputError
 
+# Metrics that evaluations in training give.
+CURVE_METRICS = ("mAP", "top_1", "top_5", "top_10", "top_15", "top_20")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
@@ -15,14 +18,27 @@ class LoopConfig:
         log_every: steps between points of the training curve; also between checks for NaN.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         evaluate_every: steps between evaluations in training; 0 for none but the final one.
+        keep_best: metric of these evaluations, one of `CURVE_METRICS`, by which the best model is
+            kept beside the newest one; evaluation, serving and `init_from` then use it. Training
+            goes on from the newest. Empty to use the last model.
     """
 
     steps: int = 1000
     log_every: int = 50
     checkpoint_every: int = 500
     evaluate_every: int = 0
+    keep_best: str = ""
 
     def __post_init__(self):
+        if self.keep_best not in ("", *CURVE_METRICS):
+            raise InputError(
+                f"loop.keep_best={self.keep_best!r} is none of {', '.join(CURVE_METRICS)}."
+            )
+        if self.keep_best and not self.evaluate_every:
+            raise InputError(
+                f"loop.keep_best={self.keep_best!r} compares models by evaluations in training: "
+                "set loop.evaluate_every."
+            )
         for name in ("steps", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"loop.{name}={getattr(self, name)} must be at least 1.")

@@ -77,7 +77,11 @@ def run_loop(
             progress.update()
             logging = step % config.log_every == 0 or step == start + 1
             stopping = services.preemption.agreed(logging)
-            saving = stopping or step % config.checkpoint_every == 0 or step == config.steps
+            last = step == config.steps
+            evaluating = not stopping and _evaluates(step, config)
+            evaluator = services.evaluator if evaluating else None
+            saving = stopping or last or step % config.checkpoint_every == 0
+            saving = saving or (evaluator is not None and bool(config.keep_best))
             if saving or logging:
                 merged = merge(pending)
                 check_finite(merged, step)
@@ -89,12 +93,21 @@ def run_loop(
             if stopping:
                 services.checkpoints.save(step, state, iterator, services.metadata)
                 break
-            if services.evaluator and config.evaluate_every and step % config.evaluate_every == 0:
-                services.writer.write(step, services.evaluator.run(state))
+            score = None
+            if evaluator is not None:
+                evaluated = evaluator.run(state)
+                services.writer.write(step, evaluated)
+                score = evaluated[f"retrieval/{config.keep_best}"] if config.keep_best else None
                 clock = time.perf_counter()
             if saving:
-                services.checkpoints.save(step, state, iterator, services.metadata)
+                services.checkpoints.save(step, state, iterator, services.metadata, score)
     return state
+
+
+def _evaluates(step: int, config: LoopConfig) -> bool:
+    """Returns True for steps to evaluate; the last one is among them if the best is kept."""
+    every = config.evaluate_every
+    return bool(every) and (step % every == 0 or (bool(config.keep_best) and step == config.steps))
 
 
 def _postfix(metrics):

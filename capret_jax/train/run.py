@@ -118,14 +118,16 @@ class Run:
         return state.with_model(params)
 
     def state_to_evaluate(self) -> TrainState:
-        """Restores the newest checkpoint; without one makes the state of `config.init_from`.
+        """Restores the best checkpoint; without any makes the state of `config.init_from`.
+
+        The best one is the newest unless `loop.keep_best` is set.
 
         Raises:
             InputError: there is neither, or the model of `config.init_from` has no image
                 projection, so that its embeddings would be random.
         """
         if self.checkpoints.latest_step() is not None:
-            return self.checkpoints.restore(self.abstract_state)
+            return self.checkpoints.restore_best(self.abstract_state)
         if not self.config.init_from:
             raise InputError(
                 f"{self.workdir} has no checkpoint to evaluate: train first, with "

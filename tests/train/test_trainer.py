@@ -234,3 +234,45 @@ def test_an_image_that_does_not_decode_is_named(config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"image \d+ does not decode"):
         Trainer(run).train()
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.slow
+def test_frozen_and_pulled_parameters_resume_with_the_same_bits(
+    config, trained_dir, tmp_path, monkeypatch
+):
+    """A run with both options is interrupted after its second step."""
+    optimizer = dataclasses.replace(
+        config.optimizer, frozen=("model/vision/patch_embed",), drift_penalty=0.5, layer_decay=0.8
+    )
+    config = dataclasses.replace(
+        config,
+        init_from=str(trained_dir),
+        optimizer=optimizer,
+        loss=LossConfig(itc=0.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
+        loop=dataclasses.replace(config.loop, steps=3, checkpoint_every=1),
+    )
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    for folder in (whole, interrupted):
+        folder.mkdir()
+    assert Trainer(Run(config, whole)).train()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "run_loop", stop_after(2))
+        assert not Trainer(Run(config, interrupted)).train()
+    assert Trainer(Run(config, interrupted)).train()
+    state, start = final_state(config, whole), load_model(trained_dir).params
+    assert_same(final_state(config, interrupted), state)
+    assert_same(state.params["model"]["vision"]["patch_embed"], start["vision"]["patch_embed"])
+    block = state.params["model"]["vision"]["blocks"]["0"]["gamma_1"]
+    assert not np.array_equal(block, start["vision"]["blocks"]["0"]["gamma_1"])
+    assert_same(state.start["vision/blocks/0/gamma_1"], start["vision"]["blocks"]["0"]["gamma_1"])
+
+
+def stop_after(steps):
+    """Makes a training loop that ends early, as after SIGTERM."""
+    original = trainer.run_loop
+
+    def run_loop(state, iterator, loop, mesh, services):
+        shorter = dataclasses.replace(loop, steps=steps)
+        return original(state, iterator, shorter, mesh, services)
+
+    return run_loop

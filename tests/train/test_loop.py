@@ -1,0 +1,110 @@
+"""The training loop with a step that only counts: what is evaluated, saved and kept."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from capret_jax.checkpoints.training import Checkpoints
+from capret_jax.config import LoopConfig, MeshConfig
+from capret_jax.data.batch import Batch
+from capret_jax.distributed.mesh import make_mesh
+from capret_jax.errors import InputError
+from capret_jax.train.loop import LoopServices, run_loop
+from capret_jax.train.metrics import MetricsWriter
+from capret_jax.train.preemption import PreemptionSignal
+from capret_jax.train.state import TrainState
+
+
+class Batches:
+    """An iterator of equal batches, with a position that Orbax saves."""
+
+    def __next__(self):
+        zeros = np.zeros(1, np.int32)
+        return Batch(*[zeros] * 7)
+
+    def get_state(self):
+        return {}
+
+
+class Scores:
+    """An evaluator with a score for each step."""
+
+    def __init__(self, scores):
+        self.scores, self.evaluated = scores, []
+
+    def run(self, state):
+        self.evaluated.append(int(state.step))
+        return {"retrieval/mAP": self.scores[int(state.step)]}
+
+
+def count(state, batch):
+    return TrainState(state.step + 1, {"model": {"x": state.step + 1}}, ()), {
+        "loss": (jnp.float32(1.0), jnp.float32(1.0))
+    }
+
+
+def abstract_of(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def train(config, evaluator, folder):
+    checkpoints = Checkpoints(folder)
+    saved = []
+    original = checkpoints._checkpointer.save_checkpointables_async
+
+    def save(step, checkpointables, **settings):
+        saved.append(step)
+        return original(step, {"state": checkpointables["state"]}, **settings)
+
+    checkpoints._checkpointer.save_checkpointables_async = save
+    state = TrainState(jnp.int32(0), {"model": {"x": jnp.int32(0)}}, ())
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with PreemptionSignal() as preemption:
+        writer = MetricsWriter(folder, start=0)
+        services = LoopServices(count, checkpoints, {}, writer, preemption, evaluator)
+        state = run_loop(state, Batches(), config, mesh, services)
+    checkpoints.close()
+    writer.close()
+    return state, saved
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
+    evaluator = Scores({2: 0.4, 4: 0.9, 6: 0.2, 8: 0.5, 9: 0.3})
+    config = LoopConfig(9, log_every=3, checkpoint_every=5, evaluate_every=2, keep_best="mAP")
+    state, saved = train(config, evaluator, tmp_path)
+    # The last step is evaluated as well, since it may be the best.
+    assert evaluator.evaluated == [2, 4, 6, 8, 9]
+    assert saved == [2, 4, 5, 6, 8, 9]
+    again = Checkpoints(tmp_path)
+    assert (again.latest_step(), again.best_step()) == (9, 4)
+    abstract = abstract_of(state)
+    assert int(again.restore_best(abstract).step) == 4
+    assert int(again.restore(abstract).step) == 9
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"4", "8", "9"}
+
+
+def test_without_scores_the_newest_checkpoint_is_the_best(tmp_path):
+    evaluator = Scores({2: 0.4, 4: 0.9})
+    config = LoopConfig(5, log_every=3, checkpoint_every=3, evaluate_every=2)
+    state, saved = train(config, evaluator, tmp_path)
+    assert evaluator.evaluated == [2, 4] and saved == [3, 5]
+    again = Checkpoints(tmp_path)
+    assert again.best_step() is None
+    abstract = abstract_of(state)
+    assert int(again.restore_best(abstract).step) == 5
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"keep_best": "recall", "evaluate_every": 1}, "'recall' is none of mAP, top_1"),
+        ({"keep_best": "mAP"}, "set loop.evaluate_every"),
+    ],
+)
+def test_a_best_model_without_evaluations_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        LoopConfig(**settings)
