@@ -152,6 +152,9 @@ class AugmentConfig:
             to 4/3 (RandomResizedCrop, arXiv 1409.4842). 1 shows all of it.
         rotate: largest rotation of a crop, degrees.
         perspective: largest shift of each corner of a crop, as a fraction of half its sides.
+        randaugment: number of random operations on a view (arXiv 1909.13719); 2 in X2-VLM. Those
+            that move pixels change crops alone, and boxes follow.
+        randaugment_level: their magnitude, 0 to 10.
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
             no identity, since other garments may be in it. If the dataset has items without
@@ -176,6 +179,8 @@ class AugmentConfig:
     crop_area: float = 1.0
     rotate: float = 0.0
     perspective: float = 0.0
+    randaugment: int = 0
+    randaugment_level: int = 7
     wide: float = 0.0
 
     def __post_init__(self):
@@ -191,6 +196,8 @@ class AugmentConfig:
             ("erase_area", 0.02, 1),
             ("crop_area", 0.01, 1),
             ("rotate", 0, 180),
+            ("randaugment", 0, 10),
+            ("randaugment_level", 0, 10),
         ):
             self._check(name, low, high)
 
