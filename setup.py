@@ -44,6 +44,8 @@ REQUIREMENTS = [
     "numpy>=2.0",
     "scipy>=1.14",
     "absl-py>=2.1",
+    # Locks that the operating system frees when a process dies; timeouts in acquire since 3.12.
+    "filelock>=3.12",
     "ml-collections>=1.1,<2",
     "jinja2>=3.1",
     "tensorboardX>=2.6.4,<3",

@@ -1,18 +1,18 @@
 """Opening of datasets by their config, with preparation at first use, and of tokenizers."""
 
 import pathlib
+import tempfile
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import tensorflow_datasets as tfds
-from transformers import PreTrainedTokenizerBase
 
 from capret_jax.config import DataConfig
 from capret_jax.data.items import load_items
 from capret_jax.data.pipeline import Split
 from capret_jax.data.preparation import prepare_deepfashion2
 from capret_jax.data.records import Records
-from capret_jax.data.tokenizer import build_vocabulary, load_tokenizer
+from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.errors import InputError
 from capret_jax.synthetic import builder as synthetic
 
@@ -58,29 +58,25 @@ def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
         ) from error
 
 
-def open_tokenizer(
-    config: DataConfig, captions: Iterable[str], workdir: pathlib.Path, vocab_size: int
-) -> PreTrainedTokenizerBase:
-    """Opens the configured tokenizer, or one built from the training captions at first use.
+def provide_vocabulary(path: pathlib.Path, captions: Iterable[str], size: int) -> None:
+    """Builds the vocabulary of captions before a run begins, at its first start.
 
     Args:
-        config: `tokenizer` is read.
-        captions: texts to build a vocabulary from; read only when there is none yet.
-        workdir: folder of a built vocabulary, `vocab.txt`.
-        vocab_size: number of tokens of the model.
+        path: file of the vocabulary, in the workdir.
+        captions: texts to build it from.
+        size: maximal number of tokens.
 
     Raises:
-        InputError: the tokenizer does not exist, or it has more tokens than the model.
+        InputError: there is such a file already, with other tokens.
     """
-    path = config.tokenizer
-    if not path:
-        path = str(workdir / "vocab.txt")
-        if not pathlib.Path(path).exists():
-            build_vocabulary(captions, path, vocab_size)
-    tokenizer = load_tokenizer(path)
-    if len(tokenizer) > vocab_size:
-        raise InputError(
-            f"{path} has {len(tokenizer)} tokens and the model {vocab_size}: set "
-            f"--config.model.vocab_size={len(tokenizer)}."
-        )
-    return tokenizer
+    if not path.exists():
+        build_vocabulary(captions, path, size)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        built = pathlib.Path(folder) / path.name
+        build_vocabulary(captions, built, size)
+        if built.read_bytes() != path.read_bytes():
+            raise InputError(
+                f"{path} is not the vocabulary of this run's captions, and no checkpoint was "
+                "trained with it: remove it, or name it in --config.data.tokenizer."
+            )

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
-from capret_jax.checkpoints.loading import Setup
+from capret_jax.checkpoints.loading import Setup, open_model_tokenizer
 from capret_jax.config import ComputeConfig, ModelConfig
 from capret_jax.config.model import PLAIN
-from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
+from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.models.x2vlm import abstract_model, bind
 
 
@@ -85,7 +85,7 @@ def batch_model(
         compute: dtype and implementation of the computation.
 
     Raises:
-        InputError: there is no such tokenizer.
+        InputError: there is no such tokenizer, or the model was trained with other tokens.
     """
-    encode = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
+    encode = CaptionEncoder(open_model_tokenizer(setup, model.config), setup.max_tokens)
     return BatchedModel(model.config, model.params, encode, batch_size, compute)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from transformers import PreTrainedTokenizerBase
 
 from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import (
@@ -22,10 +23,12 @@ from capret_jax.checkpoints.converted import (
     on_one_device,
     read_card,
 )
+from capret_jax.checkpoints.fingerprints import check_vocabulary
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.names import COMPLETE
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
 from capret_jax.config import AugmentConfig, ModelConfig, ViewConfig
+from capret_jax.data.tokenizer import open_tokenizer
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 
@@ -42,6 +45,7 @@ class Setup(NamedTuple):
         view: view of an item that the model encodes.
         margin: context around the box of a crop, as a fraction of its sides.
         tokenizer: name or path for `data.tokenizer.load_tokenizer`.
+        vocabulary: fingerprint of the tokens that it was trained with; empty if it is not known.
         max_tokens: T.
         data: `config.data` of the run, as nested dicts; None for a converted checkpoint.
     """
@@ -49,6 +53,7 @@ class Setup(NamedTuple):
     view: ViewConfig
     margin: float
     tokenizer: str
+    vocabulary: str
     max_tokens: int
     data: dict | None
 
@@ -84,6 +89,7 @@ class ModelFolder:
             raise InputError(f"{self.path} has no complete checkpoint yet.")
         metadata = self._checkpoints.metadata()
         self._run_config = metadata["config"]
+        self._vocabulary = metadata.get("fingerprints", {}).get("vocabulary", "")
         model = ModelConfig(**self._run_config["model"])
         self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []))
 
@@ -104,11 +110,11 @@ class ModelFolder:
         """
         if self._checkpoints is None:
             margin = AugmentConfig().margin
-            return Setup(ViewConfig(), margin, tokenizer or _TOKENIZER, _MAX_TOKENS, None)
+            return Setup(ViewConfig(), margin, tokenizer or _TOKENIZER, "", _MAX_TOKENS, None)
         data = self._run_config["data"]
         tokenizer = tokenizer or data["tokenizer"] or str(self.path / "vocab.txt")
         view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
-        return Setup(view, margin, tokenizer, data["max_tokens"], data)
+        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data)
 
     def load_params(self, place: Callable[[dict], dict] = on_one_device) -> dict:
         """Reads the parameters, averaged ones if the run has averages.
@@ -152,6 +158,21 @@ def load_model(folder: str | os.PathLike, image_size: int | None = None) -> Load
         InputError: the folder holds no model, or the image size is impossible.
     """
     return ModelFolder(folder).load_model(image_size)
+
+
+def open_model_tokenizer(setup: Setup, model: ModelConfig) -> PreTrainedTokenizerBase:
+    """Opens the tokenizer of a model.
+
+    Args:
+        setup: preprocessing of the model, which names the tokenizer.
+        model: shapes of the model.
+
+    Raises:
+        InputError: there is no such tokenizer, or the model was trained with other tokens.
+    """
+    tokenizer = open_tokenizer(setup.tokenizer, model.vocab_size)
+    check_vocabulary({"vocabulary": setup.vocabulary}, tokenizer, setup.tokenizer)
+    return tokenizer
 
 
 def digest(params: dict) -> str:

@@ -1,25 +1,41 @@
 """Saves and restores training checkpoints: train state, data position and config together."""
 
+import contextlib
 import pathlib
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grain
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from capret_jax.checkpoints.damage import (
+    DAMAGED,
+    WHOLE,
+    Damaged,
+    check_sum,
+    first_line,
+    severity,
+    worst,
+)
+from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.distributed.mesh import first_process_first, path_name
 from capret_jax.errors import InputError
 
 _policies = ocp.training.preservation_policies
-T = TypeVar("T")
 # `train.state.TrainState`, or any other tree of arrays.
 State = TypeVar("State")
 FOLDER = "checkpoints"
 _KEEP = 2
 # Name in Orbax's metrics of the score by which the best checkpoint is kept.
 _SCORE = "score"
+
+
+class TrainedState(Protocol):
+    """The part of a training state that is saved with a checksum of its own."""
+
+    @property
+    def model(self) -> dict: ...
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
@@ -31,16 +47,16 @@ class Checkpoints:
     """The checkpoints of one run, in `<workdir>/checkpoints`.
 
     A checkpoint appears under its name only when complete, so that a killed process leaves no
-    incomplete one. A checkpoint that cannot be read, for instance after a disk failure, is set
-    aside with a warning, and the one before it is used. The newest two are kept, and the one with
-    the best score, if any have scores.
+    incomplete one. It is saved with a checksum. A writer sets aside a checkpoint that is proven to
+    be damaged, and goes on from the one before it; a reader changes nothing, and says so. The
+    newest two are kept, and the one with the best score, if any have scores.
     """
 
     def __init__(self, workdir: pathlib.Path, read_only: bool = False):
         """
         Args:
             workdir: folder of the run.
-            read_only: True to leave incomplete checkpoints, which another process may be writing.
+            read_only: True for a reader: another process may be writing.
         """
         best = _policies.BestN(
             get_metric_fn=lambda metrics: metrics[_SCORE],
@@ -70,17 +86,26 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def metadata(self) -> dict:
-        """Reads the metadata of the newest checkpoint, see `save`.
+        """Reads the metadata of the newest checkpoint whose metadata can be read, see `save`.
 
         Raises:
-            InputError: no checkpoint can be read.
+            InputError: there is none.
         """
-        return self._read_newest(lambda step: self._checkpointer.metadata(step).custom_metadata)
+        for checkpoint in reversed(self._checkpointer.checkpoints):
+            with contextlib.suppress(Exception):  # Orbax raises many types, even plain `Exception`
+                if "config" in (metadata := self._metadata(checkpoint.step)):
+                    return metadata
+        raise InputError(
+            f"the checkpoints in {self._checkpointer.directory} are damaged, or of another program."
+        )
+
+    def _metadata(self, step: int) -> dict:
+        return self._checkpointer.metadata(step).custom_metadata or {}
 
     def save(
         self,
         step: int,
-        state: Any,
+        state: TrainedState,
         iterator: grain.DatasetIterator,
         metadata: dict,
         score: float | None = None,
@@ -91,15 +116,23 @@ class Checkpoints:
             step: number of completed steps.
             state: train state to save.
             iterator: iterator of the training batches, whose position is saved.
-            metadata: "config" of the run, and "untrained": paths of the parameters of the model
-                that were neither initialised from a checkpoint nor trained by a loss.
+            metadata: "config" of the run; "untrained", paths of the parameters of the model that
+                were neither initialised from a checkpoint nor trained by a loss; and
+                "fingerprints" of the vocabulary and of the training items.
             score: of the model, for keeping the best; None where it was not evaluated.
         """
         self._checkpointer.save_checkpointables_async(
             step,
             {"state": state, "data": iterator},
             metrics=None if score is None else {_SCORE: score},
-            custom_metadata=metadata | {"processes": jax.process_count()},
+            custom_metadata=metadata
+            | {
+                "processes": jax.process_count(),
+                "checksums": {
+                    "state": int(checksum(state)),
+                    "model": int(checksum(state.model)),
+                },
+            },
             force=True,
         )
 
@@ -108,44 +141,79 @@ class Checkpoints:
     ) -> State:
         """Restores the state of the newest checkpoint.
 
+        A writer sets damaged checkpoints aside with a warning, and restores the one before.
+
         Args:
             abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
             iterator: training iterator, which is moved to the position of the checkpoint. The
                 number of processes may differ from that of the run that saved it.
 
         Raises:
-            InputError: no checkpoint can be read.
+            InputError: the checkpoint does not fit, or cannot be read; or it is damaged, and this
+                is a reader or there is none before it.
         """
-        return self._read_newest(lambda step: self._load(step, abstract_state, iterator))
+        while True:
+            step = self._checkpointer.checkpoints[-1].step
+            try:
+                return self._load(step, abstract_state, iterator)
+            except Damaged as damage:
+                left = len(self._checkpointer.checkpoints) - 1
+                if self._read_only or not left:
+                    raise self._damaged(step, damage, left) from damage
+                self._set_aside(step, damage)
 
     def restore_best(self, abstract_state: State) -> State:
         """Restores the state of the best checkpoint, or of the newest where none has a score.
 
         Raises:
-            InputError: it cannot be read.
+            InputError: it does not fit, is damaged, or cannot be read.
         """
         step = self.best_step()
         if step is None:
             return self.restore(abstract_state)
         try:
             return self._load(step, abstract_state, None)
-        except InputError:
-            raise
-        except Exception as error:  # Orbax raises many types, even plain `Exception`
-            raise InputError(
-                f"{self._checkpointer.directory / str(step)}, the best checkpoint, cannot be read: "
-                f"{error}"
-            ) from error
+        except Damaged as damage:
+            raise self._damaged(step, damage, len(self._checkpointer.checkpoints) - 1) from damage
 
     def _load(
         self, step: int, abstract_state: State, iterator: grain.DatasetIterator | None
     ) -> State:
+        """Loads the state of a step; all processes succeed, or all raise.
+
+        Raises:
+            Damaged: the content is not what was saved.
+            InputError: it does not fit, or cannot be read for a reason outside of the checkpoint.
+        """
+        failure: Exception | None = None
+        state = abstract_state
+        try:
+            state = self._load_here(step, abstract_state, iterator)
+        except Exception as error:  # Orbax raises many types, even plain `Exception`
+            failure = error
+        verdict = worst(severity(failure))
+        if verdict == WHOLE:
+            return state
+        folder = self._checkpointer.directory / str(step)
+        reason = "another process could not read it" if failure is None else first_line(failure)
+        if verdict == DAMAGED:
+            raise Damaged(reason) from failure
+        if isinstance(failure, InputError):
+            raise failure
+        raise InputError(f"{folder} cannot be read now: {reason}") from failure
+
+    def _load_here(
+        self, step: int, abstract_state: State, iterator: grain.DatasetIterator | None
+    ) -> State:
+        metadata = self._metadata(step)
+        if "config" not in metadata:
+            raise Damaged("its metadata is lost")
         checkpointables = {"state": abstract_state}
-        processes = self._checkpointer.metadata(step).custom_metadata.get("processes")
-        same_processes = processes in (None, jax.process_count())
+        same_processes = metadata.get("processes") in (None, jax.process_count())
         if iterator is not None and same_processes:
             checkpointables["data"] = iterator
         state = self._load_state(step, checkpointables)
+        check_sum(metadata, "state", state)
         if iterator is not None and not same_processes:
             # Positions are saved per process, but batches are global and numbered by step, so each
             # process continues with its part of the next batch.
@@ -178,28 +246,20 @@ class Checkpoints:
             )
         return state
 
-    def _read_newest(self, read: Callable[[int], T]) -> T:
-        """Returns `read(step)` of the newest checkpoint that can be read."""
-        while True:
-            step = self._checkpointer.checkpoints[-1].step
-            try:
-                return read(step)
-            except InputError:  # whole, but of another run: the one before is no better
-                raise
-            except Exception as error:  # Orbax raises many types, even plain `Exception`
-                if self._read_only or len(self._checkpointer.checkpoints) < 2:
-                    raise InputError(
-                        f"{self._checkpointer.directory / str(step)} cannot be read, and no "
-                        f"checkpoint before it is left: {error}"
-                    ) from error
-                self._set_aside(step, error)
-
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _damaged(self, step: int, damage: Exception, left: int) -> InputError:
         folder = self._checkpointer.directory / str(step)
-        aside = folder.with_name(f"unreadable_{step}")
-        reason = str(error).splitlines()[0]
+        remedy = (
+            "train with this --workdir to go on from the one before it"
+            if left
+            else "no other is left"
+        )
+        return InputError(f"{folder} is damaged ({damage}): {remedy}.")
+
+    def _set_aside(self, step: int, damage: Exception) -> None:
+        folder = self._checkpointer.directory / str(step)
+        aside = folder.with_name(f"damaged_{step}")
         warnings.warn(
-            f"{folder} cannot be read ({reason}): set aside as {aside.name}, going on from the "
+            f"{folder} is damaged ({damage}): set aside as {aside.name}, going on from the "
             "checkpoint before it",
             stacklevel=2,
         )
@@ -217,18 +277,26 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint cannot be read.
         """
+        metadata = self.metadata()
         # The config of an older run may lack the key.
-        averaged = self.metadata()["config"]["optimizer"].get("ema_decay", 0)
+        averaged = metadata["config"]["optimizer"].get("ema_decay", 0)
         subtree = {"average": abstract} if averaged else {"params": {"model": abstract}}
         best = self.best_step()
         step = self._checkpointer.checkpoints[-1].step if best is None else best
+        folder = self._checkpointer.directory / str(step)
         try:
             state = self._load_state(step, {"state": subtree})
+            model = state["average"] if averaged else state["params"]["model"]
+            check_sum(self._metadata(step), "model", model)
         except InputError:
             raise
         except Exception as error:  # Orbax raises many types, even plain `Exception`
-            raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
-        return state["average"] if averaged else state["params"]["model"]
+            raise InputError(f"{folder} cannot be read: {first_line(error)}") from error
+        return model
+
+    def reload(self) -> None:
+        """Looks for checkpoints that were written since this object was made."""
+        self._checkpointer.reload()
 
     def close(self) -> None:
         """Waits until everything is written."""

@@ -69,6 +69,22 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
+def open_tokenizer(name_or_path: str, vocab_size: int) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer, see `load_tokenizer`, for a model with `vocab_size` tokens.
+
+    Raises:
+        InputError: no tokenizer was found, or it has more tokens than the model, which would give
+            values that are no numbers.
+    """
+    tokenizer = load_tokenizer(name_or_path)
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{name_or_path} has {len(tokenizer)} tokens and the model {vocab_size}: it is the "
+            f"tokenizer of another model; a new one can have model.vocab_size={len(tokenizer)}."
+        )
+    return tokenizer
+
+
 class CaptionEncoder:
     """Maps captions to token ids of a fixed length; equal captions are tokenised once."""
 

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
-from capret_jax.checkpoints.loading import ModelFolder, Setup, digest
+from capret_jax.checkpoints.loading import ModelFolder, Setup, digest, open_model_tokenizer
 from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
-from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
+from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
 from capret_jax.detection.phrases import PhraseDetector
@@ -42,7 +42,8 @@ class Encoder:
         self.model, self.setup, self.threshold = model, setup, threshold
         self._overlap = detection.overlap
         self.digest = digest(jax.device_get(model.params))
-        self.tokenize = CaptionEncoder(load_tokenizer(setup.tokenizer), setup.max_tokens)
+        tokenizer = open_model_tokenizer(setup, model.config)
+        self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens)
         self.detector: Detector = PhraseDetector(
             model.config, model.params, self.tokenize, detection
         )

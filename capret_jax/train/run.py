@@ -4,11 +4,19 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import shutil
+from typing import Any
 
 import jax
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from capret_jax.checkpoints.converted import is_converted
+from capret_jax.checkpoints.fingerprints import (
+    check_vocabulary,
+    items_fingerprint,
+    vocabulary_fingerprint,
+)
 from capret_jax.checkpoints.initialization import (
     check_projection,
     fresh_parameters,
@@ -26,9 +34,9 @@ from capret_jax.data.captions import (
 )
 from capret_jax.data.sampler import make_sampler
 from capret_jax.data.teacher import open_teacher
-from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.data.tokenizer import CaptionEncoder, open_tokenizer
 from capret_jax.data.vqa import questions_about, vocabulary_of
-from capret_jax.datasets import open_dataset, open_tokenizer
+from capret_jax.datasets import open_dataset, provide_vocabulary
 from capret_jax.distributed.mesh import batch_parts, first_process_first, make_mesh
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
@@ -57,7 +65,7 @@ class Run:
         encode: encoder of texts as tokens.
         sampler: order of the training items.
         setup: configuration, mesh, model structure and optimizer of the training step.
-        checkpoints: checkpoints in the workdir.
+        checkpoints: checkpoints in the workdir, to read; a `Trainer` writes them.
     """
 
     def __init__(self, config: ExperimentConfig, workdir: pathlib.Path):
@@ -83,7 +91,7 @@ class Run:
         make_optimizer(config)
         paths = [f"model/{path}" for path in parameter_paths(config.model)]
         check_patterns(config.optimizer, [*paths, "arcface"], _reached(config))
-        self.checkpoints = Checkpoints(workdir)
+        self.checkpoints = Checkpoints(workdir, read_only=True)
         self._check_start()
         self.dataset = first_process_first(lambda: open_dataset(config.data))
         self.captions = TrainingCaptions(config.data.captions, self.dataset.train.items)
@@ -93,6 +101,14 @@ class Run:
         if config.loss.distill:
             open_teacher(config.data.teacher, len(self.dataset.train.items))
         self.setup = StepSetup.create(config, self.mesh, self.sampler.class_sizes)
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, Any]:
+        """Returns what identifies the vocabulary and the training items, see `fingerprints`."""
+        return {
+            "vocabulary": vocabulary_fingerprint(self.encode.tokenizer),
+            "items": items_fingerprint(self.dataset.train.items, self.sampler.identities),
+        }
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -170,14 +186,48 @@ class Run:
             card = ModelFolder(config.init_from).card
             check_same_shapes(config.model, card.config, config.init_from)
 
-    def _open_tokenizer(self):
+    def _open_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Opens the configured tokenizer, or the run's own vocabulary, and checks its tokens.
+
+        A run has the vocabulary of the run that it starts from, or builds one from its captions.
+        """
+        config, own = self.config, self.workdir / "vocab.txt"
+        saved, source = self._fingerprints_of_start()
+        if not config.data.tokenizer and self.checkpoints.latest_step() is None:
+            first_process_first(lambda: self._provide_vocabulary(own, source))
+        path = config.data.tokenizer or str(own)
+        tokenizer = open_tokenizer(path, config.model.vocab_size)
+        check_vocabulary(saved, tokenizer, path)
+        return tokenizer
+
+    def _fingerprints_of_start(self) -> tuple[dict[str, Any], str]:
+        """Returns the fingerprints of the model that the run goes on from, and its tokenizer.
+
+        Both are empty for a run from scratch and for a converted checkpoint.
+        """
+        if self.checkpoints.latest_step() is not None:
+            return self.checkpoints.metadata().get("fingerprints", {}), ""
+        source = self.config.init_from
+        if not source or is_converted(pathlib.Path(source)):
+            return {}, ""
+        setup = ModelFolder(source).setup()
+        return {"vocabulary": setup.vocabulary}, setup.tokenizer
+
+    def _provide_vocabulary(self, own: pathlib.Path, source: str) -> None:
         config = self.config
+        if source:
+            # Its words have the numbers that the model learnt.
+            if pathlib.Path(source).is_file() and not own.exists():
+                shutil.copyfile(source, own)
+            return
+        if config.init_from:
+            print(
+                f"{config.init_from} was trained with other words than {own}: its text encoder has "
+                "to learn them anew. Name its vocabulary in --config.data.tokenizer to avoid this."
+            )
         questions = vocabulary_of(questions_about(config.data.name)) if config.loss.vqa else []
-        # A lazy sequence, read only when a vocabulary is built.
         texts = itertools.chain(self.captions, questions, template_phrases(config.data.vocabulary))
-        return first_process_first(
-            lambda: open_tokenizer(config.data, texts, self.workdir, config.model.vocab_size)
-        )
+        provide_vocabulary(own, texts, config.model.vocab_size)
 
     def _load_evaluation_captions(self) -> list[str]:
         config, items = self.config.embedding, self.dataset.validation.items

@@ -4,6 +4,9 @@ import dataclasses
 
 import grain
 
+from capret_jax.checkpoints.fingerprints import check_items
+from capret_jax.checkpoints.lock import sole_writer
+from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.vqa import VqaSampler, questions_about
@@ -35,11 +38,29 @@ class Trainer:
             False when SIGTERM stopped it: its state is saved, and the next call resumes from it.
 
         Raises:
-            InputError: a checkpoint cannot be read, or an image does not decode.
+            InputError: another run is training in the workdir, its checkpoints are of other items
+                or cannot be read, or an image does not decode.
             FloatingPointError: a loss is not finite.
         """
+        run = self._run
+        with sole_writer(run.workdir):
+            checkpoints = Checkpoints(run.workdir)
+            try:
+                return self._resume(checkpoints)
+            finally:
+                checkpoints.close()
+                run.checkpoints.reload()
+
+    def _resume(self, checkpoints: Checkpoints) -> bool:
+        """Trains to the last step; returns False if SIGTERM stopped it."""
         run, last = self._run, self._run.config.loop.steps
-        done = run.checkpoints.latest_step() or 0
+        iterator, done = self.iterator(), 0
+        if checkpoints.latest_step() is not None:
+            saved = checkpoints.metadata().get("fingerprints", {})
+            check_items(saved, run.fingerprints["items"], str(run.workdir))
+            # Read even if the run is finished: the last checkpoint may be damaged.
+            state = checkpoints.restore(run.abstract_state, iterator)
+            done = int(state.step)
         if done >= last:
             print(f"{run.workdir} is trained to step {done} already.")
             return True
@@ -48,14 +69,11 @@ class Trainer:
                 f"config.data.max_tokens={run.config.data.max_tokens} cuts {100 * share:.1f} % of "
                 "the captions: they lose their ends."
             )
-        iterator = self.iterator()
         if done:
-            state = run.checkpoints.restore(run.abstract_state, iterator)
-            done = int(state.step)
             print(f"resuming from step {done} of {last}")
         else:
             state = run.initial_state()
-        done = int(self._train(state, iterator, done).step)
+        done = int(self._train(state, iterator, checkpoints).step)
         if done < last:
             print(f"stopped by SIGTERM at step {done} of {last}, saved: {RESUME}")
         return done == last
@@ -71,18 +89,21 @@ class Trainer:
         text = TrainingText(run.captions, run.encode, masker, vqa)
         return training_iterator(run.dataset.train, run.sampler, text, run.config)
 
-    def _train(self, state: TrainState, iterator: grain.DatasetIterator, done: int) -> TrainState:
+    def _train(
+        self, state: TrainState, iterator: grain.DatasetIterator, checkpoints: Checkpoints
+    ) -> TrainState:
         run = self._run
         metadata = {
             "config": dataclasses.asdict(run.config),
             "untrained": run.untrained_parameters(),
+            "fingerprints": run.fingerprints,
         }
-        writer = MetricsWriter(run.workdir, start=done)
+        writer = MetricsWriter(run.workdir, start=int(state.step))
         try:
             with PreemptionSignal() as preemption:
                 services = LoopServices(
                     make_step(run.setup),
-                    run.checkpoints,
+                    checkpoints,
                     metadata,
                     writer,
                     preemption,
@@ -90,5 +111,4 @@ class Trainer:
                 )
                 return run_loop(state, iterator, run.config.loop, run.mesh, services)
         finally:
-            run.checkpoints.close()
             writer.close()

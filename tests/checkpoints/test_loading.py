@@ -5,6 +5,7 @@ from unittest import mock
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
@@ -22,6 +23,7 @@ from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens
 from capret_jax.models.x2vlm import X2VLM, init_params
 from capret_jax.serve.encoder import Encoder
+from capret_jax.train.state import TrainState
 from tests.conftest import DATA, SMALL_MODEL
 
 
@@ -168,7 +170,8 @@ def workdir(tmp_path_factory):
         data=DataConfig(max_tokens=12),
         loss=LossConfig(mlm=0.1, mlm_causal=True),
     )
-    state = {"params": {"model": init_params(SMALL_MODEL, jax.random.key(0))}}
+    params = {"model": init_params(SMALL_MODEL, jax.random.key(0))}
+    state = TrainState(jnp.int32(1), params, ())
     metadata = {"config": dataclasses.asdict(config), "untrained": ["itm_head/up/kernel"]}
     checkpoints = Checkpoints(folder)
     iterator = iter(grain.MapDataset.range(3).to_iter_dataset())

@@ -66,7 +66,7 @@ def train(config, evaluator, folder):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with PreemptionSignal() as preemption:
         writer = MetricsWriter(folder, start=0)
-        services = LoopServices(count, checkpoints, {}, writer, preemption, evaluator)
+        services = LoopServices(count, checkpoints, {"config": {}}, writer, preemption, evaluator)
         state = run_loop(state, Batches(), config, mesh, services)
     checkpoints.close()
     writer.close()
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_an_older_version_is_restored(tmp_path):
     older = OlderState(jnp.int32(3), {"model": {"x": jnp.arange(4.0)}}, (jnp.int32(3),))
     checkpoints = Checkpoints(tmp_path)
     saving = checkpoints._checkpointer
-    saving.save_checkpointables(3, {"state": older}, custom_metadata={"processes": 1})
+    saving.save_checkpointables(3, {"state": older}, custom_metadata={"config": {}})
     state = TrainState(jnp.int32(0), {"model": {"x": jnp.zeros(4)}}, (jnp.int32(0),))
     abstract = abstract_of(state)
     restored = checkpoints.restore(abstract)

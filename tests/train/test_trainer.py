@@ -62,16 +62,17 @@ def damage(folder, cut):
             path.write_bytes(path.read_bytes()[: cut(path.stat().st_size)])
 
 
-def test_a_run_with_an_unreadable_checkpoint_resumes_from_the_one_before(
-    config, trained_dir, tmp_path
-):
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before(config, trained_dir, tmp_path):
     shutil.copytree(trained_dir / "checkpoints", tmp_path / "checkpoints")
     shutil.copy(trained_dir / "vocab.txt", tmp_path)
     damage(tmp_path / "checkpoints" / "6", lambda size: size // 2)
-    with pytest.warns(UserWarning, match="6 cannot be read .* going on from the checkpoint before"):
-        assert int(final_state(config, tmp_path).step) == 3
-    assert (tmp_path / "checkpoints" / "unreadable_6").is_dir()
-    assert Trainer(Run(config, tmp_path)).train()
+    # A reader changes nothing, and does not take another checkpoint for the damaged one.
+    with pytest.raises(InputError, match="6 is damaged .* train with this --workdir to go on"):
+        Run(config, tmp_path).state_to_evaluate()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "6"}
+    with pytest.warns(UserWarning, match="6 is damaged .* going on from the checkpoint before"):
+        assert Trainer(Run(config, tmp_path)).train()
+    assert (tmp_path / "checkpoints" / "damaged_6").is_dir()
     assert_same(final_state(config, tmp_path), final_state(config, trained_dir))
 
 
@@ -80,8 +81,10 @@ def test_without_any_readable_checkpoint_there_is_an_error(config, trained_dir, 
     shutil.copy(trained_dir / "vocab.txt", tmp_path)
     damage(tmp_path / "checkpoints" / "6", lambda size: 0)
     run = Run(config, tmp_path)
-    with pytest.raises(InputError, match="6 cannot be read, and no checkpoint before it"):
+    with pytest.raises(InputError, match="6 is damaged .*: no other is left"):
         run.checkpoints.restore(run.abstract_state)
+    with pytest.raises(InputError, match="6 is damaged .*: no other is left"):
+        Trainer(run).train()
 
 
 def test_sigterm_saves_and_the_next_call_ends_with_the_same_bits(

@@ -1,0 +1,110 @@
+"""Fingerprints of what a checkpoint was made from, and checksums of what is in it."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capret_jax.data.items import ItemTable
+from capret_jax.errors import InputError
+
+
+class Vocabulary(Protocol):
+    """The part of a tokenizer that its fingerprint depends on."""
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+
+def vocabulary_fingerprint(tokenizer: Vocabulary) -> str:
+    """Returns the SHA-256 of a tokenizer's tokens and their ids."""
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()
+
+
+def items_fingerprint(items: ItemTable, identities: np.ndarray) -> dict[str, Any]:
+    """Describes the training items, by which classes and the order of batches are numbered.
+
+    Args:
+        items: item table of the training split.
+        identities: (n,) int class of each item as training numbers it.
+
+    Returns:
+        "items" and "identities", their numbers, and "sha256" of all columns but the boxes.
+    """
+    digest = hashlib.sha256()
+    columns = [items.record, items.is_shop, identities, items["image_id"], items["number"]]
+    for column in columns:
+        digest.update(np.ascontiguousarray(column, np.int64).data)
+    count = int(identities.max(initial=-1)) + 1
+    return {"items": len(items), "identities": count, "sha256": digest.hexdigest()}
+
+
+def check_vocabulary(saved: Mapping[str, Any], tokenizer: Vocabulary, name: str) -> None:
+    """Checks that a tokenizer is the one that a model was trained with.
+
+    Args:
+        saved: fingerprints of a checkpoint; empty for one of a version without them.
+        tokenizer: the tokenizer that is there now.
+        name: its name or path, for the message.
+
+    Raises:
+        InputError: its tokens differ.
+    """
+    expected = saved.get("vocabulary", "")
+    if expected and vocabulary_fingerprint(tokenizer) != expected:
+        raise InputError(
+            f"{name} does not have the tokens that the model was trained with: restore the file, "
+            "or name the right tokenizer."
+        )
+
+
+def check_items(saved: Mapping[str, Any], current: Mapping[str, Any], workdir: str) -> None:
+    """Checks that training goes on with the items that it began with.
+
+    Args:
+        saved: fingerprints of a checkpoint; empty for one of a version without them.
+        current: `items_fingerprint` of the items that are there now.
+        workdir: folder of the run, for the message.
+
+    Raises:
+        InputError: they differ, so that classes would have other numbers.
+    """
+    before = saved.get("items")
+    if before and dict(before) != dict(current):
+        raise InputError(
+            f"{workdir} was trained on {before['items']} items of {before['identities']} "
+            f"identities, and these are {current['items']} of {current['identities']}, or others: "
+            "restore the dataset, or choose another --workdir."
+        )
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """Sums all bits of a tree of arrays, weighted by their places.
+
+    A changed bit always changes the sum, since all weights are odd. It depends neither on the
+    devices nor on how arrays are sharded over them.
+
+    Returns:
+        () uint32.
+    """
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = _words(leaf)
+        weight = jnp.full(words.shape, 2 * number + 1, jnp.uint32)
+        for axis in range(words.ndim):
+            place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            weight = weight * jnp.uint32(2654435761) + 2 * place
+        total += (words * weight).sum(dtype=jnp.uint32)
+    return total
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """Returns the bits of an array as uint32."""
+    if leaf.dtype == bool or jnp.issubdtype(leaf.dtype, jnp.integer):
+        return leaf.astype(jnp.uint32)
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
