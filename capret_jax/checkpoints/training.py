@@ -9,7 +9,7 @@ import grain
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from capret_jax.distributed.mesh import first_process_first
+from capret_jax.distributed.mesh import first_process_first, path_name
 from capret_jax.errors import InputError
 
 _policies = ocp.training.preservation_policies
@@ -129,6 +129,8 @@ class Checkpoints:
             return self.restore(abstract_state)
         try:
             return self._load(step, abstract_state, None)
+        except InputError:
+            raise
         except Exception as error:  # Orbax raises many types, even plain `Exception`
             raise InputError(
                 f"{self._checkpointer.directory / str(step)}, the best checkpoint, cannot be read: "
@@ -143,11 +145,37 @@ class Checkpoints:
         same_processes = processes in (None, jax.process_count())
         if iterator is not None and same_processes:
             checkpointables["data"] = iterator
-        state = self._checkpointer.load_checkpointables(step, checkpointables)["state"]
+        state = self._load_state(step, checkpointables)
         if iterator is not None and not same_processes:
             # Positions are saved per process, but batches are global and numbered by step, so each
             # process continues with its part of the next batch.
             grain.experimental.set_next_index(iterator, step)
+        return state
+
+    def _load_state(self, step: int, checkpointables: dict[str, Any]) -> Any:
+        """Loads checkpointables and returns the state.
+
+        Every array asked for must be in the checkpoint, which may hold others. Fields that are None
+        need not be there: a checkpoint of an older version lacks those that are newer than itself.
+
+        Raises:
+            InputError: an array is not in the checkpoint.
+        """
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            state = self._checkpointer.load_checkpointables(step, checkpointables)["state"]
+        # Orbax leaves the abstract array in the place of one that it does not find.
+        missing = [
+            path_name(path)
+            for path, leaf in jax.tree.leaves_with_path(state)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+        ]
+        if missing:
+            raise InputError(
+                f"{self._checkpointer.directory / str(step)} lacks {len(missing)} arrays of this "
+                f"run, such as {missing[0]}: another version saved it; choose another --workdir."
+            )
         return state
 
     def _read_newest(self, read: Callable[[int], T]) -> T:
@@ -156,6 +184,8 @@ class Checkpoints:
             step = self._checkpointer.checkpoints[-1].step
             try:
                 return read(step)
+            except InputError:  # whole, but of another run: the one before is no better
+                raise
             except Exception as error:  # Orbax raises many types, even plain `Exception`
                 if self._read_only or len(self._checkpointer.checkpoints) < 2:
                     raise InputError(
@@ -187,19 +217,17 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint cannot be read.
         """
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
         # The config of an older run may lack the key.
         averaged = self.metadata()["config"]["optimizer"].get("ema_decay", 0)
         subtree = {"average": abstract} if averaged else {"params": {"model": abstract}}
+        best = self.best_step()
+        step = self._checkpointer.checkpoints[-1].step if best is None else best
         try:
-            with context:
-                loaded = self._checkpointer.load_checkpointables(
-                    self.best_step(), {"state": subtree}
-                )
+            state = self._load_state(step, {"state": subtree})
+        except InputError:
+            raise
         except Exception as error:  # Orbax raises many types, even plain `Exception`
             raise InputError(f"{self._checkpointer.directory} cannot be read: {error}") from error
-        state = loaded["state"]
         return state["average"] if averaged else state["params"]["model"]
 
     def close(self) -> None:

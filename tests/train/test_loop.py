@@ -1,5 +1,7 @@
 """The training loop with a step that only counts: what is evaluated, saved and kept."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,35 @@ def test_without_scores_the_newest_checkpoint_is_the_best(tmp_path):
     assert again.best_step() is None
     abstract = abstract_of(state)
     assert int(again.restore_best(abstract).step) == 5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OlderState:
+    """The training state of a version before `start`."""
+
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+    average: dict | None = None
+
+
+def test_a_checkpoint_of_an_older_version_is_restored(tmp_path):
+    older = OlderState(jnp.int32(3), {"model": {"x": jnp.arange(4.0)}}, (jnp.int32(3),))
+    checkpoints = Checkpoints(tmp_path)
+    saving = checkpoints._checkpointer
+    saving.save_checkpointables(3, {"state": older}, custom_metadata={"processes": 1})
+    state = TrainState(jnp.int32(0), {"model": {"x": jnp.zeros(4)}}, (jnp.int32(0),))
+    abstract = abstract_of(state)
+    restored = checkpoints.restore(abstract)
+    assert restored.start is None and int(restored.opt_state[0]) == 3
+    np.testing.assert_array_equal(restored.params["model"]["x"], np.arange(4.0))
+
+    more = dataclasses.replace(abstract, start={"x": abstract.params["model"]["x"]})
+    with pytest.raises(InputError, match=r"checkpoints/3 lacks 1 arrays of this run, .* start/x: "):
+        checkpoints.restore(more)
+    assert checkpoints.latest_step() == 3, "a whole checkpoint was set aside"
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(
