@@ -56,10 +56,13 @@ class OptimizerConfig:
         b1, b2, eps: decay rates of Adam's moments, and its epsilon.
         clip_norm: maximal global gradient norm; 0 turns clipping off.
         rate_multipliers: (regular expression, factor) pairs; the first that matches the start of
-            a parameter's path ("model/itm_head/up/kernel") scales its rate.
+            a parameter's path ("model/itm_head/up/kernel") scales its rate. Factor 0 leaves the
+            parameter as it is, too, but its gradient still counts in the clipped norm and Adam
+            still keeps its moments: `frozen` saves both.
         layer_decay: factor of the learning rate from each layer of an encoder to the one below it,
             see `parameter_groups.rate_factors`; 1 for equal rates.
-        frozen: regular expressions; parameters whose path starts with a match stay as they are.
+        frozen: regular expressions; parameters whose path starts with a match do not change at all:
+            no update, no weight decay, no moments, no part in the clipped norm.
         drift_penalty: penalty on the distance to the parameters of `init_from`, which pulls towards
             them at this share of the learning rate a step (L2-SP, arXiv 1802.01483); 0 for none.
         ema_decay: decay of an exponential moving average of the model's parameters, which

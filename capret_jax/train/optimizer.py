@@ -81,7 +81,7 @@ def pull_to_start(updates, state: Any, config: ExperimentConfig):
     return jax.tree.map_with_path(pulled, updates, state.params, factors)
 
 
-def update_average(average, params, decay: float, step: jax.Array):
+def update_average(average, params, decay: float, step: jax.Array, frozen: tuple[str, ...] = ()):
     """Updates the exponential moving average of the parameters.
 
     The decay is at most (1 + step) / (10 + step), as in TensorFlow's `ExponentialMovingAverage`, so
@@ -92,6 +92,10 @@ def update_average(average, params, decay: float, step: jax.Array):
         params: the parameters after the step, a tree of the same structure.
         decay: the decay of later steps.
         step: () int32, number of steps done before this one.
+        frozen: patterns of `optimizer.frozen`, for paths that start with "model/"; the averages of
+            these parameters stay as they are, since rounding would change them.
     """
     kept = jnp.minimum(decay, (1 + step) / (10 + step))
-    return optax.incremental_update(params, average, 1 - kept)
+    moved = optax.incremental_update(params, average, 1 - kept)
+    trained = trained_mask({"model": average}, frozen)["model"]
+    return jax.tree.map(lambda new, old, moves: new if moves else old, moved, average, trained)

@@ -22,7 +22,11 @@ def decay_mask(params):
 
 def trained_mask(params, frozen: tuple[str, ...]):
     """Returns a tree of bool, False for parameters whose path starts with a frozen pattern."""
-    return _by_name(params, lambda name: not any(re.match(pattern, name) for pattern in frozen))
+    return _by_name(params, lambda name: not _is_frozen(name, frozen))
+
+
+def _is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
+    return any(re.match(pattern, name) for pattern in frozen)
 
 
 def rate_factors(params, config: OptimizerConfig, model: ModelConfig):
@@ -64,15 +68,17 @@ def _distance_to_top(name: str, vision: int, stack: int, text: int) -> int:
     return 0
 
 
-def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
+def check_patterns(config: OptimizerConfig, names: Iterable[str], reached: set[str]) -> None:
     """Checks that patterns match parameters, and that some parameter is trained.
 
     Args:
         config: `rate_multipliers` and `frozen` are read.
         names: paths of all parameters.
+        reached: starts of the paths that the gradients of the losses reach, such as
+            "model/vision" and "arcface".
 
     Raises:
-        InputError: a pattern matches none, or every parameter is frozen.
+        InputError: a pattern matches none, or all that the losses reach is frozen.
     """
     names = list(names)
     patterns = [("rate_multipliers", pattern) for pattern, _ in config.rate_multipliers]
@@ -84,8 +90,12 @@ def check_patterns(config: OptimizerConfig, names: Iterable[str]) -> None:
                 f"config.optimizer.{key}: {pattern!r} matches no parameter; their paths start with "
                 f"{', '.join(parts)}."
             )
-    if not any(jax.tree.leaves(trained_mask(dict.fromkeys(names, 0), config.frozen))):
-        raise InputError("config.optimizer.frozen matches every parameter: nothing is trained.")
+    trained = [name for name in names if "/".join(name.split("/")[:2]) in reached]
+    if config.frozen and all(_is_frozen(name, config.frozen) for name in trained):
+        raise InputError(
+            f"config.optimizer.frozen={config.frozen} matches every parameter that the losses "
+            f"train, in {', '.join(sorted(reached))}: leave one out."
+        )
 
 
 def _by_name(params, function):

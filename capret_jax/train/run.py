@@ -81,7 +81,7 @@ class Run:
         # Raises its errors before `Checkpoints` starts a thread, which would print after them.
         make_optimizer(config)
         paths = [f"model/{path}" for path in parameter_paths(config.model)]
-        check_patterns(config.optimizer, [*paths, "arcface"])
+        check_patterns(config.optimizer, [*paths, "arcface"], _reached(config))
         self.checkpoints = Checkpoints(workdir)
         self._check_start()
         self.dataset = first_process_first(lambda: open_dataset(config.data))
@@ -183,6 +183,13 @@ class Run:
         if config.captions == "oracle":
             return template_captions(self.config.data.captions.fields, items)
         return [""] * len(items)
+
+
+def _reached(config: ExperimentConfig) -> set[str]:
+    """Returns the starts of the paths of the parameters that the losses train."""
+    parts = trained_parts(config.loss, config.embedding.kind)
+    head = {"arcface"} if config.loss.arcface else set()
+    return head | {f"model/{part}" for part in parts}
 
 
 def _check_divisible(config: ExperimentConfig, parts: int) -> None:

@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 
 from capret_jax.checkpoints.initialization import initialised_parameters
 from capret_jax.config import ExperimentConfig
+from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.optimizer import make_optimizer
+from capret_jax.train.parameter_groups import trained_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class StepSetup:
         graphdef: the model's structure.
         optimizer: the update rule.
         anchored: paths in the model of the parameters that `optimizer.drift_penalty` keeps near
-            their start, those of `init_from`.
+            their start: those of `init_from`, without frozen ones.
     """
 
     config: ExperimentConfig
@@ -45,12 +47,23 @@ class StepSetup:
 
         Raises:
             InputError: the warm-up does not end before the last step, or a drift penalty has no
-                start.
+                parameter to pull.
         """
         compute = config.compute.on(mesh.devices.flat[0].platform)
         config = dataclasses.replace(config, compute=compute)
-        anchored: tuple[str, ...] = ()
-        if config.optimizer.drift_penalty:
-            anchored = initialised_parameters(config.init_from, config.model)
+        anchored = _anchored(config) if config.optimizer.drift_penalty else ()
         graphdef, _ = abstract_model(config.model, compute)
         return cls(config, mesh, class_sizes, graphdef, make_optimizer(config), anchored)
+
+
+def _anchored(config: ExperimentConfig) -> tuple[str, ...]:
+    paths = initialised_parameters(config.init_from, config.model)
+    trained = trained_mask({f"model/{path}": path for path in paths}, config.optimizer.frozen)
+    anchored = tuple(path for path in paths if trained[f"model/{path}"])
+    if not anchored:
+        raise InputError(
+            f"config.optimizer.drift_penalty={config.optimizer.drift_penalty} pulls nothing: "
+            f"config.init_from={config.init_from} has no parameter of the model, or all that it "
+            "has are frozen; set it to 0."
+        )
+    return anchored

@@ -107,8 +107,8 @@ def make_step(setup: StepSetup) -> StepFunction:
         metrics["gradient_norm"] = (optax.global_norm(gradients), jnp.float32(1.0))
         average = state.average
         if average is not None:
-            decay = config.optimizer.ema_decay
-            average = update_average(average, params["model"], decay, state.step)
+            decay, frozen = config.optimizer.ema_decay, config.optimizer.frozen
+            average = update_average(average, params["model"], decay, state.step, frozen)
         return TrainState(state.step + 1, params, opt_state, average, state.start), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(setup))

@@ -101,14 +101,28 @@ def test_frozen_parameters_have_no_moments_and_do_not_count_in_the_norm():
     [
         ({"frozen": ("model/visoin",)}, "frozen: 'model/visoin' matches no parameter; .*model/vis"),
         ({"rate_multipliers": (("arc_face", 2.0),)}, "rate_multipliers: 'arc_face' matches no"),
-        ({"frozen": ("model", "arcface")}, "frozen matches every parameter"),
+        ({"frozen": ("model", "arcface")}, "matches every parameter that the losses train"),
+        # The text encoder is left, which no loss trains.
+        ({"frozen": ("model/vision", "arcface")}, "train, in arcface, model/vision, model/vision_"),
     ],
 )
 def test_patterns_that_do_nothing_are_refused(params, settings, message):
     names = [path_name(path) for path, _ in jax.tree.leaves_with_path(params)]
-    check_patterns(OptimizerConfig(frozen=("model/vision/",)), names)
+    reached = {"arcface", "model/vision", "model/vision_proj"}
+    check_patterns(OptimizerConfig(frozen=("model/vision/", "model/text")), names, reached)
     with pytest.raises(InputError, match=message):
-        check_patterns(OptimizerConfig(**settings), names)
+        check_patterns(OptimizerConfig(**settings), names, reached)
+
+
+def test_a_rate_of_zero_keeps_a_parameter_but_not_its_gradient_out_of_the_norm():
+    config = experiment(rate_multipliers=(("model/a", 0.0),), clip_norm=1.0, weight_decay=0.5)
+    params = {"model": {"a": {"kernel": jnp.ones(1)}, "b": {"kernel": jnp.ones(1)}}}
+    optimizer = make_optimizer(config)
+    gradients = {"model": {"a": {"kernel": jnp.array([4.0])}, "b": {"kernel": jnp.array([3.0])}}}
+    updates, state = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["model"]["a"]["kernel"], 0)
+    first_moment = state[1].mu["model"]["b"]["kernel"]
+    np.testing.assert_allclose(first_moment, [0.1 * 3 / 5], rtol=1e-5)  # 5, the norm of both
 
 
 def test_a_drift_penalty_pulls_towards_the_start():
@@ -136,6 +150,18 @@ def test_the_average_warms_up_to_its_decay():
         np.testing.assert_allclose(average["kernel"], [expected], rtol=1e-6)
     with pytest.raises(InputError, match=r"ema_decay=1\.0"):
         OptimizerConfig(ema_decay=1.0)
+
+
+def test_the_average_of_a_frozen_parameter_keeps_its_bits():
+    values = jax.random.normal(jax.random.key(0), (1000,))
+    params = {"a": values, "b": values}
+    average = jax.tree.map(jnp.copy, params)
+    for step in range(100):
+        average = update_average(average, params, 0.999, jnp.int32(step), ("model/a",))
+    np.testing.assert_array_equal(average["a"], values)
+    # Rounding alone changes the other one.
+    assert not np.array_equal(average["b"], values)
+    np.testing.assert_allclose(average["b"], values, rtol=1e-5)
 
 
 def test_one_step_equals_the_formula_of_adamw():

@@ -1,5 +1,6 @@
 """The training step: equal on any mesh, with all terms, and decreasing the loss."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from capret_jax.config import (
+    SIZES,
     ExperimentConfig,
     LoopConfig,
     LossConfig,
@@ -18,9 +20,11 @@ from capret_jax.config import (
 )
 from capret_jax.data.batch import IGNORED_LABEL, Batch
 from capret_jax.distributed.mesh import make_mesh, param_shardings, to_global
+from capret_jax.errors import InputError
+from capret_jax.train import setup as step_setup
 from capret_jax.train.metrics import merge
 from capret_jax.train.setup import StepSetup
-from capret_jax.train.state import init_state, make_params
+from capret_jax.train.state import abstract_state, init_state, make_params
 from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_loss, make_step
 from tests.conftest import SMALL_MODEL
 
@@ -97,6 +101,36 @@ def test_eight_devices_train_like_one(one_device):
         # into whole steps of random direction.
         if not path.endswith("/key/bias"):
             np.testing.assert_allclose(here[path], there[path], rtol=0, atol=3e-3, err_msg=path)
+
+
+def test_starts_are_sharded_like_their_parameters():
+    mesh = make_mesh(MeshConfig(2, 2, 2), jax.devices())
+    setup = make_setup(mesh, SIZES["base"])
+    paths = flatten_dict(abstract_state(setup).params["model"], sep="/").keys()
+    state = abstract_state(dataclasses.replace(setup, anchored=tuple(paths)))
+    assert state.start is not None
+    shardings = {path: start.sharding for path, start in state.start.items()}
+    params = flatten_dict(state.params["model"], sep="/")
+    assert shardings == {path: param.sharding for path, param in params.items()}
+    assert not all(sharding.is_fully_replicated for sharding in shardings.values())
+
+
+def anchored(monkeypatch, frozen):
+    """Returns the paths that a drift penalty keeps near a start of two parameters."""
+    paths = ("vision/cls_token", "text_proj/bias")
+    monkeypatch.setattr(step_setup, "initialised_parameters", lambda *_: paths)
+    optimizer = OptimizerConfig(warmup_steps=1, drift_penalty=0.5, frozen=frozen)
+    config = ExperimentConfig(model=SMALL_MODEL, optimizer=optimizer, init_from="start")
+    return StepSetup.create(
+        config, make_mesh(MeshConfig(), jax.devices()[:1]), CLASS_SIZES
+    ).anchored
+
+
+def test_frozen_parameters_have_no_start(monkeypatch):
+    assert anchored(monkeypatch, ()) == ("vision/cls_token", "text_proj/bias")
+    assert anchored(monkeypatch, ("model/vision/",)) == ("text_proj/bias",)
+    with pytest.raises(InputError, match=r"drift_penalty=0.5 pulls nothing: .* are frozen"):
+        anchored(monkeypatch, ("model/vision/", "model/text"))
 
 
 def test_the_temperature_stays_in_its_range():
