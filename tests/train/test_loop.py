@@ -66,7 +66,8 @@ def train(config, evaluator, folder):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with PreemptionSignal() as preemption:
         writer = MetricsWriter(folder, start=0)
-        services = LoopServices(count, checkpoints, {}, writer, preemption, evaluator)
+        metadata = {"config": {"optimizer": {}}}
+        services = LoopServices(count, checkpoints, metadata, writer, preemption, evaluator)
         state = run_loop(state, Batches(), config, mesh, services)
     checkpoints.close()
     writer.close()
@@ -85,8 +86,16 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
     abstract = abstract_of(state)
     assert int(again.restore_best(abstract).step) == 4
     assert int(again.restore(abstract).step) == 9
+    served = Checkpoints(tmp_path, read_only=True).restore_model(abstract.params["model"])
+    assert int(served["x"]) == 4
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {"4", "8", "9"}
+
+
+def test_of_equal_scores_the_newest_is_kept(tmp_path):
+    config = LoopConfig(8, checkpoint_every=8, evaluate_every=1, keep_best="mAP")
+    train(config, Scores(dict.fromkeys(range(1, 9), 0.1) | {2: 0.9, 4: 0.9}), tmp_path)
+    assert Checkpoints(tmp_path).best_step() == 4
 
 
 def test_without_scores_the_newest_checkpoint_is_the_best(tmp_path):
