@@ -24,7 +24,7 @@ def _language(*fields: str) -> dict:
 
 
 def _boxes(**data) -> dict:
-    return {"loss": {"box_l1": 2.0, "box_giou": 1.0}, "data": data}
+    return {"loss": {"box_l1": 1.0, "box_giou": 0.5}, "data": data}
 
 
 def _dropped() -> dict:

@@ -36,8 +36,12 @@ def get_config():
                 tokenizer="bert-base-uncased",
                 max_tokens=32,
                 views_per_identity=2,
-                # Boxes are learnt from these views alone; X2-VLM's share of region batches.
-                augment=AugmentConfig(wide=0.33),
+                augment=AugmentConfig(
+                    # As X2-VLM.
+                    randaugment=2,
+                    # Boxes are learnt from these views alone; X2-VLM's share of region batches.
+                    wide=0.33,
+                ),
                 read=ReadConfig(threads=16, prefetch=8),
             ),
             # Identities are for fine-tuning: they train neither language nor boxes.

@@ -1,11 +1,12 @@
 """Benchmarks the input pipeline: photographs of 300 to 1000 px in ArrayRecord -> training batches.
 
-    python tools/bench_input.py [--size=384] [--threads=0,1,2] [--view=crop] [--json=OUT]
+    python tools/bench_input.py [--size=384] [--threads=0,1,2] [--augment] [--json=OUT]
 
 Compares it with a plain Pillow loop (open, decode, resize, stack) over the same files, in images
-per second of wall-clock time and of CPU time (the rate of one core). Then measures one thread's
-time by stage. The photographs are noise with the spectrum of natural images and about as many
-bytes per pixel as DeepFashion2's.
+per second of wall-clock time and of CPU time (the rate of one core). With --augment, both change
+views in all ways that `data.augment` knows. Then measures one thread's time by stage. The
+photographs are noise with the spectrum of natural images and about as many bytes per pixel as
+DeepFashion2's.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 from absl import flags
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from tqdm import tqdm
 
 from capret_jax.command_line import run
@@ -50,8 +51,16 @@ _BATCH = flags.DEFINE_integer("batch_size", 32, "Images a batch.")
 _IMAGES = flags.DEFINE_integer("images", 1024, "Images to time, of each variant.")
 _THREADS = flags.DEFINE_list("threads", ["0", "1", "2"], "Numbers of threads of the pipeline.")
 _VIEW = flags.DEFINE_enum("view", "crop", VIEWS, "config.data.view.kind.")
+_AUGMENT = flags.DEFINE_bool("augment", False, "Switch all augmentation on.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements of each rate.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "File for the figures.")
 
+# Every change with a probability or a range that is often drawn.
+_ALL = AugmentConfig(
+    margin=0.0, shrink=0.2, crop_area=0.5, rotate=20.0, perspective=0.2, brightness=0.3,
+    colour=0.12, contrast=0.3, saturation=0.4, hue=0.03, grey=0.05, blur=0.5, erase=0.5,
+    erase_area=0.3, randaugment=2,
+)  # fmt: skip
 _SIDES = (300, 1000)
 _QUALITY = 88
 
@@ -67,10 +76,11 @@ def main(argv: list[str]) -> None:
         files = sorted((root / "raw" / "train" / "image").glob("*.jpg"))
         print(f"{len(files)} photographs, {size / 1e3:.0f} kB on average, to {_SIZE.value} px")
         make = _Pipeline(dataset, root)
-        rates = {"Pillow loop": _rate(_pillow(files), "Pillow loop")}
-        for threads in map(int, _THREADS.value):
-            name = f"pipeline, {threads} threads"
-            rates[name] = _rate(make.batches(threads), name)
+        variants = {"Pillow loop": _pillow(files)} | {
+            f"pipeline, {threads} threads": make.batches(threads)
+            for threads in map(int, _THREADS.value)
+        }
+        rates = _rates(variants)
         stages = make.stages()
     _report(rates, stages)
 
@@ -93,6 +103,7 @@ class _Pipeline:
             data=DataConfig(
                 views_per_identity=2,
                 view=ViewConfig(_VIEW.value),
+                augment=_augmentation(),
                 read=ReadConfig(threads, prefetch=2),
             ),
             loop=LoopConfig(steps=10**6),
@@ -122,7 +133,7 @@ class _Pipeline:
             "read the record": _each(self._split.records.image, items.record[rows].tolist()),
             "decode": _each(lambda i: Photograph(jpegs[i], "").pixels(), places),
             "crop and resize": _each(lambda i: view(i, plain), places),
-            "augment": _each(lambda i: view(i, AugmentConfig()), places),
+            "augment": _each(lambda i: view(i, _augmentation()), places),
             "caption, tokens, masks": _each(text, rows),
             "stack": _each(np.stack, [[picture] * _BATCH.value] * 8) / _BATCH.value,
         }
@@ -134,14 +145,93 @@ class _Pipeline:
 
 def _pillow(files: list[pathlib.Path]) -> Callable[[], object]:
     """Returns a function that reads the next batch with Pillow, in the simplest way."""
-    place = iter(range(10**9))
+    place, rng = iter(range(10**9)), np.random.default_rng(0)
+    sides = _SIZE.value, _SIZE.value
+
+    def view(file):
+        image = Image.open(file).convert("RGB")
+        return _pillow_changes(image, rng) if _AUGMENT.value else image.resize(sides)
 
     def batch():
         chosen = [files[next(place) % len(files)] for _ in range(_BATCH.value)]
-        sides = _SIZE.value, _SIZE.value
-        return np.stack([np.asarray(Image.open(f).convert("RGB").resize(sides)) for f in chosen])
+        return np.stack([np.asarray(view(file)) for file in chosen])
 
     return batch
+
+
+def _pillow_changes(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Changes a view as `_ALL` does, one operation after the other, as training scripts do."""
+    config, size = _ALL, _SIZE.value
+    scale = rng.uniform(config.crop_area, 1) ** 0.5
+    width, height = image.size
+    left, top = rng.uniform(0, 1 - scale, 2) * image.size
+    box = left, top, left + scale * width, top + scale * height
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    image = image.rotate(rng.uniform(-config.rotate, config.rotate), Image.Resampling.BILINEAR)
+    shifts = rng.uniform(-0.5, 0.5, 8) * config.perspective * size
+    corners = np.array([0, 0, 0, size, size, size, size, 0]) + shifts
+    image = image.transform(
+        (size, size), Image.Transform.QUAD, corners.tolist(), Image.Resampling.BILINEAR
+    )
+    if rng.random() < config.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for enhance, reach in (
+        (ImageEnhance.Brightness, config.brightness),
+        (ImageEnhance.Contrast, config.contrast),
+        (ImageEnhance.Color, config.saturation),
+    ):
+        image = enhance(image).enhance(rng.uniform(1 - reach, 1 + reach))
+    hue, saturation, value = image.convert("HSV").split()
+    turn = round(255 * rng.uniform(-config.hue, config.hue))
+    hue = hue.point([(level + turn) % 256 for level in range(256)])
+    image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    for name in rng.choice(list(_PILLOW_OPERATIONS), config.randaugment):
+        if rng.random() < 0.5:
+            image = _PILLOW_OPERATIONS[name](image)
+    if rng.random() < config.blur:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2) * size / 224))
+    if rng.random() < config.erase:
+        left, top = rng.integers(size // 2, size=2)
+        image.paste((128, 128, 128), (left, top, left + size // 3, top + size // 3))
+    return image
+
+
+def _moved(*coefficients: float) -> Callable[[Image.Image], Image.Image]:
+    """Returns an affine map of a picture."""
+    return lambda image: image.transform(
+        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+    )
+
+
+_PILLOW_OPERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "identity": lambda image: image,
+    "autocontrast": ImageOps.autocontrast,
+    "equalise": ImageOps.equalize,
+    "brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.36),
+    "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.36),
+    "shear_x": _moved(1, 0.21, 0, 0, 1, 0),
+    "shear_y": _moved(1, 0, 0, 0.21, 1, 0),
+    "translate_x": _moved(1, 0, 7, 0, 1, 0),
+    "translate_y": _moved(1, 0, 0, 0, 1, 7),
+    "rotate": lambda image: image.rotate(21, Image.Resampling.BILINEAR),
+}
+
+
+def _augmentation() -> AugmentConfig:
+    return _ALL if _AUGMENT.value else AugmentConfig()
+
+
+def _rates(variants: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
+    """Measures all variants in turn, several times; returns the medians, and the spread."""
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+    for _ in range(_REPEATS.value):
+        for name, batch in variants.items():
+            measured[name].append(_rate(batch, name))
+    return {
+        name: {key: float(np.median([rate[key] for rate in rates])) for key in rates[0]}
+        | {"spread": float(np.ptp([rate["images_per_core_second"] for rate in rates]))}
+        for name, rates in measured.items()
+    }
 
 
 def _rate(batch: Callable[[], object], name: str) -> dict[str, float]:
@@ -166,12 +256,12 @@ def _each(function: Callable, arguments) -> float:
 
 def _report(rates: dict, stages: dict) -> None:
     plain = rates["Pillow loop"]["images_per_core_second"]
-    print(f"{'':24}{'images/s':>10}{'per core':>10}")
+    print(f"{'':24}{'images/s':>10}{'per core':>10}{'spread':>10}")
     for name, rate in rates.items():
         ratio = rate["images_per_core_second"] / plain
         print(
             f"{name:24}{rate['images_per_second']:10.0f}{rate['images_per_core_second']:10.0f}"
-            f"{ratio:9.2f}x"
+            f"{rate['spread']:10.0f}{ratio:9.2f}x"
         )
     total = sum(stages.values())
     print("one thread, by stage:")

@@ -8,7 +8,7 @@ DATASETS = ("synthetic", "deepfashion2")
 # Variants of the synthetic dataset; `synthetic.builder` has their sizes.
 VARIANTS = ("demo", "large", "pretrain", "mini")
 VIEWS = ("crop", "image", "region")
-BATCH_IDENTITIES = ("random", "category")
+BATCH_IDENTITIES = ("random", "category", "mined")
 # Caption fields that DeepFashion2 annotates, and those with the synthetic dataset's details in
 # addition; `data.schema` has their values.
 FIELDS = ("category", "scale", "occlusion", "zoom_in", "viewpoint")
@@ -152,6 +152,9 @@ class AugmentConfig:
             to 4/3 (RandomResizedCrop, arXiv 1409.4842). 1 shows all of it.
         rotate: largest rotation of a crop, degrees.
         perspective: largest shift of each corner of a crop, as a fraction of half its sides.
+        randaugment: number of random operations on a view (arXiv 1909.13719); 2 in X2-VLM. Those
+            that move pixels change crops alone, and boxes follow.
+        randaugment_level: their magnitude, 0 to 10.
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
             no identity, since other garments may be in it. If the dataset has items without
@@ -176,6 +179,8 @@ class AugmentConfig:
     crop_area: float = 1.0
     rotate: float = 0.0
     perspective: float = 0.0
+    randaugment: int = 0
+    randaugment_level: int = 7
     wide: float = 0.0
 
     def __post_init__(self):
@@ -191,6 +196,8 @@ class AugmentConfig:
             ("erase_area", 0.02, 1),
             ("crop_area", 0.01, 1),
             ("rotate", 0, 180),
+            ("randaugment", 0, 10),
+            ("randaugment_level", 0, 10),
         ):
             self._check(name, low, high)
 
@@ -243,8 +250,11 @@ class DataConfig:
             and hides identities from all losses.
         views_per_item: views of each item in a batch where identities are hidden; with several,
             ArcFace and SupCon tell items apart, which needs no annotation.
-        batch_identities: identities of a batch: "random", or "category" for as many of one category
-            as possible, which are harder to tell apart.
+        batch_identities: identities of a batch: "random"; "category" for as many of one category as
+            possible, which are harder to tell apart; or "mined" for neighbours of each other in the
+            teacher's embeddings.
+        teacher: a teacher's embeddings of the training items, for `loss.distill` and mining: see
+            `data.teacher.open_teacher`.
         vocabulary: caption fields whose words are added to a vocabulary that is built, so that
             other runs can start from this model with captions of these fields.
         view: the part of a photograph that the model sees of an item.
@@ -263,6 +273,7 @@ class DataConfig:
     views_per_identity: int = 4
     views_per_item: int = 1
     batch_identities: str = "random"
+    teacher: str = ""
     vocabulary: tuple[str, ...] = ()
     view: ViewConfig = ViewConfig()
     captions: CaptionConfig = CaptionConfig()
@@ -283,6 +294,11 @@ class DataConfig:
             raise InputError(
                 f"data.batch_identities={self.batch_identities!r} chooses identities, which "
                 "data.views_per_identity=0 hides: set one of them."
+            )
+        if self.batch_identities == "mined" and not self.teacher:
+            raise InputError(
+                "data.batch_identities='mined' looks for neighbours in a teacher's embeddings: set "
+                "data.teacher."
             )
         if self.views_per_item < 1 or (self.views_per_item > 1 and self.views_per_identity):
             raise InputError(

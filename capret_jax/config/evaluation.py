@@ -56,6 +56,7 @@ class EvaluationConfig:
         detect: detect garments by phrases, calibrate the score threshold (which is kept beside the
             model, for serving), and evaluate with the detected boxes.
         detection: settings of this detection.
+        training_embeddings: write the model's embeddings of the training items, for `data.teacher`.
         interpolate: shares of the trained model, in [0, 1], at which models between `init_from` and
             it are evaluated (WiSE-FT).
         rerank: number of nearest candidates of each query that the fusion encoder re-ranks; 0 for
@@ -70,6 +71,7 @@ class EvaluationConfig:
     detections: str = ""
     detect: bool = False
     detection: DetectionConfig = DetectionConfig()
+    training_embeddings: bool = False
     interpolate: tuple[float, ...] = ()
     rerank: int = 0
     cache_mb: int = 1024

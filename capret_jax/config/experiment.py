@@ -72,6 +72,18 @@ class ExperimentConfig:
                 "keeps from it: set one of them, or config.data.views_per_item=2 to tell items "
                 "apart."
             )
+        items = self.batch_size * self.data.view.regions_per_image
+        if self.loss.supcon_memory % items:
+            raise InputError(
+                f"config.loss.supcon_memory={self.loss.supcon_memory} is no multiple of the "
+                f"{items} items of a batch."
+            )
+        mined = self.data.batch_identities == "mined"
+        if bool(self.data.teacher) != bool(self.loss.distill or mined):
+            raise InputError(
+                f"config.data.teacher={self.data.teacher!r} is for config.loss.distill and "
+                "config.data.batch_identities='mined': set both, or neither."
+            )
         if self.optimizer.drift_penalty and not self.init_from:
             raise InputError(
                 f"config.optimizer.drift_penalty={self.optimizer.drift_penalty} keeps a model near "
@@ -81,6 +93,12 @@ class ExperimentConfig:
             raise InputError(
                 "config.evaluation.interpolate evaluates models between the start and the trained "
                 "one: set config.init_from."
+            )
+        if self.evaluation.training_embeddings and self.embedding.kind != "image":
+            raise InputError(
+                f"config.evaluation.training_embeddings with config.embedding.kind="
+                f"{self.embedding.kind!r} would need captions of the training items: only 'image' "
+                "can be written."
             )
         detected = self.evaluation.detect or self.evaluation.detections
         if self.embedding.kind != "image" and detected:

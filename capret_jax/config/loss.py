@@ -5,7 +5,7 @@ import math
 
 from capret_jax.errors import InputError
 
-TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon")
+TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon", "distill")
 ITC_KINDS = ("softmax", "sigmoid")
 ARCFACE_GRADIENTS = ("textbook", "straight_through")
 
@@ -22,10 +22,14 @@ class LossConfig:
         box_l1, box_giou: weights of the box losses.
         arcface: weight of the identity loss.
         supcon: weight of the supervised contrastive loss between images of the batch.
+        distill: weight of the distillation of `data.teacher`'s similarities between images.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         supcon_temperature: divisor of the cosines of the supervised contrastive loss.
+        supcon_memory: M, number of examples of earlier batches that this loss compares with, too
+            (XBM), a multiple of the items of a batch; 0 for none.
+        distill_temperature: divisor of the cosines of teacher and student.
         arcface_margin: angular margin in radians.
         arcface_scale: scale of the ArcFace logits.
         arcface_gradient: gradient of the margin, "textbook" or "straight_through", see
@@ -47,9 +51,12 @@ class LossConfig:
     box_giou: float = 1.0
     arcface: float = 1.0
     supcon: float = 0.0
+    distill: float = 0.0
     mlm_causal: bool = False
     itc_kind: str = "softmax"
     supcon_temperature: float = 0.2
+    supcon_memory: int = 0
+    distill_temperature: float = 0.1
     arcface_margin: float = 0.15
     arcface_scale: float = 30.0
     arcface_gradient: str = "textbook"
@@ -67,9 +74,14 @@ class LossConfig:
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
         self._check_arcface()
-
-        if self.supcon_temperature <= 0:
-            raise InputError(f"loss.supcon_temperature={self.supcon_temperature} is not positive.")
+        if self.supcon_memory < 0 or (self.supcon_memory and not self.supcon):
+            raise InputError(
+                f"loss.supcon_memory={self.supcon_memory} is of the loss between images: set "
+                "loss.supcon, or the memory to 0."
+            )
+        for name in ("supcon_temperature", "distill_temperature"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"loss.{name}={getattr(self, name)} is not positive.")
         if self.matching_group < 0:
             raise InputError(f"loss.matching_group={self.matching_group} is negative.")
 
@@ -103,6 +115,11 @@ class LossConfig:
     def identities(self) -> bool:
         """Returns True if a term learns identities from the embeddings that compare items."""
         return bool(self.arcface or self.supcon)
+
+    @property
+    def embeddings(self) -> bool:
+        """Returns True if a term trains the embeddings that compare items directly."""
+        return self.identities or bool(self.distill)
 
     @property
     def text(self) -> bool:

@@ -33,6 +33,7 @@ class Batch:
             it.
         located: (B,) bool, True where the box has to be found, since the picture shows more than
             the item; the box losses count no others. None if all do.
+        teacher: (B, F) float32 embeddings of the items by a teacher, of any norm; None without one.
         masked_ids: (B, T) int32 tokens, some of them masked; None without MLM.
         masked_positions: (B, P) int32 positions to predict; None without MLM.
         masked_labels: (B, P) int32 original tokens there, `IGNORED_LABEL` for unused positions;
@@ -50,6 +51,7 @@ class Batch:
     box: Array
     valid: Array
     located: Array = None
+    teacher: Array = None
     masked_ids: Array = None
     masked_positions: Array = None
     masked_labels: Array = None
@@ -94,3 +96,8 @@ class Outputs:
     masked_lm_logits: Array = None
     answer_logits: Array = None
     embedding: Array = None
+
+    @property
+    def item_embedding(self) -> Array:
+        """(B, E or 2E) float32 embeddings that compare items, L2-normalised."""
+        return self.image_features if self.embedding is None else self.embedding

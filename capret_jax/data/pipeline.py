@@ -18,6 +18,7 @@ from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import MAX_MASKED, Masker
 from capret_jax.data.records import Records
 from capret_jax.data.sampler import Draw, Sampler
+from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import Augmentation, View, crop_view, whole_view
 from capret_jax.data.vqa import ANSWER_TOKENS, VqaSampler
@@ -132,6 +133,10 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         valid=array(items, dtype=bool),
         located=array(items, dtype=bool) if config.data.wide_share else None,
     )
+    if config.loss.distill:
+        # Its width is known only where the file is; plans assume the student's.
+        width = config.model.item_width
+        batch = dataclasses.replace(batch, teacher=array(items, width, dtype=np.float32))
     if config.loss.mlm:
         positions = array(items, MAX_MASKED)
         batch = dataclasses.replace(
@@ -160,6 +165,9 @@ class _Examples:
     ):
         self._split, self._identities, self._text = split, identities, text
         self._view, self._wide = config.data.view, config.data.wide_share
+        self._teacher = None
+        if config.loss.distill:
+            self._teacher = open_teacher(config.data.teacher, len(split.items))
         self._augment = Augmentation(config.data.augment, config.model.image_size)
         unlabelled = np.flatnonzero(identities == NO_IDENTITY)
         # Rows of wide views: items without identity, where there are any.
@@ -185,9 +193,16 @@ class _Examples:
             box=np.concatenate([view.boxes, np.zeros((padding, 4), np.float32)]),
             valid=np.arange(self._view.regions_per_image) < len(rows),
             located=np.array([wide]) if self._wide else None,
+            teacher=self._teacher_rows(rows, padding),
             **({} if masked is None else _stack_masked(masked)),
             **(_draw_questions(self._text.vqa, rows, padding, rng) if self._text.vqa else {}),
         )
+
+    def _teacher_rows(self, rows: np.ndarray, padding: int) -> np.ndarray | None:
+        """Returns the (M, F) float32 embeddings of the items; those of padding repeat the first."""
+        if self._teacher is None:
+            return None
+        return self._teacher[[*rows, *[rows[0]] * padding]].astype(np.float32)
 
     def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
         """Returns the row of the drawn item, and of other items of its photograph for regions."""

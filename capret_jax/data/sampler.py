@@ -9,6 +9,7 @@ import numpy as np
 from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
+from capret_jax.data.teacher import open_teacher
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 
@@ -102,9 +103,11 @@ class IdentitySampler(_Sampler):
     groups in which hard negatives are drawn hold many identities. Even views are shop pictures,
     odd ones are consumers' photographs.
 
-    With `by_category`, the identities of an epoch are grouped by category before they are cut into
-    batches; these are then visited in a random order. A batch holds more than one category only
-    where two of them meet.
+    With the grouping "category", the identities of an epoch are grouped by category before they are
+    cut into batches. A batch holds more than one category only where two of them meet. With
+    "mined", a batch has a random identity and the nearest ones that are left in the epoch, by the
+    cosine of their mean embeddings; C^2 F / P multiplications an epoch. These batches are visited
+    in a random order.
     """
 
     def __init__(
@@ -112,14 +115,16 @@ class IdentitySampler(_Sampler):
         items: ItemTable,
         order: BatchOrder,
         views_per_identity: int,
-        by_category: bool = False,
+        grouping: str = "random",
+        teacher: np.ndarray | None = None,
     ):
         """
         Args:
             items: items of the training split.
             order: size, number and seed of the batches; B = P x K.
             views_per_identity: K, even.
-            by_category: True to fill batches with identities of one category.
+            grouping: one of `BATCH_IDENTITIES`.
+            teacher: (n, F) float embeddings of the items by a teacher, for "mined".
 
         Raises:
             InputError: K is odd or does not divide B, there are fewer than P identities, or all of
@@ -144,7 +149,12 @@ class IdentitySampler(_Sampler):
                 f"{self.classes}."
             )
         self._grouped, self._starts = _group_rows(self.identities, items.is_shop, self.classes)
-        self._categories = self._categories_of(items) if by_category else None
+        self._grouping = grouping
+        if grouping == "category":
+            self._categories = self._categories_of(items)
+        elif grouping == "mined":
+            assert teacher is not None
+            self._centres = self._centres_of(teacher)
 
     def _categories_of(self, items: ItemTable) -> np.ndarray:
         """Returns the (C,) int64 category of each identity, that of its first item."""
@@ -156,6 +166,14 @@ class IdentitySampler(_Sampler):
                 f"{self.classes} identities have category {categories[0]}: set it to 'random'."
             )
         return categories
+
+    def _centres_of(self, teacher: np.ndarray) -> np.ndarray:
+        """Returns the (C, F) float32 mean embedding of each identity, L2-normalised."""
+        centres = np.zeros((self.classes, teacher.shape[1]), np.float32)
+        for row in np.flatnonzero(self.identities != NO_IDENTITY):
+            embedding = teacher[row].astype(np.float32)
+            centres[self.identities[row]] += embedding / np.linalg.norm(embedding)
+        return centres / np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
 
     def rows_of(self, identity: int, shop: bool) -> np.ndarray:
         """Rows of an identity's items from one source, int64, ascending."""
@@ -173,20 +191,33 @@ class IdentitySampler(_Sampler):
 
     def _identities_of(self, epoch: int) -> np.ndarray:
         """Returns the identities of an epoch in their order, (at least P x batches,) int64."""
-        if self._categories is None:
+        if self._grouping == "random":
             return self._shuffled(epoch, self.classes)
-        return self._grouped_by_category(epoch)
+        return self._in_groups(epoch)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
-    def _grouped_by_category(self, epoch: int) -> np.ndarray:
-        assert self._categories is not None
+    def _in_groups(self, epoch: int) -> np.ndarray:
         batches = self.classes // self._per_batch
         kept = self._shuffled(epoch, self.classes)[: batches * self._per_batch]
         rng = np.random.default_rng([self.order.seed, 3, epoch])
-        # Another order of the categories in each epoch, so that others meet in a batch.
+        group = self._by_category if self._grouping == "category" else self._by_distance
+        return rng.permutation(group(kept, rng).reshape(batches, self._per_batch)).reshape(-1)
+
+    def _by_category(self, identities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Sorts identities by category, in another order of the categories in each epoch."""
         rank = rng.permutation(self._categories.max() + 1)
-        grouped = kept[np.argsort(rank[self._categories[kept]], kind="stable")]
-        return rng.permutation(grouped.reshape(batches, self._per_batch)).reshape(-1)
+        return identities[np.argsort(rank[self._categories[identities]], kind="stable")]
+
+    def _by_distance(self, identities: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Cuts identities into groups of P neighbours, the first of each in the given order."""
+        del rng  # the order is random already
+        groups, left = [], identities
+        while len(left):
+            similarity = self._centres[left] @ self._centres[left[0]]
+            nearest = np.argsort(-similarity, kind="stable")[: self._per_batch]
+            groups.append(left[nearest])
+            left = np.delete(left, nearest)
+        return np.concatenate(groups)
 
 
 def _group_rows(
@@ -271,5 +302,6 @@ def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()
     order = BatchOrder(config.batch_size, config.loop.steps, config.seed, part)
     if config.data.views_per_identity == 0:
         return ItemSampler(items, order, config.data.views_per_item)
-    by_category = config.data.batch_identities == "category"
-    return IdentitySampler(items, order, config.data.views_per_identity, by_category)
+    grouping = config.data.batch_identities
+    teacher = open_teacher(config.data.teacher, len(items)) if grouping == "mined" else None
+    return IdentitySampler(items, order, config.data.views_per_identity, grouping, teacher)

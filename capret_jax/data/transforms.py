@@ -10,6 +10,7 @@ from capret_jax.config import AugmentConfig
 from capret_jax.data.colour import blur, change_colours
 from capret_jax.data.geometry import map_boxes, random_quadrilateral
 from capret_jax.data.images import Photograph
+from capret_jax.data.randaugment import randaugment
 
 # Signs of cx, cy, w, h under a horizontal flip.
 _FLIP_SIGNS = np.array([-1, 1, 1, 1], np.float32)
@@ -79,8 +80,8 @@ class Augmentation:
             may_flip: False to never flip horizontally.
         """
         margins = rng.uniform(-self.config.shrink, max(2 * self.config.margin, 0.0), 4)
-        window = _around(box, margins)
-        return self._change(self._show(photograph, window, box, rng), rng, may_flip)
+        view = self._show(photograph, _around(box, margins), box, rng)
+        return self._change(view, rng, may_flip, crop=True)
 
     def wide_view(
         self,
@@ -130,8 +131,10 @@ class Augmentation:
         window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
         return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip)
 
-    def _change(self, view: View, rng: np.random.Generator, may_flip: bool) -> View:
-        """Applies random flip, changes of light and colour, blur and erasing."""
+    def _change(
+        self, view: View, rng: np.random.Generator, may_flip: bool, crop: bool = False
+    ) -> View:
+        """Applies random flip, changes of light and colour, RandAugment, blur and erasing."""
         image, boxes = view
         config = self.config
         if rng.random() < config.flip and may_flip:
@@ -144,6 +147,9 @@ class Augmentation:
             pixels = change_colours(image, gains, config, rng)
         else:
             pixels = _light(image, gains)
+        if config.randaugment:
+            operations, level = config.randaugment, config.randaugment_level
+            pixels, boxes = randaugment(pixels, boxes, operations, level, rng, geometric=crop)
         if config.blur and rng.random() < config.blur:
             pixels = blur(pixels, rng)
         if rng.random() < config.erase:

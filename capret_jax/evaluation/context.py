@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from capret_jax.data.pipeline import Split
 from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.evaluation.colour_histogram import BINS
@@ -52,7 +53,8 @@ class EvaluationContext:
     Attributes:
         run: the run whose states are evaluated.
         protocol: queries and gallery of the split.
-        files: name -> content of the JSON files to write beside the metrics.
+        files: name -> content of the files to write beside the metrics: an array for a `.npy` file,
+            anything else for JSON.
     """
 
     def __init__(self, run: Run):
@@ -96,16 +98,17 @@ class EvaluationContext:
         """Returns a garment detector of the model; every process has to call it."""
         return self._once("detector", state, self._make_detector)
 
-    def embed(self, models: Sequence[dict]) -> list[np.ndarray]:
-        """Embeds the validation items in one pass over the photographs, and keeps nothing.
+    def embed(self, models: Sequence[dict], split: Split | None = None) -> list[np.ndarray]:
+        """Embeds the items of a split in one pass over the photographs, and keeps nothing.
 
         Args:
             models: parameters of each model.
+            split: the photographs and items; None for the validation split.
 
         Returns:
             (n, E) float32 by row of the item table, for each model.
         """
-        reader = PhotographReader(self.run, self.run.dataset.validation)
+        reader = PhotographReader(self.run, split or self.run.dataset.validation)
         batches = [
             [self.embedder.embed(model, batch) for model in models] for batch, _ in reader.batches()
         ]

@@ -6,6 +6,7 @@ import shutil
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from capret_jax.evaluation.context import EvaluationContext
@@ -14,6 +15,7 @@ from capret_jax.evaluation.interpolation import InterpolationEvaluator
 from capret_jax.evaluation.report import ReportExamples, write_report
 from capret_jax.evaluation.reranking import RerankingEvaluator
 from capret_jax.evaluation.retrieval import BaselineEvaluator, RetrievalEvaluator
+from capret_jax.evaluation.training_embeddings import TrainingEmbeddingsEvaluator
 from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.run import Run
 from capret_jax.train.state import TrainState
@@ -67,7 +69,10 @@ class EvaluationSuite:
         partial.mkdir(parents=True)
         (partial / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         for name, content in self.context.files.items():
-            (partial / name).write_text(json.dumps(content))
+            if isinstance(content, np.ndarray):
+                np.save(partial / name, content)
+            else:
+                (partial / name).write_text(json.dumps(content))
         title = f"Photo → shop item: {run.config.data.name}, step {int(state.step)}"
         if metric := run.config.loop.keep_best:
             title += f", the best by {metric}"
@@ -93,6 +98,8 @@ def _choose(context: EvaluationContext) -> list[Evaluator]:
         evaluators.append(DetectedBoxEvaluator(context))
     if config.detect:
         evaluators.append(DetectionEvaluator(context))
+    if config.training_embeddings:
+        evaluators.append(TrainingEmbeddingsEvaluator(context))
     if config.interpolate:
         evaluators.append(InterpolationEvaluator(context))
     if config.rerank:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from capret_jax.losses.memory import Memory
+
 # name -> (sum, count): both are added over steps, and divided only when written.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -34,9 +36,11 @@ class StepContext:
         part: index of the part of the batch that the model computes, from 0.
         parts: number of equal parts that the global batch is computed in, one after the other
             (`ExperimentConfig.accumulation`).
+        memory: embeddings of earlier batches; None without one.
     """
 
     mesh: Mesh
     key: jax.Array
     part: jax.Array | int = 0
     parts: int = 1
+    memory: Memory | None = None

@@ -10,6 +10,7 @@ from capret_jax.losses import Loss, Metrics, StepContext
 from capret_jax.losses.arcface import ClassHead, arcface_loss
 from capret_jax.losses.box import box_losses
 from capret_jax.losses.contrastive import ContrastiveFeatures, contrastive_loss
+from capret_jax.losses.distillation import distillation_loss
 from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
 from capret_jax.losses.pairs import PairLabels
@@ -74,10 +75,21 @@ def _terms(
     if config.box:
         boxes = box_losses(outputs.boxes, batch.box, batch.counted_boxes)
         terms["box_l1"], terms["box_giou"] = boxes
-    embedding = outputs.image_features if outputs.embedding is None else outputs.embedding
+    embedding = outputs.item_embedding
     if config.supcon:
         terms["supcon"] = supervised_contrastive_loss(
-            embedding, batch.identity, batch.valid, context.mesh, config.supcon_temperature
+            embedding,
+            batch.identity,
+            batch.valid,
+            context.mesh,
+            config.supcon_temperature,
+            context.memory,
+        )
+    if config.distill:
+        # A wide view shows more than the item that the teacher saw.
+        counted = batch.valid if batch.located is None else batch.valid & ~batch.located
+        terms["distill"] = distillation_loss(
+            embedding, batch.teacher, counted, context.mesh, config.distill_temperature
         )
     if config.arcface:
         head = ClassHead(outputs.class_weights, class_sizes)

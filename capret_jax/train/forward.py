@@ -100,7 +100,7 @@ def forward(
         valid = jnp.stack([batch.valid, *(negative.valid for negative in negatives)], axis=1)
         outputs |= {"match_logits": _match_logits(model, matched), "match_valid": valid}
         fused = matched[:, 0]
-    elif (loss.box and not regions) or (loss.identities and model.embedding == "fusion"):
+    elif (loss.box and not regions) or (loss.embeddings and model.embedding == "fusion"):
         fused = model.fuse(*texts, *images, key=fusion_key)
     if loss.box:
         # A pooled and masked region would reveal the box: it is predicted from the whole picture.
@@ -112,7 +112,7 @@ def forward(
         )
     if loss.vqa:
         outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
-    if loss.identities and model.embedding != "image":
+    if loss.embeddings and model.embedding != "image":
         outputs["embedding"] = model.item_features(*images, *texts, fused)
     return Outputs(**outputs)
 
@@ -126,7 +126,7 @@ _REACHED = {
     "box_l1": ("vision", "text", "fusion", "bbox_head"),
     "box_giou": ("vision", "text", "fusion", "bbox_head"),
 }
-# Kind of embedding -> parts that the gradients of ArcFace and SupCon reach.
+# Kind of embedding -> parts that the gradients of ArcFace, SupCon and distillation reach.
 _EMBEDDED = {
     "image": ("vision", "vision_proj"),
     "text": ("text", "text_proj"),
@@ -142,7 +142,7 @@ def trained_parts(config: LossConfig, embedding: str = "image") -> set[str]:
         config: weights of the losses.
         embedding: kind of embedding by which items are compared, one of `EMBEDDINGS`.
     """
-    reached = _REACHED | dict.fromkeys(("arcface", "supcon"), _EMBEDDED[embedding])
+    reached = _REACHED | dict.fromkeys(("arcface", "supcon", "distill"), _EMBEDDED[embedding])
     return {part for term in TERMS if getattr(config, term) for part in reached[term]}
 
 

@@ -25,6 +25,7 @@ from capret_jax.data.captions import (
     template_phrases,
 )
 from capret_jax.data.sampler import make_sampler
+from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.vqa import questions_about, vocabulary_of
 from capret_jax.datasets import open_dataset, open_tokenizer
@@ -89,6 +90,8 @@ class Run:
         self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens)
         self.sampler = make_sampler(self.dataset.train.items, config, self.part)
         self.evaluation_captions = self._load_evaluation_captions()
+        if config.loss.distill:
+            open_teacher(config.data.teacher, len(self.dataset.train.items))
         self.setup = StepSetup.create(config, self.mesh, self.sampler.class_sizes)
 
     @functools.cached_property

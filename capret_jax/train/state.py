@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from capret_jax.config import ModelConfig
 from capret_jax.distributed.mesh import param_shardings, with_shardings
+from capret_jax.losses.memory import Memory
 from capret_jax.models.x2vlm import init_params
 from capret_jax.train.setup import StepSetup
 
@@ -32,6 +33,7 @@ class TrainState:
         average: moving average of `params["model"]`, None unless `optimizer.ema_decay` is set.
         start: path in the model -> its value before the first step, for the parameters that
             `optimizer.drift_penalty` keeps near it; None without one.
+        memory: embeddings of earlier batches, None unless `loss.supcon_memory` is set.
     """
 
     step: jax.Array
@@ -39,6 +41,7 @@ class TrainState:
     opt_state: optax.OptState
     average: dict | None = None
     start: dict[str, jax.Array] | None = None
+    memory: Memory | None = None
 
     @property
     def model(self) -> dict:
@@ -92,7 +95,10 @@ def _creator(setup: StepSetup):
         params = make_params(config.model, classes, key, subcentres)
         average = params["model"] if config.optimizer.ema_decay > 0 else None
         start = _copies(params["model"], setup.anchored) if setup.anchored else None
-        return TrainState(jnp.int32(0), params, setup.optimizer.init(params), average, start)
+        size = config.loss.supcon_memory
+        memory = Memory.empty(size, config.model.item_width) if size else None
+        opt_state = setup.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, opt_state, average, start, memory)
 
     return create
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from capret_jax.data.batch import Batch, Outputs
 from capret_jax.distributed.mesh import BATCH_AXES, batch_parts, batch_sharding, replicated
 from capret_jax.losses import Metrics, StepContext
+from capret_jax.losses.memory import Memory
 from capret_jax.losses.total import total_loss
 from capret_jax.models.x2vlm import bind
 from capret_jax.train.forward import forward
@@ -25,8 +27,22 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+class LossDetails(NamedTuple):
+    """What a step keeps of the loss, apart from its gradient.
+
+    Attributes:
+        metrics: metrics of all terms.
+        memory: the memory with this batch in it; None without one.
+    """
+
+    metrics: Metrics
+    memory: Memory | None
+
+
 def make_loss(setup: StepSetup):
-    """Makes `loss(params, batch, key) -> (() float32, metrics)`, differentiable in `params`.
+    """Makes `loss(params, batch, key, memory) -> (() float32, LossDetails)`.
+
+    It is differentiable in `params`. `memory` is None unless `loss.supcon_memory` is set.
 
     With `config.accumulation` parts, the model computes the batch a part at a time, and only its
     outputs are kept; the losses are computed on the outputs of the whole batch, and the backward
@@ -40,19 +56,22 @@ def make_loss(setup: StepSetup):
         model = bind(setup.graphdef, params["model"], config.compute.dtype)
         return forward(model, params["arcface"], batch, config, context)
 
-    def loss(params, batch, key):
+    def loss(params, batch, key, memory=None):
         if frozen:  # their gradients are 0, and not computed
             trained = trained_mask(params, frozen)
             params = jax.tree.map(
                 lambda x, kept: x if kept else jax.lax.stop_gradient(x), params, trained
             )
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            context = StepContext(mesh, key, 0, parts)
+            context = StepContext(mesh, key, 0, parts, memory)
             if parts == 1:
                 outputs = run(params, batch, context)
             else:
                 outputs = _accumulate(run, params, batch, context)
-            return total_loss(outputs, batch, config.loss, context, setup.class_sizes)
+            total, metrics = total_loss(outputs, batch, config.loss, context, setup.class_sizes)
+            if memory is not None:
+                memory = memory.pushed(outputs.item_embedding, batch.identity, batch.valid)
+            return total, LossDetails(metrics, memory)
 
     return loss
 
@@ -99,7 +118,9 @@ def make_step(setup: StepSetup) -> StepFunction:
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradients, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
+        differentiate = jax.grad(loss, has_aux=True)
+        gradients, details = differentiate(state.params, batch, key, state.memory)
+        metrics = details.metrics
         updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
         if state.start is not None:
             updates = pull_to_start(updates, state, config)
@@ -109,7 +130,8 @@ def make_step(setup: StepSetup) -> StepFunction:
         if average is not None:
             decay, frozen = config.optimizer.ema_decay, config.optimizer.frozen
             average = update_average(average, params["model"], decay, state.step, frozen)
-        return TrainState(state.step + 1, params, opt_state, average, state.start), metrics
+        memory = details.memory
+        return TrainState(state.step + 1, params, opt_state, average, state.start, memory), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(setup))
     return jax.jit(

@@ -41,7 +41,14 @@ def captions(splits, tmp_path_factory):
 @pytest.fixture
 def iterate(splits, captions):
     def make(
-        shard=Part(), masked=False, threads=2, view=ViewConfig(), wide=0.0, asked=False, views=K
+        shard=Part(),
+        masked=False,
+        threads=2,
+        view=ViewConfig(),
+        wide=0.0,
+        asked=False,
+        views=K,
+        teacher="",
     ):
         config = ExperimentConfig(
             batch_size=B,
@@ -50,11 +57,12 @@ def iterate(splits, captions):
                 max_tokens=24,
                 views_per_identity=views,
                 view=view,
+                teacher=teacher,
                 augment=AugmentConfig(wide=wide),
                 read=ReadConfig(threads=threads, prefetch=2),
             ),
             loop=LoopConfig(steps=6),
-            loss=LossConfig(arcface=0.0),
+            loss=LossConfig(arcface=0.0, distill=float(bool(teacher))),
         )
         items = splits["train"].items
         text = TrainingText(
@@ -82,7 +90,9 @@ def assert_equal(a, b):
 
 def test_shapes_and_dtypes(iterate):
     batch = next(iterate(masked=True, asked=True, wide=0.5))
-    shapes = {f.name: getattr(batch, f.name).shape for f in dataclasses.fields(batch)}
+    columns = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    assert columns.pop("teacher") is None
+    shapes = {name: column.shape for name, column in columns.items()}
     assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
     assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)
     assert shapes["box"] == (B, 4) and batch.box.dtype == np.float32
@@ -187,3 +197,16 @@ def test_an_empty_split_is_refused(prepared_dir):
 
     with pytest.raises(InputError, match="has no test images"):
         Records(synthetic.prepare(prepared_dir, "mini"), "test")
+
+
+def test_a_teachers_embedding_comes_with_its_item(iterate, splits, tmp_path):
+    items = splits["train"].items
+    table = np.stack([items["image_id"], items["number"]], axis=1).astype(np.float16)
+    np.save(tmp_path / "teacher.npy", table)
+    labels = items.training_identities()
+    for batch in iterate(teacher=str(tmp_path / "teacher.npy")):
+        assert batch.teacher.shape == (B, 2) and batch.teacher.dtype == np.float32
+        for (image_id, number), identity in zip(batch.teacher, batch.identity, strict=True):
+            row = (items["image_id"] == image_id) & (items["number"] == number)
+            assert labels[row] == identity
+    assert next(iterate()).teacher is None

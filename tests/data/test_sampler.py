@@ -182,15 +182,15 @@ def test_batches_by_category_hold_few_categories_and_every_identity_once(items):
     labels, categories = items.training_identities(), items["category_id"]
     order = BatchOrder(8, 40, 0)
 
-    def batches(by_category):
-        sampler = IdentitySampler(items, order, 2, by_category)
+    def batches(grouping):
+        sampler = IdentitySampler(items, order, 2, grouping)
         rows = np.array([sampler[i].row for i in range(len(sampler))]).reshape(-1, 8)
         return rows, sampler.classes // 4
 
-    rows, epoch = batches(True)
+    rows, epoch = batches("category")
     spread = [len(np.unique(categories[batch])) for batch in rows]
     assert np.mean(spread) < 0.8 * np.mean(
-        [len(np.unique(categories[batch])) for batch in batches(False)[0]]
+        [len(np.unique(categories[batch])) for batch in batches("random")[0]]
     )
     for start in range(0, len(rows) - epoch, epoch):
         counts = np.bincount(labels[rows[start : start + epoch]].ravel())
@@ -203,6 +203,32 @@ def test_one_category_cannot_be_grouped(items):
         items, attributes=items.attributes | {"category_id": np.ones(len(items), np.int64)}
     )
     with pytest.raises(InputError, match="needs several categories"):
-        IdentitySampler(same, BatchOrder(B, 12, 0), K, by_category=True)
+        IdentitySampler(same, BatchOrder(B, 12, 0), K, "category")
     with pytest.raises(InputError, match="chooses identities"):
         DataConfig(batch_identities="category", views_per_identity=0)
+
+
+def test_mined_batches_hold_neighbours_and_every_identity_once(items):
+    """Identities lie on a line, two views each; a batch is a stretch of it."""
+    labels = items.training_identities()
+    classes, order = labels.max() + 1, BatchOrder(8, 40, 0)
+    angles = np.maximum(labels, 0) / classes
+    teacher = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 7.0  # of any norm
+
+    def rows(grouping, order=order):
+        sampler = IdentitySampler(items, order, 2, grouping, teacher)
+        return np.array([sampler[i].row for i in range(len(sampler))]).reshape(-1, 8)
+
+    mined, epoch = labels[rows("mined")], classes // 4
+    spread, random_spread = (
+        np.mean([batch.max() - batch.min() for batch in batches])
+        for batches in (mined, labels[rows("random")])
+    )
+    assert spread < 0.7 * random_spread  # the last batch of an epoch has what is left
+    counts = np.bincount(mined[:epoch].ravel(), minlength=classes)
+    assert set(counts.tolist()) <= {0, 2} and counts.sum() == epoch * 8
+    assert not np.array_equal(mined[:epoch], mined[epoch : 2 * epoch])
+    np.testing.assert_array_equal(rows("mined"), rows("mined"))
+    assert not np.array_equal(rows("mined"), rows("mined", BatchOrder(8, 40, 1)))
+    with pytest.raises(InputError, match="'mined' looks for neighbours .* set data.teacher"):
+        DataConfig(batch_identities="mined")

@@ -7,11 +7,16 @@ import jax
 import numpy as np
 import pytest
 
+from capret_jax.checkpoints.loading import load_model
 from capret_jax.config import EvaluationConfig
+from capret_jax.data.pipeline import evaluation_view
 from capret_jax.data.records import Records
+from capret_jax.data.teacher import open_teacher
 from capret_jax.errors import InputError
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.suite import EvaluationSuite
+from capret_jax.evaluation.training_embeddings import TrainingEmbeddingsEvaluator
+from capret_jax.models.x2vlm import normalize_pixels
 from capret_jax.train.run import Run
 
 HISTOGRAM_MAP = 0.5515
@@ -107,6 +112,23 @@ def test_an_evaluation_reads_each_photograph_once(run, monkeypatch):
     assert read == {("validation", i): 1 for i in range(len(run.dataset.validation.records))}
     assert context.encoded(state) is encoded
     assert context.ranking(state) is context.ranking(state)
+
+
+def test_embeddings_of_the_training_items_can_teach(run, tmp_path):
+    context, items = EvaluationContext(run), run.dataset.train.items
+    assert TrainingEmbeddingsEvaluator(context).run(run.state_to_evaluate()) == {}
+    np.save(tmp_path / "teacher.npy", context.files["training_embeddings.npy"])
+    table = open_teacher(str(tmp_path / "teacher.npy"), len(items))
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1, rtol=1e-5)
+    model, row = load_model(run.workdir), 7
+    view = evaluation_view(
+        run.dataset.train.photograph(row),
+        items.box[[row]],
+        run.config.model.image_size,
+        run.config.data,
+    )
+    features = model.image_features(model.encode_image(normalize_pixels(view.image[None])))
+    np.testing.assert_allclose(features[0], table[row], atol=1e-4)
 
 
 def test_vision_tokens_are_those_of_the_embedding(run):

@@ -28,7 +28,7 @@ def metrics_of():
         view = ViewConfig("region" if regions else "crop")
         setup = make_setup(mesh, loss=LOSS, data=DataConfig(view=view))
         loss = jax.jit(make_loss(setup))
-        return merge([loss(params, batch, jax.random.key(1))[1]])
+        return merge([loss(params, batch, jax.random.key(1))[1].metrics])
 
     return run
 

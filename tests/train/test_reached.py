@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.config import EmbeddingConfig, LossConfig, MeshConfig
+from capret_jax.config import DataConfig, EmbeddingConfig, LossConfig, MeshConfig
 from capret_jax.config.loss import TERMS
 from capret_jax.config.model import EMBEDDINGS
 from capret_jax.distributed.mesh import make_mesh
@@ -41,15 +41,16 @@ def evaluate(config, loss, batch):
     params = make_params(config, CLASSES, jax.random.key(0))
     source = "oracle" if config.embedding == "text" else "none"
     embedding = EmbeddingConfig(config.embedding, source)
-    setup = make_setup(mesh, config, loss, embedding=embedding)
+    data = DataConfig(teacher="teacher.npy" if loss.distill else "")
+    setup = make_setup(mesh, config, loss, embedding=embedding, data=data)
     compute = jax.value_and_grad(make_loss(setup), has_aux=True)
-    (_, metrics), gradients = jax.jit(compute)(params, batch, jax.random.key(1))
+    (_, details), gradients = jax.jit(compute)(params, batch, jax.random.key(1))
     reached = {
         part
         for part, tree in gradients["model"].items()
         if any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(tree))
     }
-    return metrics, reached, params["model"]
+    return details.metrics, reached, params["model"]
 
 
 def only(term: str) -> LossConfig:
@@ -63,9 +64,12 @@ def test_arcface_trains_what_items_are_compared_by(kind):
     assert reached == trained_parts(only("arcface"), kind)
 
 
-@pytest.mark.parametrize("term", ["itc", "mlm", "box_l1", "supcon"])
+@pytest.mark.parametrize("term", ["itc", "mlm", "box_l1", "supcon", "distill"])
 def test_other_terms_train_their_parts(term):
-    _, reached, _ = evaluate(SMALL_MODEL, only(term), make_batch(0))
+    batch = make_batch(0)
+    if term == "distill":
+        batch = dataclasses.replace(batch, teacher=np.eye(16, 20, dtype=np.float32))
+    _, reached, _ = evaluate(SMALL_MODEL, only(term), batch)
     assert reached == trained_parts(only(term))
 
 

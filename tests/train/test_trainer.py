@@ -240,15 +240,16 @@ def test_an_image_that_does_not_decode_is_named(config, tmp_path, monkeypatch):
 def test_frozen_and_pulled_parameters_resume_with_the_same_bits(
     config, trained_dir, tmp_path, monkeypatch
 ):
-    """A run with both options is interrupted after its second step."""
+    """A run that keeps a start and a memory is interrupted after its second step."""
     optimizer = dataclasses.replace(
         config.optimizer, frozen=("model/vision/patch_embed",), drift_penalty=0.5, layer_decay=0.8
     )
+    shown = LossConfig(itc=0.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0)
     config = dataclasses.replace(
         config,
         init_from=str(trained_dir),
         optimizer=optimizer,
-        loss=LossConfig(itc=0.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
+        loss=dataclasses.replace(shown, supcon=1.0, supcon_memory=2 * config.batch_size),
         loop=dataclasses.replace(config.loop, steps=3, checkpoint_every=1),
     )
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
@@ -265,6 +266,7 @@ def test_frozen_and_pulled_parameters_resume_with_the_same_bits(
     block = state.params["model"]["vision"]["blocks"]["0"]["gamma_1"]
     assert not np.array_equal(block, start["vision"]["blocks"]["0"]["gamma_1"])
     assert_same(state.start["vision/blocks/0/gamma_1"], start["vision"]["blocks"]["0"]["gamma_1"])
+    assert state.memory.filled.all()
 
 
 def stop_after(steps):
