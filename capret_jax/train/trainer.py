@@ -7,6 +7,7 @@ import grain
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.vqa import VqaSampler, questions_about
+from capret_jax.errors import InputError
 from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.loop import LoopServices, run_loop
 from capret_jax.train.metrics import MetricsWriter
@@ -25,7 +26,15 @@ class Trainer:
             run: the run to train.
             evaluator: evaluator for states during training, every `loop.evaluate_every` steps;
                 None for no evaluation.
+
+        Raises:
+            InputError: `loop.keep_best` is set, and no evaluator gives its metric.
         """
+        if run.config.loop.keep_best and evaluator is None:
+            raise InputError(
+                f"config.loop.keep_best={run.config.loop.keep_best!r} needs an evaluator: "
+                "Trainer(run, CurveEvaluator(context))."
+            )
         self._run, self._evaluator = run, evaluator
 
     def train(self) -> bool:

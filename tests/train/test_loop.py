@@ -1,6 +1,7 @@
 """The training loop with a step that only counts: what is evaluated, saved and kept."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from capret_jax.train.loop import LoopServices, run_loop
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.preemption import PreemptionSignal
 from capret_jax.train.state import TrainState
+from capret_jax.train.trainer import Trainer
 
 
 class Batches:
@@ -107,6 +109,13 @@ def test_without_scores_the_newest_checkpoint_is_the_best(tmp_path):
     assert again.best_step() is None
     abstract = abstract_of(state)
     assert int(again.restore_best(abstract).step) == 5
+
+
+def test_the_best_model_needs_an_evaluator():
+    loop = LoopConfig(evaluate_every=1, keep_best="mAP")
+    run = SimpleNamespace(config=SimpleNamespace(loop=loop))
+    with pytest.raises(InputError, match="keep_best='mAP' needs an evaluator"):
+        Trainer(run)
 
 
 @jax.tree_util.register_dataclass
