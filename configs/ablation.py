@@ -163,6 +163,9 @@ def _photos() -> ml_collections.ConfigDict:
 def _df2() -> ml_collections.ConfigDict:
     config = _config_of("df2_finetune")
     config.data.max_tokens = 40  # sentences of a language model are longer than template captions
+    # All arms are compared after the same number of steps.
+    config.loop.update({"evaluate_every": 0, "keep_best": ""})
+    config.evaluation.interpolate = ()
     return config
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from capret_jax.config import (
     ExperimentConfig,
+    LoopConfig,
     check_same_training,
     from_config_dict,
     to_config_dict,
@@ -90,6 +91,19 @@ def test_a_checkpoint_of_another_config_is_refused_by_key():
     other = dataclasses.asdict(from_config_dict(changed("loss.arcface_margin", 0.3)))
     with pytest.raises(InputError, match=r"config\.loss\.arcface_margin was 0\.15 and is 0\.3"):
         check_same_training(saved, other, "runs/x")
+
+
+def test_evaluations_that_choose_the_model_may_not_change():
+    def config(**loop):
+        return dataclasses.asdict(ExperimentConfig(loop=LoopConfig(**loop)))
+
+    check_same_training(config(evaluate_every=10), config(evaluate_every=5), "runs/x")
+    best = {"evaluate_every": 10, "keep_best": "mAP"}
+    check_same_training(config(**best), config(**best), "runs/x")
+    with pytest.raises(InputError, match=r"config\.loop\.evaluate_every was 10 and is 5"):
+        check_same_training(config(**best), config(**best | {"evaluate_every": 5}), "runs/x")
+    with pytest.raises(InputError, match=r"config\.loop\.keep_best was '' and is 'mAP'"):
+        check_same_training(config(evaluate_every=10), config(**best), "runs/x")
 
 
 def test_every_key_can_be_overridden():

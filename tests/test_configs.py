@@ -22,6 +22,8 @@ from capret_jax.config import (
 from capret_jax.config.loss import TERMS
 from capret_jax.data.transforms import Augmentation
 from capret_jax.errors import InputError
+from capret_jax.evaluation.context import EvaluationContext
+from capret_jax.evaluation.retrieval import CurveEvaluator
 from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.losses.box import corners, iou_and_giou
 from capret_jax.models.x2vlm import init_params
@@ -134,7 +136,8 @@ def test_a_constant_box_does_badly_in_the_views_that_train_boxes(name, splits):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain"])
 def test_training_configs_train(name, shrink, tmp_path):
-    Trainer(Run(shrink(load(name)), tmp_path)).train()
+    run = Run(shrink(load(name)), tmp_path)
+    Trainer(run, CurveEvaluator(EvaluationContext(run))).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2
     assert ("loss/mlm" in lines[0]) == (name == "df2_pretrain")
@@ -155,7 +158,7 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
     evaluation = dataclasses.replace(config.evaluation, rerank=3)
     config = dataclasses.replace(config, evaluation=evaluation)
     run = Run(config, tmp_path)
-    Trainer(run).train()
+    Trainer(run, CurveEvaluator(EvaluationContext(run))).train()
     evaluate(run)
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["view"] == "region" and metrics["queries"] > 0

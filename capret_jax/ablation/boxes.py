@@ -11,7 +11,7 @@ from capret_jax.ablation.grid import IMAGE, Cell, EvaluationRun, Grid
 from capret_jax.config import ExperimentConfig
 from capret_jax.losses.box import corners, iou_and_giou
 from capret_jax.train.run import Run
-from capret_jax.train.trainer import Trainer
+from capret_jax.train.trainer import training_batches
 
 # Boxes of training views that the constant box is fitted to.
 _BOXES = 400
@@ -53,7 +53,7 @@ def _training_boxes(config: ExperimentConfig) -> np.ndarray:
     boxes: list[np.ndarray] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config, pathlib.Path(folder))
-        for batch in Trainer(run).iterator():
+        for batch in training_batches(run):
             boxes += list(batch.box[batch.counted_boxes])
             if len(boxes) >= _BOXES:
                 break

@@ -59,7 +59,9 @@ class Setup(NamedTuple):
 
 
 class ModelFolder:
-    """A converted checkpoint, or the newest checkpoint of a training workdir; opened read only.
+    """A converted checkpoint, or a training workdir; opened read only.
+
+    Of a workdir's checkpoints it is the newest, or the best one of a run with `loop.keep_best`.
 
     Attributes:
         path: the folder.

@@ -7,7 +7,8 @@ from capret_jax.config.experiment import ExperimentConfig
 from capret_jax.config.model import ModelConfig
 from capret_jax.errors import InputError
 
-# Keys that affect neither the trained model nor its metrics.
+# Keys that affect neither the trained model nor its metrics, but see `first_difference` for
+# loop.evaluate_every.
 NON_SEMANTIC_KEYS = (
     "mesh",
     "compute",
@@ -49,11 +50,14 @@ def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
 
     Args:
         saved, current: the configs as nested plain dicts.
-        free: keys, or groups of keys, that may differ.
+        free: keys, or groups of keys, that may differ; loop.evaluate_every only without
+            loop.keep_best.
     """
     # A key that did not exist when the config was saved had the effect of its default value.
     defaults = _flat(dataclasses.asdict(ExperimentConfig()))
     before, now = defaults | _flat(saved), _flat(current)
+    if now.get("loop.keep_best"):  # then these evaluations decide which model is used
+        free = [key for key in free if key != "loop.evaluate_every"]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key) and not _is_in(key, free):
             return f"config.{key} was {before.get(key)!r} and is {now.get(key)!r}"

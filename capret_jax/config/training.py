@@ -20,7 +20,9 @@ class LoopConfig:
         evaluate_every: steps between evaluations in training; 0 for none but the final one.
         keep_best: metric of these evaluations, one of `CURVE_METRICS`, by which the best model is
             kept beside the newest one; evaluation, serving and `init_from` then use it. Training
-            goes on from the newest. Empty to use the last model.
+            goes on from the newest. The last step is evaluated as well; a step at which SIGTERM
+            stopped the run is not compared. The model is then chosen on the validation split that
+            the final metrics are of, which flatters them a little. Empty to use the last model.
     """
 
     steps: int = 1000

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from capret_jax.checkpoints.initialization import initial_params
+from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.ranking import rank
 from capret_jax.retrieval.metrics import summarize
@@ -15,7 +16,15 @@ class InterpolationEvaluator:
     """Metrics of models on the line between `config.init_from` and the trained model."""
 
     def __init__(self, context: EvaluationContext):
+        """
+        Args:
+            context: inputs that the evaluators share.
+
+        Raises:
+            InputError: `config.init_from` holds no model, for instance since it was moved.
+        """
         self._context = context
+        ModelFolder(context.run.config.init_from)  # before training, not after it
 
     def run(self, state: TrainState) -> dict[str, Any]:
         """Embeds the validation items by the models of all shares in one pass over photographs.

@@ -74,6 +74,8 @@ class EvaluationSuite:
             else:
                 (partial / name).write_text(json.dumps(content))
         title = f"Photo → shop item: {run.config.data.name}, step {int(state.step)}"
+        if metric := run.config.loop.keep_best:
+            title += f", the best by {metric}"
         self._write_report(partial / "report.html", title, metrics, state)
         shutil.rmtree(self.folder, ignore_errors=True)
         partial.replace(self.folder)

@@ -145,7 +145,11 @@ class Run:
             InputError: there is neither, or the model of `config.init_from` has no image
                 projection, so that its embeddings would be random.
         """
-        if self.checkpoints.latest_step() is not None:
+        newest, best = self.checkpoints.latest_step(), self.checkpoints.best_step()
+        if newest is not None:
+            if best is not None:
+                metric = self.config.loop.keep_best
+                print(f"evaluating step {best}, the best by {metric}; the newest is {newest}")
             return self.checkpoints.restore_best(self.abstract_state)
         if not self.config.init_from:
             raise InputError(

@@ -10,6 +10,7 @@ from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.vqa import VqaSampler, questions_about
+from capret_jax.errors import InputError
 from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.loop import LoopServices, run_loop
 from capret_jax.train.metrics import MetricsWriter
@@ -28,7 +29,15 @@ class Trainer:
             run: the run to train.
             evaluator: evaluator for states during training, every `loop.evaluate_every` steps;
                 None for no evaluation.
+
+        Raises:
+            InputError: `loop.keep_best` is set, and no evaluator gives its metric.
         """
+        if run.config.loop.keep_best and evaluator is None:
+            raise InputError(
+                f"config.loop.keep_best={run.config.loop.keep_best!r} needs an evaluator: "
+                "Trainer(run, CurveEvaluator(context))."
+            )
         self._run, self._evaluator = run, evaluator
 
     def train(self) -> bool:
@@ -54,7 +63,7 @@ class Trainer:
     def _resume(self, checkpoints: Checkpoints) -> bool:
         """Trains to the last step; returns False if SIGTERM stopped it."""
         run, last = self._run, self._run.config.loop.steps
-        iterator, done = self.iterator(), 0
+        iterator, done = training_batches(run), 0
         if checkpoints.latest_step() is not None:
             saved = checkpoints.metadata().get("fingerprints", {})
             check_items(saved, run.fingerprints["items"], str(run.workdir))
@@ -77,17 +86,6 @@ class Trainer:
         if done < last:
             print(f"stopped by SIGTERM at step {done} of {last}, saved: {RESUME}")
         return done == last
-
-    def iterator(self) -> grain.DatasetIterator:
-        """Makes the iterator of this process's part of the training batches, from the first on."""
-        run, loss = self._run, self._run.config.loss
-        masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
-        vqa = None
-        if loss.vqa:
-            questions = questions_about(run.config.data.name)
-            vqa = VqaSampler(questions, run.dataset.train.items, run.encode)
-        text = TrainingText(run.captions, run.encode, masker, vqa)
-        return training_iterator(run.dataset.train, run.sampler, text, run.config)
 
     def _train(
         self, state: TrainState, iterator: grain.DatasetIterator, checkpoints: Checkpoints
@@ -112,3 +110,15 @@ class Trainer:
                 return run_loop(state, iterator, run.config.loop, run.mesh, services)
         finally:
             writer.close()
+
+
+def training_batches(run: Run) -> grain.DatasetIterator:
+    """Makes the iterator of this process's part of a run's training batches, from the first on."""
+    loss = run.config.loss
+    masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
+    vqa = None
+    if loss.vqa:
+        questions = questions_about(run.config.data.name)
+        vqa = VqaSampler(questions, run.dataset.train.items, run.encode)
+    text = TrainingText(run.captions, run.encode, masker, vqa)
+    return training_iterator(run.dataset.train, run.sampler, text, run.config)

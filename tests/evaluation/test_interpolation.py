@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,15 @@ def test_the_ends_of_the_line_are_the_start_and_the_trained_model(
     examples = ReportExamples(run.dataset.validation, context.protocol, ranking)
     write_report(tmp_path / "report.html", "Title", metrics, examples)
     assert "Between start and end of training" in (tmp_path / "report.html").read_text()
+
+
+def test_a_start_that_is_gone_is_refused_before_training(tmp_path):
+    config = ExperimentConfig(
+        init_from=str(tmp_path), evaluation=EvaluationConfig(interpolate=(0.5,))
+    )
+    context = SimpleNamespace(run=SimpleNamespace(config=config))
+    with pytest.raises(InputError, match="neither a converted checkpoint"):
+        InterpolationEvaluator(context)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.roofline.flops import program_flops
 from capret_jax.roofline.plan import training_program
 from capret_jax.train.run import Run
-from capret_jax.train.trainer import Trainer
+from capret_jax.train.trainer import training_batches
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -42,7 +42,7 @@ def config(request, tiny_config) -> ExperimentConfig:
 
 
 def test_abstract_batches_are_those_of_the_training_iterator(config, tmp_path):
-    iterator = Trainer(Run(config, tmp_path)).iterator()
+    iterator = training_batches(Run(config, tmp_path))
     batch, abstract = next(iterator), abstract_batch(config)
     iterator.close()
     for field in dataclasses.fields(Batch):

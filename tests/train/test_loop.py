@@ -1,6 +1,7 @@
 """The training loop with a step that only counts: what is evaluated, saved and kept."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from capret_jax.train.loop import LoopServices, run_loop
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.preemption import PreemptionSignal
 from capret_jax.train.state import TrainState
+from capret_jax.train.trainer import Trainer
 
 
 class Batches:
@@ -66,7 +68,8 @@ def train(config, evaluator, folder):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with PreemptionSignal() as preemption:
         writer = MetricsWriter(folder, start=0)
-        services = LoopServices(count, checkpoints, {"config": {}}, writer, preemption, evaluator)
+        metadata = {"config": {"optimizer": {}}}
+        services = LoopServices(count, checkpoints, metadata, writer, preemption, evaluator)
         state = run_loop(state, Batches(), config, mesh, services)
     checkpoints.close()
     writer.close()
@@ -85,8 +88,16 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path):
     abstract = abstract_of(state)
     assert int(again.restore_best(abstract).step) == 4
     assert int(again.restore(abstract).step) == 9
+    served = Checkpoints(tmp_path, read_only=True).restore_model(abstract.params["model"])
+    assert int(served["x"]) == 4
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {"4", "8", "9"}
+
+
+def test_of_equal_scores_the_newest_is_kept(tmp_path):
+    config = LoopConfig(8, checkpoint_every=8, evaluate_every=1, keep_best="mAP")
+    train(config, Scores(dict.fromkeys(range(1, 9), 0.1) | {2: 0.9, 4: 0.9}), tmp_path)
+    assert Checkpoints(tmp_path).best_step() == 4
 
 
 def test_without_scores_the_newest_checkpoint_is_the_best(tmp_path):
@@ -98,6 +109,13 @@ def test_without_scores_the_newest_checkpoint_is_the_best(tmp_path):
     assert again.best_step() is None
     abstract = abstract_of(state)
     assert int(again.restore_best(abstract).step) == 5
+
+
+def test_the_best_model_needs_an_evaluator():
+    loop = LoopConfig(evaluate_every=1, keep_best="mAP")
+    run = SimpleNamespace(config=SimpleNamespace(loop=loop))
+    with pytest.raises(InputError, match="keep_best='mAP' needs an evaluator"):
+        Trainer(run)
 
 
 @jax.tree_util.register_dataclass
