@@ -65,16 +65,31 @@ class Checkpoints:
         )
         policy = _policies.AnyPreservationPolicy([_policies.LatestN(_KEEP), best])
         self._read_only = read_only
-        self._checkpointer = ocp.training.Checkpointer(
-            (workdir / FOLDER).absolute(),
-            preservation_policy=policy,
-            cleanup_tmp_directories=not read_only,
-        )
+
+        def open_checkpoints(**settings) -> ocp.training.Checkpointer:
+            return ocp.training.Checkpointer(
+                (workdir / FOLDER).absolute(),
+                preservation_policy=policy,
+                cleanup_tmp_directories=not read_only,
+                **settings,
+            )
+
+        try:
+            self._checkpointer = open_checkpoints()
+        except ValueError:  # the metadata of a checkpoint is damaged; it is read at its use
+            self._checkpointer = open_checkpoints(lightweight_initialize=True)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, None if there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, ascending."""
+        try:
+            return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        except ValueError:  # a damaged date
+            folder = self._checkpointer.directory
+            return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
     def best_step(self) -> int | None:
         """Returns the step of the checkpoint with the highest score, the newest of equal ones.
@@ -82,7 +97,11 @@ class Checkpoints:
         Returns:
             None if no checkpoint has a score.
         """
-        scored = [(c.metrics[_SCORE], c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        scored = []
+        for step in self._steps():
+            with contextlib.suppress(Exception):  # damaged metadata raise many types
+                if metrics := self._checkpointer.metadata(step).metrics:
+                    scored.append((metrics[_SCORE], step))
         return max(scored)[1] if scored else None
 
     def metadata(self) -> dict:
@@ -91,9 +110,9 @@ class Checkpoints:
         Raises:
             InputError: there is none.
         """
-        for checkpoint in reversed(self._checkpointer.checkpoints):
+        for step in reversed(self._steps()):
             with contextlib.suppress(Exception):  # Orbax raises many types, even plain `Exception`
-                if "config" in (metadata := self._metadata(checkpoint.step)):
+                if "config" in (metadata := self._metadata(step)):
                     return metadata
         raise InputError(
             f"the checkpoints in {self._checkpointer.directory} are damaged, or of another program."
@@ -153,11 +172,11 @@ class Checkpoints:
                 is a reader or there is none before it.
         """
         while True:
-            step = self._checkpointer.checkpoints[-1].step
+            step = self._steps()[-1]
             try:
                 return self._load(step, abstract_state, iterator)
             except Damaged as damage:
-                left = len(self._checkpointer.checkpoints) - 1
+                left = len(self._steps()) - 1
                 if self._read_only or not left:
                     raise self._damaged(step, damage, left) from damage
                 self._set_aside(step, damage)
@@ -174,7 +193,7 @@ class Checkpoints:
         try:
             return self._load(step, abstract_state, None)
         except Damaged as damage:
-            raise self._damaged(step, damage, len(self._checkpointer.checkpoints) - 1) from damage
+            raise self._damaged(step, damage, len(self._steps()) - 1) from damage
 
     def _load(
         self, step: int, abstract_state: State, iterator: grain.DatasetIterator | None
@@ -282,7 +301,7 @@ class Checkpoints:
         averaged = metadata["config"]["optimizer"].get("ema_decay", 0)
         subtree = {"average": abstract} if averaged else {"params": {"model": abstract}}
         best = self.best_step()
-        step = self._checkpointer.checkpoints[-1].step if best is None else best
+        step = self._steps()[-1] if best is None else best
         folder = self._checkpointer.directory / str(step)
         try:
             state = self._load_state(step, {"state": subtree})
