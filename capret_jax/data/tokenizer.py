@@ -62,7 +62,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         if name_or_path.endswith(".txt"):
             return BertTokenizer(vocab=name_or_path)
         return BertTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # `tokenizers` raises plain exceptions
         raise InputError(
             f"no BERT tokenizer at data.tokenizer={name_or_path!r}: give a vocab.txt, a folder "
             "that has one, or a hub name such as bert-base-uncased."

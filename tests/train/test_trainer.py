@@ -14,9 +14,11 @@ from PIL import Image
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.converted import save_converted
 from capret_jax.checkpoints.loading import load_model
+from capret_jax.checkpoints.lock import sole_writer
 from capret_jax.checkpoints.state_dict import read_state_dict
 from capret_jax.config import SIZES, DataConfig, LossConfig, MeshConfig
 from capret_jax.errors import InputError
+from capret_jax.serve.encoder import Encoder
 from capret_jax.train import trainer
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
@@ -125,6 +127,64 @@ def test_a_run_starts_from_another_runs_model(config, trained_dir, tmp_path, cap
     assert_same(state.average, state.params["model"])
     assert not np.array_equal(state.params["arcface"], saved.params["arcface"])
     assert int(state.step) == 0
+
+
+def swap_words(path):
+    lines = path.read_text().splitlines()
+    lines[-1], lines[-2] = lines[-2], lines[-1]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_vocabulary_belongs_to_its_model(config, trained_dir, tmp_path):
+    """It comes with the model that a run starts from, and may not change afterwards."""
+    start = dataclasses.replace(config, init_from=str(trained_dir))
+    # Other captions, from which another vocabulary would be built.
+    captions = dataclasses.replace(config.data.captions, fields=("category",))
+    start = dataclasses.replace(start, data=dataclasses.replace(config.data, captions=captions))
+    own = tmp_path / "started"
+    own.mkdir()
+    Run(start, own)
+    vocabulary = (trained_dir / "vocab.txt").read_bytes()
+    assert (own / "vocab.txt").read_bytes() == vocabulary
+    swap_words(own / "vocab.txt")
+    with pytest.raises(InputError, match="vocab.txt does not have the tokens"):
+        Run(start, own)
+
+    shutil.copytree(trained_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("evaluation"))
+    swap_words(tmp_path / "copy" / "vocab.txt")
+    with pytest.raises(InputError, match="vocab.txt does not have the tokens"):
+        Run(config, tmp_path / "copy")
+    with pytest.raises(InputError, match="vocab.txt does not have the tokens"):
+        Encoder.from_dir(tmp_path / "copy")
+    (tmp_path / "copy" / "vocab.txt").unlink()
+    with pytest.raises(InputError, match=r"no BERT tokenizer at .*vocab\.txt"):
+        Run(config, tmp_path / "copy")
+
+
+def test_an_old_vocabulary_in_a_fresh_workdir_is_refused(config, tmp_path):
+    Run(config, tmp_path)
+    Run(config, tmp_path)  # interrupted before its first checkpoint
+    swap_words(tmp_path / "vocab.txt")
+    with pytest.raises(InputError, match="is not the vocabulary of this run's captions"):
+        Run(config, tmp_path)
+
+
+def test_a_run_of_other_items_does_not_go_on(config, trained_dir, tmp_path, monkeypatch):
+    shutil.copytree(trained_dir, tmp_path, dirs_exist_ok=True)
+    run = Run(config, tmp_path)
+    other = run.fingerprints | {"items": {"items": 9, "identities": 3, "sha256": "other"}}
+    monkeypatch.setitem(vars(run), "fingerprints", other)
+    with pytest.raises(InputError, match="was trained on .* these are 9 of 3, or others"):
+        Trainer(run).train()
+
+
+def test_a_second_run_in_a_workdir_is_refused(config, trained_dir, tmp_path):
+    run = Run(config, tmp_path)
+    with (
+        sole_writer(tmp_path),
+        pytest.raises(InputError, match="another run is training"),
+    ):
+        Trainer(run).train()
 
 
 def test_a_run_starts_from_a_converted_model_at_its_own_image_size(config, tmp_path, capsys):
