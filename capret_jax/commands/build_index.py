@@ -108,7 +108,10 @@ def _embed(shards: CatalogueShards, encoder: Encoder, part: Part) -> list[str]:
 
 def _read_products(encoder: Encoder) -> list[Product]:
     if _SOURCE.value:
-        return read_catalogue(pathlib.Path(_SOURCE.value))
+        catalogue = read_catalogue(pathlib.Path(_SOURCE.value))
+        for reason, count in catalogue.left_out.items():
+            print(f"left out: {count} {reason}", file=sys.stderr)
+        return catalogue.products
     if encoder.setup.data is None:
         raise InputError("a converted model has no gallery of its own: give --source.")
     return dataset_gallery(encoder.setup.data)

@@ -8,9 +8,11 @@ import numpy as np
 
 from capret_jax.errors import InputError
 
+# Values of a property that a message lists.
+_VALUES_SHOWN = 10
 # Properties of an item by name: its "id", and any others, such as "category" and "shop".
 Item = dict[str, Any]
-# The value, or the list of alternative values, that an item must have, by property.
+# The value, or a collection of alternative values, that an item must have, by property.
 Filter = Mapping[str, Any]
 
 
@@ -51,16 +53,60 @@ class InvertedIndex:
     def matching_rows(self, where: Filter) -> np.ndarray:
         """Returns (n,) bool, True for rows whose item passes a filter.
 
+        A value is looked up as text, and otherwise by its meaning: 19.9 finds "19.90", and True
+        finds "true".
+
         Raises:
-            InputError: no item has one of the properties.
+            InputError: no item has one of the properties, or the value of one; or a value is
+                neither text, number nor truth value.
         """
         mask = np.ones(len(self._items), bool)
         for name, values in where.items():
-            postings, has_value = self.postings(name), np.zeros(len(self._items), bool)
+            has_value = np.zeros(len(self._items), bool)
             for value in _as_collection(values):
-                has_value[postings.get(str(value), [])] = True
+                has_value[self._rows_with(name, value)] = True
             mask &= has_value
         return mask
+
+    def _rows_with(self, name: str, value: Any) -> list[int]:
+        """Returns the rows of the items that have a value, not necessarily ascending."""
+        postings = self.postings(name)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if not isinstance(value, str | int | float) or value != value:
+            raise InputError(
+                f"{name}={str(value)[:80]!a} is no value to filter by: give text, a number, true "
+                "or false, or a list of these."
+            )
+        if str(value) in postings:
+            return postings[str(value)]
+        meaning = _meaning(value)
+        alike = [rows for known, rows in postings.items() if _meaning(known) == meaning]
+        rows = [row for group in alike for row in group]
+        if not rows:
+            raise InputError(
+                f"no item has {name}={str(value)[:80]!a}; there are {_some(sorted(postings))}."
+            )
+        return rows
+
+
+def _meaning(value: str | float) -> str | float | bool:
+    """Returns a number or a truth value, whether it is given as such or as text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower()
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return value
+
+
+def _some(values: Sequence[str]) -> str:
+    """Lists the first values, and how many others there are."""
+    shown = ", ".join(value[:40] for value in values[:_VALUES_SHOWN])
+    rest = len(values) - _VALUES_SHOWN
+    return f"{shown} and {rest} others" if rest > 0 else shown
 
 
 def check_items(items: Sequence[Item]) -> None:
@@ -87,4 +133,7 @@ def check_unique_ids(ids: Sequence[str]) -> None:
 
 
 def _as_collection(value: Any) -> Collection:
-    return value if isinstance(value, list | tuple | set) else [value]
+    if isinstance(value, np.ndarray):
+        return value.reshape(-1).tolist()
+    single = isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection)
+    return [value] if single else value

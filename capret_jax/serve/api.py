@@ -72,7 +72,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         Without a box, the detected garment with the highest score is used, or the whole photo where
         none is detected.
         """
-        filters = parse_filter(where, service.filters)
+        filters = parse_filter(where, service.properties)
         return await service.search(photo, text, parse_box(box), k, filters)
 
     @app.get("/api/pictures/{name}", response_class=Response)

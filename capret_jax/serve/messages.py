@@ -1,6 +1,7 @@
 """Responses of the HTTP API, and parsers of its request fields."""
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -77,12 +78,12 @@ def parse_box(text: str) -> np.ndarray | None:
     return edges.clip(0, 1)
 
 
-def parse_filter(text: str, filters: dict[str, list[str]]) -> dict[str, list]:
+def parse_filter(text: str, names: Collection[str]) -> dict[str, list]:
     """Parses the JSON of a filter.
 
     Args:
         text: JSON object of a value, or a list of values, by property.
-        filters: values of the properties that may be filtered by.
+        names: properties that items have.
 
     Returns:
         Lists of values by property.
@@ -93,12 +94,14 @@ def parse_filter(text: str, filters: dict[str, list[str]]) -> dict[str, list]:
     try:
         where = json.loads(text) if text else {}
         values = [v if isinstance(v, list) else [v] for v in where.values()]
-        valid = all(isinstance(value, str | int) for group in values for value in group)
+        valid = all(isinstance(value, str | int | float) for group in values for value in group)
     except (ValueError, AttributeError, RecursionError):
         valid = False
     if not valid:
         raise InputError(f'where={text[:80]!a} is not a filter such as {{"category": ["skirt"]}}.')
-    unknown = where.keys() - filters.keys()
+    unknown = where.keys() - set(names)
     if unknown:
-        raise InputError(f"no filter {min(unknown)!a}; there are {', '.join(filters) or 'none'}.")
+        raise InputError(
+            f"no filter {min(unknown)!a}; there are {', '.join(sorted(names)) or 'none'}."
+        )
     return {name: value if isinstance(value, list) else [value] for name, value in where.items()}

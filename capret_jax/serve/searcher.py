@@ -22,6 +22,7 @@ from capret_jax.retrieval.index import Index
 from capret_jax.retrieval.items import Filter, Item
 from capret_jax.retrieval.storage import load_index
 from capret_jax.serve import uploads
+from capret_jax.serve.boxes import check_pixels
 from capret_jax.serve.encoder import Encoder
 
 # Folder of the index inside its model's folder, where no other is given.
@@ -110,9 +111,10 @@ class Searcher:
         view = None
         if photo is not None:
             photograph = as_photograph(photo)
-            if box is None:
-                garments = self.encoder.detect([photograph])[0]
-                box = garments[0].box if garments else None
+            if box is not None:
+                box = check_pixels(box, "Searcher.search")
+            elif garments := self.encoder.detect([photograph])[0]:
+                box = garments[0].box
             view = self.encoder.view(photograph, box)
         return self.nearest(self.query(view, text), k, where)
 

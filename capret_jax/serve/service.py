@@ -32,7 +32,7 @@ from capret_jax.serve.uploads import read_photo
 
 # Larger photos are shrunk: garment detection needs no more pixels.
 _MAX_PHOTO_SIDE = 1024
-# Properties with more values than this are not offered as filters.
+# The page offers no filter by properties with more values than this; the API does.
 _MAX_FILTER_VALUES = 50
 
 
@@ -57,7 +57,8 @@ class Service:
 
     Attributes:
         thumbnails: thumbnails of the index's items.
-        filters: values of the properties that requests may filter by.
+        properties: names of the properties that requests may filter by.
+        filters: values of those that the page offers.
     """
 
     def __init__(self, searcher: Searcher, index_dir: pathlib.Path, limits: ServiceLimits):
@@ -81,7 +82,8 @@ class Service:
             self._embed_texts, model, BATCH_SIZES[-1], waiting
         )
         self._cached_embed_text = functools.lru_cache(1024)(encoder.embed_text)
-        self.filters = _filters(searcher.index)
+        self.properties = _properties(searcher.index)
+        self.filters = _shown_filters(searcher.index, self.properties)
 
     def queue_lengths(self) -> dict[str, Callable[[], int]]:
         """Returns, by operation, a function that counts the inputs that wait for the model."""
@@ -217,8 +219,12 @@ def _scale(photograph: Photograph) -> np.ndarray:
     return np.tile([photograph.width, photograph.height], 2)
 
 
-def _filters(index: Index) -> dict[str, list[str]]:
-    """Returns the values of the properties that are worth filtering by."""
-    names = sorted({name for item in index.items for name in item} - {"id", "box", "image"})
+def _properties(index: Index) -> list[str]:
+    """Returns the names of the properties that requests may filter by."""
+    return sorted({name for item in index.items for name in item} - {"id", "box", "image"})
+
+
+def _shown_filters(index: Index, names: list[str]) -> dict[str, list[str]]:
+    """Returns the values of the properties that the page offers: some, but not too many."""
     values = {name: index.values(name) for name in names}
     return {name: known for name, known in values.items() if 1 < len(known) <= _MAX_FILTER_VALUES}

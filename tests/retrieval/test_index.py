@@ -60,7 +60,9 @@ def test_filtered_search_equals_exact_search(kind):
         np.testing.assert_array_equal(neighbours.rows, exact_rows(shop.vectors, rows, queries, 10))
         expected = np.einsum("qe,qke->qk", queries, shop.vectors[neighbours.rows])
         np.testing.assert_allclose(neighbours.scores, expected, atol=1e-6)
-    assert shop.search(queries, 10, {"shop": "none"}).rows.shape == (20, 0)
+    both = {"shop": "shop0", "category": "vest"}
+    found = shop.search(queries, 10, both).rows
+    assert found.shape == (20, min(10, sum(both.items() <= item.items() for item in shop.items)))
 
 
 def test_search_finds_added_items_but_no_replaced_or_deleted_ones():
@@ -184,7 +186,49 @@ def test_filters_accept_numbers_lists_and_missing_properties():
 
     assert ids({"size": 42}) == ids({"size": ["42"]}) == ["a"]
     assert ids({"colours": "blue"}) == ["b"]
-    assert ids({"colours": ""}) == [] and ids({"size": "None"}) == []
+    for where in ({"colours": ""}, {"size": "None"}, {"size": 41}, {"size": [42, 41]}):
+        with pytest.raises(InputError, match="no item has .*; there are (42|blue, red)"):
+            ids(where)
+
+
+@pytest.mark.parametrize(
+    "values, found",
+    [
+        ({"in_stock": True}, "b"),
+        ({"in_stock": np.bool_(False)}, "a"),
+        ({"in_stock": "TRUE"}, "b"),
+        ({"price": 19.9}, "b"),
+        ({"price": 9.9}, "a"),
+        ({"price": "19.90"}, "b"),
+        ({"price": np.float32(37.5)}, "c"),
+        ({"size": 37.0}, "b"),
+        ({"size": np.int64(36)}, "a"),
+        ({"size": {37, 36}}, "ab"),
+        ({"size": frozenset({"37"})}, "b"),
+        ({"size": np.array([36, 37])}, "ab"),
+        ({"size": range(36, 38)}, "ab"),
+        ({"code": "7"}, "b"),
+        ({"code": "007"}, "a"),
+        ({"code": 7}, "b"),
+    ],
+)
+def test_filters_find_values_by_their_meaning(values, found):
+    """As a CSV file gives them, all values are text; text that is equal comes first."""
+    entries = [
+        {"id": "a", "in_stock": "false", "price": "09.90", "size": "36", "code": "007"},
+        {"id": "b", "in_stock": "true", "price": "19.90", "size": "37", "code": "7"},
+        {"id": "c", "price": "37.5"},
+    ]
+    shop = Index.build(unit_vectors(3, 0), entries)
+    rows = shop.search(unit_vectors(1, 1), 3, values).rows[0]
+    assert "".join(sorted(shop.items[row]["id"] for row in rows)) == found
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), {"a": 1}, b"37", [[37]], object()])
+def test_other_values_are_refused(value):
+    shop = Index.build(unit_vectors(1, 0), [{"id": "a", "size": "37"}])
+    with pytest.raises(InputError, match="size=.* is no value to filter by"):
+        shop.search(unit_vectors(1, 1), 1, {"size": value})
 
 
 def test_a_sharded_index_is_loaded_as_sharded(tmp_path):

@@ -77,7 +77,7 @@ def shop(tmp_path):
 
 
 def test_embedding_in_parts_equals_embedding_at_once(encoder, shop, tmp_path):
-    products = read_catalogue(shop)
+    products = read_catalogue(shop).products
     assert [p.item["id"] for p in products] == [
         "skirts/c.webp",
         "skirts/d.png",
@@ -102,7 +102,7 @@ def test_embedding_in_parts_equals_embedding_at_once(encoder, shop, tmp_path):
 
 
 def test_existing_shards_are_not_embedded_again(encoder, shop, tmp_path, monkeypatch):
-    products = read_catalogue(shop)
+    products = read_catalogue(shop).products
     CatalogueShards(products, encoder.digest, tmp_path / "shards", 2).embed(encoder, Part(0, 2), 1)
     calls, embed = [], encoder.embed
     monkeypatch.setattr(encoder, "embed", lambda views: calls.append(len(views)) or embed(views))
@@ -136,7 +136,7 @@ def test_csv_columns_are_boxes_and_properties(encoder, shop, tmp_path):
         {"id": "8", "image": "shop/tops/b.jpg", "shop": "", "x1": "", "y1": "", "x2": "", "y2": ""},
         {"id": "9", "image": "shop/gone.jpg", "shop": "", "x1": "", "y1": "", "x2": "", "y2": ""},
     ]
-    products = read_catalogue(write_csv(tmp_path / "shop.csv", rows))
+    products = read_catalogue(write_csv(tmp_path / "shop.csv", rows)).products
     assert products[0].box.tolist() == [5, 5, 25, 20] and products[1].box is None
     assert products[0].item["shop"] == "north" and "shop" not in products[1].item
     shards = CatalogueShards(products, encoder.digest, tmp_path / "shards", 10)
@@ -149,7 +149,7 @@ def test_csv_columns_are_boxes_and_properties(encoder, shop, tmp_path):
     "rows, message",
     [
         ([{"path": "a.png"}], "no column 'image'"),
-        ([{"image": ""}], "line 2 names no image"),
+        ([{"image": "", "id": "a"}], "line 2 names no image"),
         ([{"image": "a.png", "x1": 1, "y1": 2, "x2": 3, "y2": "?"}], "must be four numbers"),
     ],
 )
