@@ -4,12 +4,14 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from capret_jax.config import CaptionConfig
 from capret_jax.config.data import FIELDS
 from capret_jax.data.items import ItemTable
+from capret_jax.data.json_values import as_int
 from capret_jax.data.schema import CATEGORIES, DETAILS, LEVELS
 from capret_jax.errors import InputError
 
@@ -23,6 +25,7 @@ _PHRASES = {
 }
 _VALUES = {**LEVELS, **DETAILS}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_SPLITS = ("train", "validation", "test")
 # Maximal number of words of a caption, as in X2-VLM's fine-tuning.
 _MAX_WORDS = 40
 
@@ -160,24 +163,37 @@ def read_captions(path: str, split: str = "train") -> dict[tuple[int, int], tupl
     """
     captions: dict[tuple[int, int], list[str]] = defaultdict(list)
     try:
-        with open(path) as file:
+        # Lines end at line feeds alone: captions may contain Unicode's other separators.
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
                 try:
-                    entry = json.loads(line)
-                    key = int(entry["image_id"]), int(entry["item"])
-                    caption, line_split = entry["caption"], entry.get("split", "train")
-                    if not isinstance(caption, str):
-                        raise TypeError("the caption is no text")
-                except (ValueError, KeyError, TypeError) as error:
+                    key, caption, line_split = _read_caption(json.loads(line))
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise InputError(
-                        f"{path}, line {number} is no caption: expected "
+                        f"{path}, line {number} is no caption ({error}): expected "
                         '{"image_id": 1, "item": 1, "caption": "..."}.'
                     ) from error
                 if line_split == split:
                     captions[key].append(caption)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not in UTF-8 (byte {error.start}): convert it.") from error
     except OSError as error:
         raise InputError(f"the captions in {path!r} cannot be read: {error.strerror}.") from error
     return {key: tuple(texts) for key, texts in captions.items()}
+
+
+def _read_caption(entry: Any) -> tuple[tuple[int, int], str, str]:
+    """Returns the image and item, the caption, and the split of a line."""
+    if not isinstance(entry, dict):
+        raise TypeError(f"a {type(entry).__name__}, one object a line is expected")
+    caption, split = entry["caption"], entry.get("split", "train")
+    if not isinstance(caption, str):
+        raise TypeError("the caption is no text")
+    if split not in _SPLITS:
+        raise ValueError(f"the split {ascii(split)[:40]} is none of {', '.join(_SPLITS)}")
+    return (as_int(entry["image_id"]), as_int(entry["item"])), caption, split
 
 
 def mentions_sides(caption: str) -> bool:

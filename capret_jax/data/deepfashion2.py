@@ -150,6 +150,8 @@ def _clipped(box: Any, size: tuple[int, int]) -> list[float]:
     """Clips a box to the image; it must remain at least a pixel wide and high."""
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(x) for x in box):
         raise _BrokenError("no bounding box")
+    if min(box) >= 0 and max(box) <= 1:
+        raise _BrokenError("box in fractions of the image, not in pixels")
     x1, y1, x2, y2 = box
     x1, x2 = (min(max(x, 0), size[0]) for x in (x1, x2))
     y1, y2 = (min(max(y, 0), size[1]) for y in (y1, y2))
@@ -159,8 +161,10 @@ def _clipped(box: Any, size: tuple[int, int]) -> list[float]:
 
 
 def _is_int(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and low <= value <= high and abs(value) < 2**53
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) < 1e9  # neither infinite nor NaN

@@ -8,6 +8,7 @@ import numpy as np
 
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
+from capret_jax.data.json_values import as_int, as_number, as_numbers
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
@@ -94,25 +95,42 @@ def make_detections(entries: list[Entry], items: ItemTable) -> DetectionTable:
 
 def _read(path: str | os.PathLike) -> list[Entry]:
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             entries = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"evaluation.detections={str(path)!r} cannot be read: {error}.") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} must hold a list of detections, COCO's result format.")
+    detections = []
     for i, entry in enumerate(entries):
         try:
-            _, _, width, height = (float(x) for x in entry["bbox"])
-            valid = width > 0 and height > 0 and 1 <= entry["category_id"] <= len(CATEGORIES)
-            int(entry["image_id"]), float(entry["score"])
-        except (KeyError, TypeError, ValueError):
-            valid = False
-        if not valid:
+            detections.append(_detection(entry))
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f'{path}: entry {i} is no detection; expected {{"image_id": 1, "category_id": 1..'
-                f'{len(CATEGORIES)}, "bbox": [x, y, width, height], "score": 0.9}}.'
-            )
-    return entries
+                f'{path}: entry {i} is no detection ({error}); expected {{"image_id": 1, '
+                f'"category_id": 1..{len(CATEGORIES)}, "bbox": [x, y, width, height], '
+                '"score": 0.9}.'
+            ) from error
+    if all(max(detection["bbox"]) <= 1 for detection in detections):
+        raise InputError(
+            f"{path}: all boxes look like fractions of the photographs: multiply them by width and "
+            "height, since boxes are in pixels."
+        )
+    return detections
+
+
+def _detection(entry: Entry) -> Entry:
+    box, category = as_numbers(entry["bbox"], 4), as_int(entry["category_id"])
+    if min(box[2:]) <= 0:
+        raise ValueError(f"the box {box} has no area")
+    if not 1 <= category <= len(CATEGORIES):
+        raise ValueError(f"there is no category {category}; they count from 1")
+    return {
+        "image_id": as_int(entry["image_id"]),
+        "category_id": category,
+        "bbox": box,
+        "score": as_number(entry["score"]),
+    }
 
 
 def rank_detections(

@@ -8,10 +8,13 @@ with boxes x1, y1, x2, y2 in pixels; `QUERY_KEYS`, `GALLERY_KEYS` and `RESULT_KE
 import json
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from capret_jax.data.json_values import as_int, as_number, as_numbers
+from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
 from capret_jax.retrieval.metrics import TOP_K
@@ -66,23 +69,84 @@ class Score(NamedTuple):
 
 
 def read_entries(path: str | os.PathLike, keys: tuple[str, ...]) -> list[Entry]:
-    """Reads a JSON list of objects and checks that each has the given keys.
+    """Reads a JSON list of objects and checks that each has the given keys, of the right types.
+
+    Returns:
+        The entries with these keys alone; ids are whole numbers and boxes finite ones, even where
+        the file has them as text.
 
     Raises:
         InputError: the file has another content; the message names the first wrong entry.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             entries = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no readable JSON file: {error}.") from error
     if not isinstance(entries, list):
         raise InputError(f"{path} holds a {type(entries).__name__}, not a list of objects.")
+    values = _RESULT_VALUES if keys == RESULT_KEYS else _VALUES
+    checked = []
     for i, entry in enumerate(entries):
         missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if missing:
             raise InputError(f"{path}: entry {i} has no {missing[0]!r}; each needs {keys}.")
-    return entries
+        for key in keys:
+            try:
+                entry[key] = values[key](entry[key])
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{path}: entry {i}, {key}: {error}.") from error
+        _check_lengths(entry, f"{path}: entry {i}")
+        checked.append({key: entry[key] for key in keys})
+    return checked
+
+
+def _check_lengths(entry: Entry, where: str) -> None:
+    images, boxes = entry.get("gallery_image_id"), entry.get("gallery_bbox")
+    if isinstance(images, list) and isinstance(boxes, list) and len(images) != len(boxes):
+        raise InputError(
+            f"{where} has {len(images)} gallery_image_id and {len(boxes)} gallery_bbox."
+        )
+
+
+def _as_box(value: Any) -> list[float]:
+    return as_numbers(value, 4)
+
+
+def _as_class(value: Any) -> int:
+    number = as_int(value)
+    if not 1 <= number <= len(CATEGORIES):
+        raise ValueError(f"there is no class {number}; they count from 1 to {len(CATEGORIES)}")
+    return number
+
+
+def _as_ids(value: Any) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError("there is no list of images")
+    return [as_int(number) for number in value]
+
+
+def _as_boxes(value: Any) -> list[list[float]]:
+    if not isinstance(value, list):
+        raise ValueError("there is no list of boxes")
+    return [as_numbers(box, 4) for box in value]
+
+
+# Key -> function that reads its value.
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "query_image_id": as_int,
+    "gallery_image_id": as_int,
+    "bbox": _as_box,
+    "query_bbox": _as_box,
+    "gallery_bbox": _as_boxes,
+    "cls": _as_class,
+    "query_cls": _as_class,
+    "query_score": as_number,
+    "style": as_int,
+    "pair_id": as_int,
+}
+# A query's results are lists.
+_RESULT_VALUES = _VALUES | {"gallery_image_id": _as_ids}
 
 
 def score(
