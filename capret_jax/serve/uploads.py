@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from capret_jax.data.images import Photograph
 from capret_jax.errors import InputError
@@ -11,6 +11,9 @@ from capret_jax.errors import InputError
 # Above the resolution of phones and most cameras; decoded, 64 million pixels take 190 MB.
 MAX_PIXELS = 64_000_000
 _WHITE = (255, 255, 255)
+# Largest value of a range -> factor that makes 8 bits of it.
+_SCALES = {1: 255.0, 255: 1.0, 65535: 1 / 256}
+_SRGB = ImageCms.createProfile("sRGB")
 # Pillow reads other formats too; some of them start external programs or embed other images.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -56,15 +59,43 @@ def read_photo(
 
 
 def photograph_from_pil(image: Image.Image) -> Photograph:
-    """Converts a Pillow image to a photograph, upright and without transparency."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit values at 255.
-        image = Image.fromarray((np.asarray(image, np.uint16) >> 8).astype(np.uint8))
+    """Converts a Pillow image to a photograph: upright, opaque, sRGB of 8 bits.
+
+    Raises:
+        InputError: its pixels have values of an unknown range.
+    """
+    image = _to_srgb(_to_8_bits(ImageOps.exif_transpose(image)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, _WHITE), layer)
     return Photograph.from_pixels(np.asarray(image.convert("RGB")))
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales grey values of 16 bits, 32 bits or floating point, which Pillow would clip at 255."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image, np.float64)
+    low, high = values.min(), values.max()
+    smallest = {"F": 1, "I": 255}.get(image.mode, 65535)
+    scales = [scale for limit, scale in _SCALES.items() if limit >= max(smallest, high)]
+    if not low >= 0 or not scales:
+        raise InputError(f"the photo has values from {low:g} to {high:g}: save it with 8 bits.")
+    return Image.fromarray((values * scales[0]).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Converts the colours of an image with an ICC profile; a broken profile is ignored."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return image
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(image, source, _SRGB, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    return image if converted is None else converted
 
 
 def encode_thumbnail(pixels: np.ndarray, side: int) -> bytes:

@@ -1,12 +1,13 @@
 """Decoding of untrusted image files."""
 
 import io
+import re
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from capret_jax.errors import InputError
 from capret_jax.serve.uploads import encode_thumbnail, read_photo
@@ -23,6 +24,57 @@ def test_16_bit_images_are_scaled_to_8_bits():
     buffer = io.BytesIO()
     Image.fromarray(np.full((4, 4), 0x4000, np.uint16)).save(buffer, "PNG")
     assert (read_photo(buffer.getvalue()).pixels() == 0x40).all()
+
+
+def tiff(values):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (np.full((4, 4), 0x4000, np.uint16), 0x40),
+        (np.full((4, 4), 0x4000, np.int32), 0x40),
+        (np.full((4, 4), 64, np.int32), 64),
+        (np.full((4, 4), 0.25, np.float32), 0x3F),
+        (np.full((4, 4), 64, np.float32), 64),
+        (np.zeros((4, 4), np.float32), 0),
+    ],
+)
+def test_grey_values_of_other_depths_are_scaled(values, expected):
+    pixels = read_photo(tiff(values)).pixels()
+    np.testing.assert_allclose(pixels, expected, atol=1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 1e9])
+def test_grey_values_of_an_unknown_range_are_refused(value):
+    values = np.full((4, 4), 0.5, np.float32)
+    values[1, 2] = value
+    with pytest.raises(InputError, match="the photo has values from .*: save it with 8 bits"):
+        read_photo(tiff(values))
+
+
+def swapped_profile():
+    """An sRGB profile in which red and green have changed their names."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    names = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}
+    return re.sub(b"rXYZ|gXYZ", lambda match: names[match[0]], profile)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_colours_are_those_of_the_profile(kind):
+    buffer, image = io.BytesIO(), Image.new("RGB", (32, 32), (255, 0, 0))
+    image.save(buffer, kind, icc_profile=swapped_profile())
+    colour = read_photo(buffer.getvalue()).pixels()[16, 16]
+    assert colour[1] > 200 > 60 > colour[0]
+
+
+def test_a_broken_profile_is_ignored():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(buffer, "PNG", icc_profile=b"no profile")
+    assert read_photo(buffer.getvalue()).pixels()[4, 4].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGB"])
