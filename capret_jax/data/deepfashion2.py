@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from capret_jax.data.images import check_scans
 from capret_jax.data.schema import CATEGORIES, LEVELS, SOURCES
+from capret_jax.errors import InputError
 
 SPLITS = ("train", "validation")
 # EXIF's orientation tag; values of 5 and more exchange width and height.
@@ -92,12 +94,15 @@ def _read_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     except OSError as error:
         raise _BrokenError("annotation without image") from error
     try:
+        check_scans(jpeg)
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             size = image.size
             # Decoding at an eighth of the size reads all bytes, which finds a truncated file.
             image.draft("RGB", (size[0] // 8, size[1] // 8))
             image.load()
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    except InputError as error:
+        raise _BrokenError("JPEG with too many scans") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _BrokenError("image does not decode") from error
     return jpeg, (size[::-1] if turned else size)

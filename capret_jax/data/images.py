@@ -17,6 +17,26 @@ _ORIENTATION, _UPRIGHT = 0x0112, 1
 _FACTORS = (8, 4, 2)
 
 
+# A progressive JPEG has about ten scans; each one makes the decoder work through the whole picture,
+# so that a small file with many of them would take minutes.
+MAX_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
+
+
+def check_scans(data: bytes) -> None:
+    """Checks that a JPEG file has no more scans than programs write.
+
+    Args:
+        data: content of an image file; of other formats nothing is checked.
+
+    Raises:
+        InputError: it has more than `MAX_SCANS`.
+    """
+    # The bytes of the marker do not occur in compressed data, where 0 follows each 0xff.
+    if data.startswith(b"\xff\xd8") and (scans := data.count(_START_OF_SCAN)) > MAX_SCANS:
+        raise InputError(f"the JPEG has {scans} scans, more than {MAX_SCANS}: save it anew.")
+
+
 class Photograph:
     """An upright RGB picture, decoded at first use and at the smallest scale that suffices.
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from capret_jax.data.images import Photograph
+from capret_jax.data.images import Photograph, check_scans
 from capret_jax.errors import InputError
 
 # Above the resolution of phones and most cameras; decoded, 64 million pixels take 190 MB.
@@ -31,10 +31,11 @@ def read_photo(
         max_pixels: larger images are rejected by their header, before they are decoded.
 
     Raises:
-        InputError: the file is empty, not an image, too large, or damaged.
+        InputError: the file is empty, not an image, too large, damaged, or takes too long.
     """
     if not data:
         raise InputError("the photo is empty.")
+    check_scans(data)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size

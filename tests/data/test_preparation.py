@@ -154,6 +154,12 @@ BROKEN = {
     "no style": lambda image, annos: change_item(annos, style=None),
     "condition outside 1 to 3": lambda image, annos: change_item(annos, scale=4),
     "no bounding box": lambda image, annos: change_item(annos, bounding_box=[1, 2, 3]),
+    "JPEG with too many scans": lambda image, annos: image.write_bytes(
+        image.read_bytes() + 101 * b"\xff\xda"
+    ),
+    "box in fractions of the image, not in pixels": lambda image, annos: change_item(
+        annos, bounding_box=[0.1, 0.2, 0.8, 0.9]
+    ),
     "box without area inside the image": lambda image, annos: change_item(
         annos, bounding_box=[-50, 5, -10, 40]
     ),

@@ -15,7 +15,7 @@ from capret_jax.serve.api import create_app
 from capret_jax.serve.searcher import Searcher
 from capret_jax.serve.service import ServiceLimits
 from tests.serve.conftest import picture
-from tests.serve.test_uploads import decompression_bomb
+from tests.serve.test_uploads import decompression_bomb, scan_bomb
 
 UPLOAD_BYTES = 300_000
 
@@ -102,6 +102,7 @@ def test_images_with_alpha_and_tiffs_are_accepted(client):
         ({"photo": b""}, {}, 422, "is empty"),
         ({"photo": decompression_bomb(8_400)}, {}, 422, "8400 x 8400"),
         ({"photo": decompression_bomb(50_000)}, {}, 422, "pixels"),
+        ({"photo": scan_bomb()}, {}, 422, "scans, more than 100"),
         ({"photo": picture()}, {"box": "0.5,0.5,0.5,0.6"}, 422, "box="),
         ({"photo": picture()}, {"box": "a,b"}, 422, "box="),
         ({"photo": picture()}, {"box": "nan,0,1,1"}, 422, "box="),

@@ -3,6 +3,7 @@
 import io
 import re
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -102,6 +103,22 @@ def test_large_photos_are_shrunk_to_the_longest_side():
     assert (small.width, small.height) == (100, 50)
     thumbnail = Image.open(io.BytesIO(encode_thumbnail(small.pixels(), 32)))
     assert thumbnail.format == "JPEG" and thumbnail.size == (32, 16)
+
+
+def scan_bomb(scans=300, side=2000):
+    """A progressive JPEG whose last scan is repeated: a small file, minutes to decode."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (90, 20, 60)).save(buffer, "JPEG", progressive=True)
+    data, last = buffer.getvalue(), buffer.getvalue().rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * scans + data[-2:]
+
+
+def test_a_jpeg_with_many_scans_is_refused_at_once():
+    data, start = scan_bomb(), time.perf_counter()
+    with pytest.raises(InputError, match="the JPEG has 3.. scans, more than 100"):
+        read_photo(data)
+    assert time.perf_counter() - start < 1
+    assert read_photo(scan_bomb(scans=20, side=64)).width == 64  # odd, but bounded
 
 
 def decompression_bomb(side):
