@@ -107,7 +107,7 @@ setuptools.setup(
     package_data={
         "capret_jax.ablation": ["report.html.jinja", "report.md.jinja"],
         "capret_jax.evaluation": ["report.html.jinja"],
-        "capret_jax.serve": ["page.html"],
+        "capret_jax.serve": ["page.html", "docs.html.jinja"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from capret_jax.command_line import run
 from capret_jax.config import DetectionConfig
-from capret_jax.serve.api import create_app
+from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.encoder import BATCH_SIZES
 from capret_jax.serve.searcher import Searcher
 from capret_jax.serve.service import ServiceLimits
@@ -30,10 +30,19 @@ _MAX_UPLOAD = flags.DEFINE_integer("max_upload_mb", 20, "Largest request, in MB.
 _MAX_WAITING = flags.DEFINE_integer(
     "max_waiting", 512, "Requests that may wait; further ones are answered with 503.", 1
 )
+_HOSTS = flags.DEFINE_list(
+    "allowed_hosts",
+    [],
+    "Names by which clients, or a proxy, address the server; by default this machine's own names, "
+    "or any with --host=0.0.0.0.",
+)
+_METRICS = flags.DEFINE_bool("metrics", True, "Serve /metrics.")
 
 # Seconds. Uvicorn closes connections that are idle for 5 seconds by default, which a busy client
 # sees as a lost request.
 _KEEP_ALIVE = 75
+# Seconds that requests may still take when the server is told to end.
+_SHUTDOWN = 10
 
 
 def main(argv: list[str]) -> None:
@@ -49,12 +58,22 @@ def main(argv: list[str]) -> None:
     searcher.encoder.warm_up()
     print(f"http://{_HOST.value}:{_PORT.value}", flush=True)
     uvicorn.run(
-        create_app(searcher, index_dir, limits),
+        create_app(searcher, index_dir, limits, Access(_hosts(), _METRICS.value)),
         host=_HOST.value,
         port=_PORT.value,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=_SHUTDOWN,
     )
+
+
+def _hosts() -> tuple[str, ...]:
+    """Returns the names by which clients may address the server."""
+    if _HOSTS.value:
+        return tuple(_HOSTS.value)
+    if _HOST.value in ("0.0.0.0", "::"):
+        return ("*",)
+    return ("localhost", "127.0.0.1", "[::1]", _HOST.value)
 
 
 def cli() -> None:

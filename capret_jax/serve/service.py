@@ -42,12 +42,14 @@ class ServiceLimits:
 
     Attributes:
         upload_bytes: size of a request.
+        upload_seconds: time in which a request has to arrive.
         waiting: photos that may wait to be decoded, and inputs that may wait for the model; further
             requests are answered with 503.
         decoding: photos that are decoded at once, which bounds the memory they take.
     """
 
     upload_bytes: int = 20 * 2**20
+    upload_seconds: float = 60.0
     waiting: int = 512
     decoding: int = 2
 

@@ -1,5 +1,6 @@
 """The HTTP API: responses, rejected requests, and the page in a real browser."""
 
+import asyncio
 import concurrent.futures
 import shutil
 import threading
@@ -7,11 +8,13 @@ import threading
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import HTTPException
 from starlette.testclient import TestClient
 
 from capret_jax.errors import InputError
 from capret_jax.retrieval.storage import load_index, save_index
-from capret_jax.serve.api import create_app
+from capret_jax.serve.api import Access, create_app
+from capret_jax.serve.middleware import BodyLimit
 from capret_jax.serve.searcher import Searcher
 from capret_jax.serve.service import ServiceLimits
 from tests.serve.conftest import picture
@@ -154,8 +157,60 @@ def test_concurrent_requests_are_all_answered(client, photo):
 def test_documentation_and_page_are_served(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/api/detect", "/api/search", "/health", "/metrics"} <= paths.keys()
-    assert client.get("/docs").status_code == 200
+    page = client.get("/docs").text
+    assert "POST /api/search" in page and "x1,y1,x2,y2 as fractions" in page
+    assert "<script" not in page and "http" not in page
     assert "Photo" in client.get("/").text
+
+
+def test_answers_have_security_headers(client):
+    for path in ("/", "/health", "/nothing", "/docs"):
+        headers = client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["referrer-policy"] == "no-referrer"
+
+
+def test_other_hosts_are_refused_and_metrics_can_be_off(searcher, index_dir):
+    access = Access(hosts=("shop.example",), metrics=False)
+    with TestClient(create_app(searcher, index_dir, access=access)) as client:
+        assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
+        named = {"host": "shop.example"}
+        assert client.get("/health", headers=named).status_code == 200
+        assert client.get("/metrics", headers=named).status_code == 404
+
+
+def test_a_request_that_does_not_arrive_is_ended():
+    """A body of which half is sent, and a body that is complete."""
+
+    async def application(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def call(messages):
+        waiting = list(messages)
+
+        async def receive():
+            if waiting:
+                return waiting.pop(0)
+            await asyncio.sleep(30)
+
+        async def send(message):
+            answers.append(message["status"])
+
+        answers = []
+        await BodyLimit(application, 100, seconds=0.05)(
+            {"type": "http", "headers": []}, receive, send
+        )
+        return answers
+
+    half = {"type": "http.request", "body": b"half", "more_body": True}
+    whole = {"type": "http.request", "body": b"whole", "more_body": False}
+    assert asyncio.run(call([half, whole])) == [200]
+    with pytest.raises(HTTPException, match="did not arrive within 0.05 seconds") as error:
+        asyncio.run(call([half]))
+    assert error.value.status_code == 408
 
 
 def test_the_index_is_in_the_models_folder_if_none_is_named(trained_dir, index_dir, tmp_path):
