@@ -150,7 +150,11 @@ def _pillow(files: list[pathlib.Path]) -> Callable[[], object]:
 
     def view(file):
         image = Image.open(file).convert("RGB")
-        return _pillow_changes(image, rng) if _AUGMENT.value else image.resize(sides)
+        if not _AUGMENT.value:
+            return image.resize(sides)
+        annotation = file.parent.parent / "annos" / f"{file.stem}.json"
+        box = json.loads(annotation.read_text())["item1"]["bounding_box"]
+        return _pillow_changes(image.crop(box), rng)
 
     def batch():
         chosen = [files[next(place) % len(files)] for _ in range(_BATCH.value)]

@@ -11,6 +11,8 @@ import numpy as np
 from capret_jax.data.items import ItemTable
 from capret_jax.errors import InputError
 
+_ROWS_AT_ONCE = 65_536
+
 
 class Vocabulary(Protocol):
     """The part of a tokenizer that its fingerprint depends on."""
@@ -42,6 +44,14 @@ def items_fingerprint(items: ItemTable, identities: np.ndarray) -> dict[str, Any
     return {"items": len(items), "identities": count, "sha256": digest.hexdigest()}
 
 
+def table_fingerprint(table: np.ndarray) -> str:
+    """Returns the SHA-256 of an array, which may be a memory map."""
+    digest = hashlib.sha256(f"{table.dtype} {table.shape}".encode())
+    for first in range(0, len(table), _ROWS_AT_ONCE):
+        digest.update(np.ascontiguousarray(table[first : first + _ROWS_AT_ONCE]).data)
+    return digest.hexdigest()
+
+
 def check_vocabulary(saved: Mapping[str, Any], tokenizer: Vocabulary, name: str) -> None:
     """Checks that a tokenizer is the one that a model was trained with.
 
@@ -61,23 +71,28 @@ def check_vocabulary(saved: Mapping[str, Any], tokenizer: Vocabulary, name: str)
         )
 
 
-def check_items(saved: Mapping[str, Any], current: Mapping[str, Any], workdir: str) -> None:
-    """Checks that training goes on with the items that it began with.
+def check_data(saved: Mapping[str, Any], current: Mapping[str, Any], workdir: str) -> None:
+    """Checks that training goes on with the items, and the teacher, that it began with.
 
     Args:
         saved: fingerprints of a checkpoint; empty for one of a version without them.
-        current: `items_fingerprint` of the items that are there now.
+        current: fingerprints of what is there now.
         workdir: folder of the run, for the message.
 
     Raises:
-        InputError: they differ, so that classes would have other numbers.
+        InputError: the items differ, so that classes would have other numbers, or the teacher does.
     """
-    before = saved.get("items")
-    if before and dict(before) != dict(current):
+    before, now = saved.get("items"), current["items"]
+    if before and dict(before) != dict(now):
         raise InputError(
             f"{workdir} was trained on {before['items']} items of {before['identities']} "
-            f"identities, and these are {current['items']} of {current['identities']}, or others: "
+            f"identities, and these are {now['items']} of {now['identities']}, or others: "
             "restore the dataset, or choose another --workdir."
+        )
+    if saved.get("teacher", "") != current["teacher"] and "teacher" in saved:
+        raise InputError(
+            f"{workdir} was trained with other embeddings than those in data.teacher: restore the "
+            "file, or choose another --workdir."
         )
 
 

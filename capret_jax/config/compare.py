@@ -15,6 +15,8 @@ NON_SEMANTIC_KEYS = (
     "data.prepared_dir",
     "data.prepare",
     "data.source_dir",
+    # Its content is compared instead.
+    "data.teacher",
     "data.read",
     "loop.log_every",
     "loop.checkpoint_every",

@@ -154,7 +154,8 @@ class AugmentConfig:
         perspective: largest shift of each corner of a crop, as a fraction of half its sides.
         randaugment: number of random operations on a view (arXiv 1909.13719); 2 in X2-VLM. Those
             that move pixels change crops alone, and boxes follow.
-        randaugment_level: their magnitude, 0 to 10.
+        randaugment_level: their magnitude, 0 to 10; at 0 operations still make views dark and
+            smooth, by X2-VLM's formulas.
         wide: probability that a training crop is a window of any size between a box and the whole
             photograph. Such a view trains captions and boxes, which detection by phrases needs, but
             no identity, since other garments may be in it. If the dataset has items without

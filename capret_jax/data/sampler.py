@@ -106,7 +106,7 @@ class IdentitySampler(_Sampler):
     With the grouping "category", the identities of an epoch are grouped by category before they are
     cut into batches. A batch holds more than one category only where two of them meet. With
     "mined", a batch has a random identity and the nearest ones that are left in the epoch, by the
-    cosine of their mean embeddings; C^2 F / P multiplications an epoch. These batches are visited
+    cosine of their mean embeddings; C^2 F / 2P multiplications an epoch. These batches are visited
     in a random order.
     """
 
@@ -292,8 +292,8 @@ def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()
 
     Args:
         items: items of the training split.
-        config: `batch_size`, `loop.steps`, `seed`, and `data.views_per_identity`,
-            `data.views_per_item` and `data.batch_identities` are read.
+        config: `batch_size`, `loop.steps`, `seed`, `mode`, and `data.views_per_identity`,
+            `data.views_per_item`, `data.batch_identities` and `data.teacher` are read.
         part: the share of each batch that this process reads.
 
     Raises:
@@ -303,5 +303,7 @@ def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()
     if config.data.views_per_identity == 0:
         return ItemSampler(items, order, config.data.views_per_item)
     grouping = config.data.batch_identities
+    if grouping == "mined" and config.mode == "evaluate":
+        grouping = "random"  # batches are not drawn, and the teacher may be gone
     teacher = open_teacher(config.data.teacher, len(items)) if grouping == "mined" else None
     return IdentitySampler(items, order, config.data.views_per_identity, grouping, teacher)

@@ -38,10 +38,13 @@ def open_teacher(path: str, items: int) -> np.ndarray:
             )
     try:
         table = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"data.teacher={path} is no .npy file of numbers: {error}") from error
     if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f":
-        raise InputError(f"data.teacher={path} must hold a table of floats, a row for each item.")
+        raise InputError(
+            f"data.teacher={path} must hold a table of floats, a row for each item, and holds "
+            f"{table.dtype} of the shape {table.shape}."
+        )
     if len(table) != items:
         raise InputError(
             f"data.teacher={path} has {len(table)} rows, and the training split {items} items: it "

@@ -15,6 +15,7 @@ from capret_jax.checkpoints.converted import is_converted
 from capret_jax.checkpoints.fingerprints import (
     check_vocabulary,
     items_fingerprint,
+    table_fingerprint,
     vocabulary_fingerprint,
 )
 from capret_jax.checkpoints.initialization import (
@@ -79,6 +80,7 @@ class Run:
                 config.
         """
         self.config, self.workdir = config, workdir
+        self._teacher: np.ndarray | None = None
         if is_converted(workdir):
             raise InputError(
                 f"--workdir={workdir} is a converted checkpoint: choose another folder, and start "
@@ -98,16 +100,17 @@ class Run:
         self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens)
         self.sampler = make_sampler(self.dataset.train.items, config, self.part)
         self.evaluation_captions = self._load_evaluation_captions()
-        if config.loss.distill:
-            open_teacher(config.data.teacher, len(self.dataset.train.items))
+        if config.data.teacher and config.mode != "evaluate":
+            self._teacher = open_teacher(config.data.teacher, len(self.dataset.train.items))
         self.setup = StepSetup.create(config, self.mesh, self.sampler.class_sizes)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:
-        """Returns what identifies the vocabulary and the training items, see `fingerprints`."""
+        """Returns what identifies the vocabulary, the training items and the teacher."""
         return {
             "vocabulary": vocabulary_fingerprint(self.encode.tokenizer),
             "items": items_fingerprint(self.dataset.train.items, self.sampler.identities),
+            "teacher": "" if self._teacher is None else table_fingerprint(self._teacher),
         }
 
     @functools.cached_property

@@ -4,7 +4,7 @@ import dataclasses
 
 import grain
 
-from capret_jax.checkpoints.fingerprints import check_items
+from capret_jax.checkpoints.fingerprints import check_data
 from capret_jax.checkpoints.lock import sole_writer
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.data.masking import Masker
@@ -66,7 +66,7 @@ class Trainer:
         iterator, done = training_batches(run), 0
         if checkpoints.latest_step() is not None:
             saved = checkpoints.metadata().get("fingerprints", {})
-            check_items(saved, run.fingerprints["items"], str(run.workdir))
+            check_data(saved, run.fingerprints, str(run.workdir))
             # Read even if the run is finished: the last checkpoint may be damaged.
             state = checkpoints.restore(run.abstract_state, iterator)
             done = int(state.step)

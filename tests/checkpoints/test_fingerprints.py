@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from capret_jax.checkpoints.fingerprints import (
-    check_items,
+    check_data,
     check_vocabulary,
     checksum,
     items_fingerprint,
+    table_fingerprint,
     vocabulary_fingerprint,
 )
 from capret_jax.config import MeshConfig
@@ -72,8 +73,9 @@ def test_training_items_are_known_by_their_identities(splits):
     identities = items.training_identities()
     saved = items_fingerprint(items, identities)
     assert saved["items"] == len(items) and saved["identities"] == identities.max() + 1
-    check_items({"items": saved}, items_fingerprint(items, identities), "runs/x")
-    check_items({}, saved, "runs/x")  # of an older version
+    now = {"items": items_fingerprint(items, identities), "teacher": ""}
+    check_data({"items": saved, "teacher": ""}, now, "runs/x")
+    check_data({}, now, "runs/x")  # of an older version
     fewer = dataclasses.replace(
         items,
         record=items.record[:-1],
@@ -85,4 +87,14 @@ def test_training_items_are_known_by_their_identities(splits):
         items_fingerprint(items, np.roll(identities, 1)),
     ):
         with pytest.raises(InputError, match=rf"runs/x was trained on {len(items)} items of"):
-            check_items({"items": saved}, other, "runs/x")
+            check_data({"items": saved}, {"items": other, "teacher": ""}, "runs/x")
+
+
+def test_a_teacher_is_known_by_its_values():
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    items = {"items": {"items": 1, "identities": 1, "sha256": ""}}
+    saved = items | {"teacher": table_fingerprint(table)}
+    check_data(saved, items | {"teacher": table_fingerprint(table.copy())}, "runs/x")
+    for other in (table + 1, table.astype(np.float64), table.reshape(3, 4)):
+        with pytest.raises(InputError, match="runs/x was trained with other embeddings"):
+            check_data(saved, items | {"teacher": table_fingerprint(other)}, "runs/x")

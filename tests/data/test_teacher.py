@@ -40,6 +40,9 @@ def test_other_tables_are_refused(tmp_path, table, message):
 def test_other_paths_are_refused(tmp_path):
     with pytest.raises(InputError, match="is no .npy file"):
         open_teacher(str(tmp_path / "none.npy"), 4)
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(InputError, match="is no .npy file"):
+        open_teacher(str(tmp_path / "empty.npy"), 4)
     (tmp_path / "text.npy").write_text("1 2 3")
     with pytest.raises(InputError, match="is no .npy file"):
         open_teacher(str(tmp_path / "text.npy"), 4)

@@ -218,6 +218,29 @@ def test_a_blurred_view_has_less_contrast_and_the_same_mean():
     np.testing.assert_allclose([view.mean() for view in blurred], pixels.mean(), atol=1)
 
 
+def test_randaugment_moves_crops_alone(photograph):
+    """Boxes of wide and whole views stay where they are without it; those of crops follow."""
+    for seed in range(30):
+        views = []
+        for operations in (0, 3):
+            config = AugmentConfig(erase=0.0, randaugment=operations, randaugment_level=10)
+            augment = Augmentation(config, 64)
+            rngs = (np.random.default_rng(seed) for _ in range(3))
+            views.append(
+                [
+                    augment.wide_view(photograph, BOX, next(rngs)),
+                    augment.whole_view(photograph, BOX[None], next(rngs)),
+                    augment.crop_view(photograph, BOX, next(rngs)),
+                ]
+            )
+        for without, with_operations in zip(views[0][:2], views[1][:2], strict=True):
+            np.testing.assert_array_equal(without.boxes, with_operations.boxes)
+        crop = views[1][2]
+        if crop.image[..., 1].max() > 127:  # brightness of a tenth hides it
+            inside = painted_box(crop.image)
+            np.testing.assert_allclose(crop.boxes[0], inside, atol=0.06)
+
+
 def test_a_negative_margin_cuts_the_box_in_training_too(photograph):
     config = AugmentConfig(margin=-0.1, shrink=0.2, **PLAIN)
     np.testing.assert_allclose(crop_view(photograph, BOX, 96, -0.1).boxes[0], [0.5, 0.5, 1, 1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from capret_jax.config import ExperimentConfig, LossConfig, MeshConfig
+from capret_jax.config import DataConfig, ExperimentConfig, LossConfig, MeshConfig
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.losses.distillation import distillation_loss
@@ -73,6 +73,10 @@ def test_without_a_second_example_nothing_counts(batch):
     assert float(loss.value) == float(loss.count) == 0
 
 
-def test_a_teacher_without_distillation_is_refused():
+def test_a_teacher_and_distillation_need_each_other():
     with pytest.raises(InputError, match="config.data.teacher='' is for config.loss.distill"):
         ExperimentConfig(loss=LossConfig(distill=1.0))
+    with pytest.raises(InputError, match="config.data.teacher='t.npy' is for config.loss.distill"):
+        ExperimentConfig(data=DataConfig(teacher="t.npy"))
+    with pytest.raises(InputError, match="distill_temperature=0.0 is not positive"):
+        LossConfig(distill_temperature=0.0)
