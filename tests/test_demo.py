@@ -1,8 +1,9 @@
 """Quality gate: after a quarter of the demo's steps, mAP is higher than with broken losses.
 
-Measured: mAP 0.27, 0.20 and 0.25 with seeds 0 to 2. The untrained model reaches 0.08, a loss whose
-identities are shifted by one in the batch 0.05, and one without identities 0.05. The contrastive
-loss of 64 pairs starts at ln 64 = 4.16 and falls to 3.8; with shifted captions it stays at 4.15.
+Measured with seed 0: mAP 0.636. The untrained model reaches 0.152, and a loss whose identities are
+shifted by one in the batch 0.048. The contrastive loss of 64 pairs starts at ln 64 = 4.16 and falls
+to 3.71; with shifted captions it stays at 4.16. The best constant box has an IoU of 0.63 with the
+boxes of wide views, and the predicted ones 0.70.
 """
 
 import json
@@ -32,6 +33,7 @@ def test_a_shortened_demo_learns_to_find_garments(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
-    assert metrics["mAP"] > 0.13
+    assert metrics["mAP"] > 0.4
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 800 and last["loss/itc"] < 4.0
+    assert last["box_giou/iou"] > 0.66

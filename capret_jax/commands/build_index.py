@@ -70,8 +70,10 @@ def main(argv: list[str]) -> None:
     products = _read_products(encoder)
     check_unique_ids([product.item["id"] for product in products])
     shards = CatalogueShards(products, encoder.digest, _shards_folder(out), _SHARD.value)
-    _print_errors(_embed(shards, encoder, part))
+    errors = _embed(shards, encoder, part)
     missing = shards.count_missing()
+    # Those of other processes and machines, too, once their shards are there.
+    _print_errors(errors if missing else shards.errors())
     if _EMBED_ONLY.value or missing:
         print(f"shards of {out}: {missing} still missing, from other parts")
         return

@@ -1,7 +1,9 @@
 """Embeds a catalogue in shards, by several processes and resumably."""
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,8 @@ from capret_jax.serve.catalogue import Product
 from capret_jax.serve.encoder import BATCH_SIZES, Encoder
 from capret_jax.serve.uploads import encode_thumbnail
 
+# File in a shard with the messages for pictures that could not be read.
+_ERRORS = "errors.json"
 _THUMBNAIL_SIDE = 192  # pixels
 _THUMBNAIL_MARGIN = 0.1  # around the box, as a fraction of its sides
 
@@ -25,8 +29,10 @@ _THUMBNAIL_MARGIN = 0.1  # around the box, as a fraction of its sides
 class CatalogueShards:
     """Embeddings, items and thumbnails of a catalogue in files of a few thousand items each.
 
-    A shard is written atomically and never embedded twice. Its name has a digest of the model and
-    of its items, so a shard of another model or catalogue is never mistaken for it.
+    A shard is written atomically. Its name has a digest of the model, of its items and of the state
+    of their files, so a shard of another model or catalogue, or of pictures that have changed, is
+    never mistaken for it. A shard with pictures that could not be read is embedded again by the
+    next call.
     """
 
     def __init__(self, products: Sequence[Product], digest: str, folder: pathlib.Path, size: int):
@@ -39,10 +45,11 @@ class CatalogueShards:
         """
         self._products, self._folder, self._digest = products, folder, digest
         self._slices = [slice(i, i + size) for i in range(0, len(products), size)]
+        self._paths: dict[int, pathlib.Path] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def embed(self, encoder: Encoder, part: Part, threads: int) -> list[str]:
-        """Embeds the missing shards of one part.
+        """Embeds the shards of one part that are missing, or lack pictures.
 
         Args:
             encoder: the model.
@@ -56,9 +63,14 @@ class CatalogueShards:
         errors: list[str] = []
         progress = tqdm(numbers, "embedding", unit="shard", disable=part.index != 0)
         for number in progress:
-            if not self._path(number).exists():
+            path = self._path(number)
+            if not path.exists() or _read_errors(path):
                 errors += self._embed(number, encoder, threads)
         return errors
+
+    def errors(self) -> list[str]:
+        """Returns the message for each picture that no part could read; all shards must exist."""
+        return [error for i in range(len(self._slices)) for error in _read_errors(self._path(i))]
 
     def count_missing(self) -> int:
         """Returns the number of shards, of all parts, that do not exist yet."""
@@ -115,29 +127,48 @@ class CatalogueShards:
                     vectors.append(encoder.embed(views))
                     items += batch_items
                     thumbnails += batch_thumbnails
-        self._write(number, vectors, items, thumbnails)
-        return errors
-
-    def _write(
-        self, number: int, vectors: list, items: list[Item], thumbnails: list[bytes]
-    ) -> None:
-        path = self._path(number)
-        partial = path.with_suffix(".partial")
-        with zipfile.ZipFile(partial, "w") as shard:
+        with self._writing(number) as shard:
             with shard.open("vectors.npy", "w") as file:
                 array = np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32)
                 np.lib.format.write_array(file, array)  # type: ignore[arg-type]
             shard.writestr("items.json", json.dumps(items))
+            shard.writestr(_ERRORS, json.dumps(errors))
             for i, thumbnail in enumerate(thumbnails):
                 shard.writestr(f"{i}.jpg", thumbnail)
+        return errors
+
+    @contextlib.contextmanager
+    def _writing(self, number: int) -> Iterator[zipfile.ZipFile]:
+        """Opens the file of a shard, which appears under its name when it is complete."""
+        path = self._path(number)
+        partial = path.with_suffix(".partial")
+        with zipfile.ZipFile(partial, "w") as shard:
+            yield shard
         partial.replace(path)
 
     def _path(self, number: int) -> pathlib.Path:
-        state = hashlib.sha256(self._digest.encode())
-        for product in self._products[self._slices[number]]:
-            box = None if product.box is None else product.box.tolist()
-            state.update(json.dumps([product.item, box]).encode())
-        return self._folder / f"{number:05d}-{state.hexdigest()[:16]}.zip"
+        if number not in self._paths:
+            state = hashlib.sha256(self._digest.encode())
+            for product in self._products[self._slices[number]]:
+                box = None if product.box is None else product.box.tolist()
+                state.update(json.dumps([product.item, box, _file_state(product)]).encode())
+            self._paths[number] = self._folder / f"{number:05d}-{state.hexdigest()[:16]}.zip"
+        return self._paths[number]
+
+
+def _file_state(product: Product) -> list[int] | None:
+    """Returns size and time of a product's file; None if there is none."""
+    try:
+        status = os.stat(product.item["image"])
+    except (KeyError, OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_errors(path: pathlib.Path) -> list[str]:
+    """Returns the messages for the pictures that a shard lacks."""
+    with zipfile.ZipFile(path) as shard:
+        return json.loads(shard.read(_ERRORS)) if _ERRORS in shard.namelist() else []
 
 
 def _crop(photograph: Photograph, box: np.ndarray | None) -> np.ndarray:

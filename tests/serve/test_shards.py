@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
@@ -143,6 +144,28 @@ def test_csv_columns_are_boxes_and_properties(encoder, shop, tmp_path):
     (error,) = shards.embed(encoder, Part(), 1)
     assert "gone.jpg cannot be read" in error
     assert [item["id"] for item in shards.load()[1]] == ["7", "8"]
+
+
+def test_pictures_that_failed_or_changed_are_tried_again(encoder, tmp_path):
+    for name, shade in (("a.png", 10), ("b.png", 200)):
+        Image.new("L", (40, 30), shade).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"half a picture")
+
+    def embed():
+        shards = CatalogueShards(
+            read_catalogue(tmp_path).products, encoder.digest, tmp_path / "shards", 2
+        )
+        embedded = len(shards.embed(encoder, Part(), 1))
+        return embedded, shards.errors(), shards.load()
+
+    failed, errors, (vectors, items) = embed()
+    assert failed == 1 and "c.png" in errors[0] and len(items) == 2
+    Image.new("L", (40, 30), 90).save(tmp_path / "a.png")
+    Image.new("L", (40, 30), 60).save(tmp_path / "c.png")
+    failed, errors, (again, items) = embed()
+    assert failed == 0 and not errors
+    assert [item["id"] for item in items] == ["a.png", "b.png", "c.png"]
+    assert not np.allclose(again[0], vectors[0]) and np.allclose(again[1], vectors[1])
 
 
 @pytest.mark.parametrize(
