@@ -196,38 +196,44 @@ class Run:
     def _open_tokenizer(self) -> PreTrainedTokenizerBase:
         """Opens the configured tokenizer, or the run's own vocabulary, and checks its tokens.
 
-        A run has the vocabulary of the run that it starts from, or builds one from its captions.
+        A run has the vocabulary of the run that it starts from, or builds one from its captions;
+        one that was lost is made again, and an evaluation makes none.
         """
         config, own = self.config, self.workdir / "vocab.txt"
-        saved, source = self._fingerprints_of_start()
-        if not config.data.tokenizer and self.checkpoints.latest_step() is None:
-            first_process_first(lambda: self._provide_vocabulary(own, source))
+        resumes = self.checkpoints.latest_step() is not None
+        if not config.data.tokenizer and not (resumes and config.mode == "evaluate"):
+            first_process_first(lambda: self._provide_vocabulary(own, resumes))
         path = config.data.tokenizer or str(own)
         tokenizer = open_tokenizer(path, config.model.vocab_size)
-        check_vocabulary(saved, tokenizer, path)
+        check_vocabulary(self._fingerprints_of_start(), tokenizer, path)
         return tokenizer
 
-    def _fingerprints_of_start(self) -> tuple[dict[str, Any], str]:
-        """Returns the fingerprints of the model that the run goes on from, and its tokenizer.
-
-        Both are empty for a run from scratch and for a converted checkpoint.
-        """
+    def _fingerprints_of_start(self) -> dict[str, Any]:
+        """Returns the fingerprints of the model that the run goes on from; empty if unknown."""
         if self.checkpoints.latest_step() is not None:
-            return self.checkpoints.metadata().get("fingerprints", {}), ""
+            return self.checkpoints.metadata().get("fingerprints", {})
         source = self.config.init_from
         if not source or is_converted(pathlib.Path(source)):
-            return {}, ""
-        setup = ModelFolder(source).setup()
-        return {"vocabulary": setup.vocabulary}, setup.tokenizer
+            return {}
+        return {"vocabulary": ModelFolder(source).setup().vocabulary}
 
-    def _provide_vocabulary(self, own: pathlib.Path, source: str) -> None:
-        config = self.config
-        if source:
-            # Its words have the numbers that the model learnt.
-            if pathlib.Path(source).is_file() and not own.exists():
-                shutil.copyfile(source, own)
+    def _provide_vocabulary(self, own: pathlib.Path, resumes: bool) -> None:
+        """Copies the vocabulary of the run of `config.init_from`, or builds one from captions.
+
+        Args:
+            own: the file to make.
+            resumes: True if the run has checkpoints, so that a file that is there stays.
+        """
+        config, source = self.config, self.config.init_from
+        if resumes and own.exists():
             return
-        if config.init_from:
+        if source and not is_converted(pathlib.Path(source)):
+            # Its words have the numbers that the model learnt.
+            words = pathlib.Path(ModelFolder(source).setup().tokenizer)
+            if words.is_file() and not own.exists():
+                shutil.copyfile(words, own)
+            return
+        if source and not resumes:
             print(
                 f"{config.init_from} was trained with other words than {own}: its text encoder has "
                 "to learn them anew. Name its vocabulary in --config.data.tokenizer to avoid this."

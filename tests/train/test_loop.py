@@ -13,6 +13,7 @@ from capret_jax.config import LoopConfig, MeshConfig
 from capret_jax.data.batch import Batch
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
+from capret_jax.losses.memory import Memory
 from capret_jax.train.loop import LoopServices, run_loop
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.preemption import PreemptionSignal
@@ -54,7 +55,8 @@ def abstract_of(state):
     )
 
 
-def train(config, evaluator, folder):
+def checkpoints_without_data(folder):
+    """Opens checkpoints of states alone; returns them and a list of the steps that they save."""
     checkpoints = Checkpoints(folder)
     saved = []
     original = checkpoints._checkpointer.save_checkpointables_async
@@ -64,6 +66,11 @@ def train(config, evaluator, folder):
         return original(step, {"state": checkpointables["state"]}, **settings)
 
     checkpoints._checkpointer.save_checkpointables_async = save
+    return checkpoints, saved
+
+
+def train(config, evaluator, folder):
+    checkpoints, saved = checkpoints_without_data(folder)
     state = TrainState(jnp.int32(0), {"model": {"x": jnp.int32(0)}}, ())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with PreemptionSignal() as preemption:
@@ -116,6 +123,22 @@ def test_the_best_model_needs_an_evaluator():
     run = SimpleNamespace(config=SimpleNamespace(loop=loop))
     with pytest.raises(InputError, match="keep_best='mAP' needs an evaluator"):
         Trainer(run)
+
+
+def test_every_part_of_the_state_is_restored(tmp_path):
+    """A resumed run equals an uninterrupted one only if all that a step reads is restored."""
+    weights = {"x": jnp.arange(4.0)}
+    memory = Memory.empty(4, 2).pushed(jnp.ones((1, 2)), jnp.int32([3]), jnp.array([True]))
+    params = {"model": weights, "arcface": jnp.ones((2, 1, 2))}
+    average, start = {"x": jnp.arange(4.0) / 3}, {"x": jnp.arange(4.0) / 7}
+    state = TrainState(jnp.int32(3), params, (jnp.int32(3),), average, start, memory)
+    assert all(getattr(state, field.name) is not None for field in dataclasses.fields(state))
+    checkpoints, saved = checkpoints_without_data(tmp_path)
+    checkpoints.save(3, state, Batches(), {"config": {}})
+    checkpoints.close()
+    restored = Checkpoints(tmp_path, read_only=True).restore(abstract_of(state))
+    assert saved == [3]
+    jax.tree.map(np.testing.assert_array_equal, state, restored)
 
 
 @jax.tree_util.register_dataclass

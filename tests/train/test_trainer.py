@@ -156,9 +156,17 @@ def test_a_vocabulary_belongs_to_its_model(config, trained_dir, tmp_path):
         Run(config, tmp_path / "copy")
     with pytest.raises(InputError, match="vocab.txt does not have the tokens"):
         Encoder.from_dir(tmp_path / "copy")
-    (tmp_path / "copy" / "vocab.txt").unlink()
+
+
+def test_a_lost_vocabulary_is_made_again_by_training_alone(config, trained_dir, tmp_path):
+    shutil.copytree(trained_dir, tmp_path, dirs_exist_ok=True)
+    own = tmp_path / "vocab.txt"
+    own.unlink()
     with pytest.raises(InputError, match=r"no BERT tokenizer at .*vocab\.txt"):
-        Run(config, tmp_path / "copy")
+        Run(dataclasses.replace(config, mode="evaluate"), tmp_path)
+    assert not own.exists()
+    Run(config, tmp_path)
+    assert own.read_bytes() == (trained_dir / "vocab.txt").read_bytes()
 
 
 def test_an_old_vocabulary_in_a_fresh_workdir_is_refused(config, tmp_path):
@@ -297,47 +305,3 @@ def test_an_image_that_does_not_decode_is_named(config, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"image \d+ does not decode"):
         Trainer(run).train()
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
-
-
-@pytest.mark.slow
-def test_frozen_and_pulled_parameters_resume_with_the_same_bits(
-    config, trained_dir, tmp_path, monkeypatch
-):
-    """A run that keeps a start and a memory is interrupted after its second step."""
-    optimizer = dataclasses.replace(
-        config.optimizer, frozen=("model/vision/patch_embed",), drift_penalty=0.5, layer_decay=0.8
-    )
-    shown = LossConfig(itc=0.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0)
-    config = dataclasses.replace(
-        config,
-        init_from=str(trained_dir),
-        optimizer=optimizer,
-        loss=dataclasses.replace(shown, supcon=1.0, supcon_memory=2 * config.batch_size),
-        loop=dataclasses.replace(config.loop, steps=3, checkpoint_every=1),
-    )
-    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
-    for folder in (whole, interrupted):
-        folder.mkdir()
-    assert Trainer(Run(config, whole)).train()
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "run_loop", stop_after(2))
-        assert not Trainer(Run(config, interrupted)).train()
-    assert Trainer(Run(config, interrupted)).train()
-    state, start = final_state(config, whole), load_model(trained_dir).params
-    assert_same(final_state(config, interrupted), state)
-    assert_same(state.params["model"]["vision"]["patch_embed"], start["vision"]["patch_embed"])
-    block = state.params["model"]["vision"]["blocks"]["0"]["gamma_1"]
-    assert not np.array_equal(block, start["vision"]["blocks"]["0"]["gamma_1"])
-    assert_same(state.start["vision/blocks/0/gamma_1"], start["vision"]["blocks"]["0"]["gamma_1"])
-    assert state.memory.filled.all()
-
-
-def stop_after(steps):
-    """Makes a training loop that ends early, as after SIGTERM."""
-    original = trainer.run_loop
-
-    def run_loop(state, iterator, loop, mesh, services):
-        shorter = dataclasses.replace(loop, steps=steps)
-        return original(state, iterator, shorter, mesh, services)
-
-    return run_loop
