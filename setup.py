@@ -29,8 +29,6 @@ REQUIREMENTS = [
     "scann>=1.4.2,<2",
     "transformers>=5.0,<6",
     "tokenizers>=0.22",
-    # Reads torch files without torch; young, so pinned tightly.
-    "ptloader>=0.3.0,<0.4",
     # 0.8 reads all tensors at once without mapping the file into memory.
     "safetensors>=0.8,<0.9",
     # bfloat16 for NumPy; JAX brings it, but we import it too.

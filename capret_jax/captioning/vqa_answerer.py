@@ -114,7 +114,12 @@ class VqaAnswerer:
 
         Returns:
             (n, K) float32.
+
+        Raises:
+            InputError: the model's vocabulary has none of the words of an answer.
         """
+        for answer in answers:
+            self._encode_answer.check_words(answer)
         listed = _stack([self._encode_answer(answer) for answer in answers])
         longest = listed.mask.sum(axis=1).max()  # padding would cost as much as words
         listed = Tokens(listed.ids[:, :longest], listed.mask[:, :longest])

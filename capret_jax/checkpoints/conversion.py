@@ -264,8 +264,11 @@ def convert_tensors(
             problems.append(f"missing {name}")
         elif array.shape != expected:
             problems.append(f"{name} has shape {array.shape} where {expected} is needed")
-        elif not jnp.issubdtype(array.dtype, jnp.floating):
-            problems.append(f"{name} has dtype {array.dtype} where floats are needed")
+        # Quantised to 8 bits, weights make sense only with their scales.
+        elif not jnp.issubdtype(array.dtype, jnp.floating) or array.itemsize < 2:
+            problems.append(f"{name} has dtype {array.dtype} where float16 or wider is needed")
+        elif bad := int(array.size - np.isfinite(array).sum()):
+            problems.append(f"{name} has {bad} NaN or infinite values: its training diverged")
         else:
             arrays[path] = layout.to_jax(array).astype(np.float32, copy=False)
     return arrays, problems

@@ -1,8 +1,9 @@
 """Writes and reads a converted model as a folder: Orbax checkpoint, model config and report.
 
 params/              Orbax checkpoint of the parameters
-model.json           model card: shapes, kind, paths of fresh parameters
+model.json           model card: shapes, kind, paths of fresh parameters, checksum of all parameters
 report.json          every name of the file: used, ignored with reason, missing
+vocab.txt            tokenizer, where one was given
 carried.safetensors  retained tensors, which only an export to PyTorch needs; absent if none
 """
 
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import Any, NamedTuple
 
@@ -18,11 +20,14 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from capret_jax.checkpoints.conversion import Converted
+from capret_jax.checkpoints.damage import first_line
+from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import ModelConfig
 from capret_jax.errors import InputError
 
 _PARAMS, _MODEL, _REPORT, _RETAINED = "params", "model.json", "report.json", "carried.safetensors"
+VOCABULARY = "vocab.txt"
 
 
 class ModelCard(NamedTuple):
@@ -32,11 +37,13 @@ class ModelCard(NamedTuple):
         config: shapes of the parameters.
         kind: kind of the file that the model was converted from.
         fresh: paths of the parameters without trained values, which are random.
+        checksum: of the parameters, see `fingerprints.checksum`; None in older folders.
     """
 
     config: ModelConfig
     kind: str
     fresh: list[str]
+    checksum: int | None = None
 
 
 def is_converted(folder: pathlib.Path) -> bool:
@@ -44,7 +51,12 @@ def is_converted(folder: pathlib.Path) -> bool:
     return (folder / _MODEL).is_file() and (folder / _PARAMS).is_dir()
 
 
-def save_converted(folder: pathlib.Path, converted: Converted, overwrite: bool = False) -> None:
+def save_converted(
+    folder: pathlib.Path,
+    converted: Converted,
+    overwrite: bool = False,
+    vocabulary: pathlib.Path | None = None,
+) -> None:
     """Writes the folder; it appears under its name only when it is complete.
 
     Args:
@@ -52,6 +64,7 @@ def save_converted(folder: pathlib.Path, converted: Converted, overwrite: bool =
         converted: model to save. Its parameters are replaced by JAX arrays one by one, so that they
             are in memory only once.
         overwrite: True to replace an existing converted checkpoint.
+        vocabulary: the tokenizer's vocab.txt, which is copied; None where there is none.
 
     Raises:
         InputError: the folder exists and may not be overwritten, or cannot be written.
@@ -63,6 +76,8 @@ def save_converted(folder: pathlib.Path, converted: Converted, overwrite: bool =
             complete = pathlib.Path(scratch) / "converted"
             complete.mkdir()
             _write(complete, converted)
+            if vocabulary is not None:
+                shutil.copyfile(vocabulary, complete / VOCABULARY)
             if folder.exists():
                 os.rename(folder, pathlib.Path(scratch) / "replaced")
             os.rename(complete, folder)
@@ -80,7 +95,7 @@ def check_free(folder: pathlib.Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise InputError(f"{folder} exists; add --overwrite, or choose another folder.")
-    known = {_PARAMS, _MODEL, _REPORT, _RETAINED}
+    known = {_PARAMS, _MODEL, _REPORT, _RETAINED, VOCABULARY}
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - known:
         raise InputError(
             f"{folder} holds other things than a converted checkpoint and is not overwritten; "
@@ -102,6 +117,7 @@ def _write(folder: pathlib.Path, converted: Converted) -> None:
         "model": dataclasses.asdict(converted.config),
         "kind": report.kind,
         "fresh": list(report.missing.values()),
+        "checksum": int(checksum(converted.params)),
     }
     _write_json(folder / _MODEL, model)
     _write_json(folder / _REPORT, dataclasses.asdict(report))
@@ -131,7 +147,8 @@ def read_card(folder: pathlib.Path) -> ModelCard:
     """
     try:
         content = json.loads((folder / _MODEL).read_text())
-        return ModelCard(ModelConfig(**content["model"]), content["kind"], content["fresh"])
+        model, checksum = ModelConfig(**content["model"]), content.get("checksum")
+        return ModelCard(model, content["kind"], content["fresh"], checksum)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / _MODEL} is no model config: {error}.") from error
 
@@ -144,12 +161,16 @@ def load_params(folder: pathlib.Path, abstract: Any) -> dict:
         abstract: tree of `jax.ShapeDtypeStruct`, with the shardings to load to, if any.
 
     Raises:
-        InputError: the checkpoint cannot be read.
+        InputError: the checkpoint cannot be read, or is not what was saved.
     """
     try:
-        return ocp.load((folder / _PARAMS).absolute(), abstract)
+        params = ocp.load((folder / _PARAMS).absolute(), abstract)
     except Exception as error:  # Orbax raises many types, even plain `Exception`
-        raise InputError(f"{folder / _PARAMS} cannot be read: {error}") from error
+        raise InputError(f"{folder / _PARAMS} cannot be read: {first_line(error)}") from error
+    saved = read_card(folder).checksum
+    if saved is not None and int(checksum(params)) != saved:
+        raise InputError(f"{folder / _PARAMS} is damaged: convert the file again.")
+    return params
 
 
 def load_retained(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ image = model.encode_image(pixels)
 import hashlib
 import os
 import pathlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import (
+    VOCABULARY,
     ModelCard,
     is_converted,
     load_params,
@@ -108,13 +110,14 @@ class ModelFolder:
 
         Args:
             tokenizer: tokenizer to use instead of the model's; empty for the model's, which is
-                bert-base-uncased for a converted checkpoint.
+                bert-base-uncased for a converted checkpoint without a vocab.txt.
         """
+        own = self.path / VOCABULARY
         if self._checkpoints is None:
-            margin = AugmentConfig().margin
-            return Setup(ViewConfig(), margin, tokenizer or _TOKENIZER, "", _MAX_TOKENS, None)
+            tokenizer = tokenizer or (str(own) if own.is_file() else _TOKENIZER)
+            return Setup(ViewConfig(), AugmentConfig().margin, tokenizer, "", _MAX_TOKENS, None)
         data = self._run_config["data"]
-        tokenizer = tokenizer or data["tokenizer"] or str(self.path / "vocab.txt")
+        tokenizer = tokenizer or data["tokenizer"] or str(own)
         view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
         return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data)
 
@@ -172,6 +175,12 @@ def open_model_tokenizer(setup: Setup, model: ModelConfig) -> PreTrainedTokenize
     Raises:
         InputError: there is no such tokenizer, or the model was trained with other tokens.
     """
+    if not pathlib.Path(setup.tokenizer).exists():
+        print(
+            f"the model's folder has no vocab.txt: {setup.tokenizer} comes from the cache of "
+            "transformers, or from its hub",
+            file=sys.stderr,
+        )
     tokenizer = open_tokenizer(setup.tokenizer, model.vocab_size)
     check_vocabulary({"vocabulary": setup.vocabulary}, tokenizer, setup.tokenizer)
     return tokenizer

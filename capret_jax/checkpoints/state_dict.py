@@ -47,6 +47,8 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np", backend="pread") as file:
+            names = file.keys()
+            _check_dtypes(path, {name: file.get_slice(name).get_dtype() for name in names})
             state = file.get_tensors()
             metadata = file.metadata() or {}
     except safetensors.SafetensorError as error:
@@ -54,6 +56,16 @@ def _read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     # safetensors.torch.save_model writes tied parameters once; their other names are metadata.
     aliases = {alias: name for alias, name in metadata.items() if name in state}
     return state | {alias: state[name] for alias, name in aliases.items() if alias not in state}
+
+
+def _check_dtypes(path: str | os.PathLike, dtypes: Mapping[str, str]) -> None:
+    """Refuses quantised tensors, which NumPy cannot hold."""
+    for name, dtype in dtypes.items():
+        if dtype.startswith(("F8", "F6", "F4")):
+            raise InputError(
+                f"{path} is quantised: {name} has dtype {dtype}; convert the original checkpoint, "
+                "of float16 or wider."
+            )
 
 
 def write_state_dict(path: pathlib.Path, state: Mapping[str, np.ndarray], file_format: str) -> None:

@@ -4,7 +4,6 @@ Such a file is an uncompressed zip archive. `data.pkl` is a pickle in which each
 storage, and `data/<key>` holds the raw bytes of a storage.
 """
 
-import argparse
 import itertools
 import os
 import pickle
@@ -15,10 +14,13 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import ptloader
 
+from capret_jax.checkpoints.torch_pickle import (
+    STORAGE_DTYPES,
+    ForbiddenGlobal,
+    unpickle_state_dict,
+)
 from capret_jax.errors import InputError
 
 _BEFORE_1_6 = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # the first of several pickles
@@ -28,16 +30,10 @@ _RESAVE = (
 )
 # Alignment of storages that torch can map into memory, in bytes.
 _ALIGNMENT = 64
-_STORAGES = {
-    "float64": "DoubleStorage",
-    "float32": "FloatStorage",
-    "float16": "HalfStorage",
-    "bfloat16": "BFloat16Storage",
-    "int64": "LongStorage",
-    "int32": "IntStorage",
-    "uint8": "ByteStorage",
-    "bool": "BoolStorage",
-}
+# A state dict of 1,000 tensors has a pickle of 200 kB.
+_MAX_PICKLE_BYTES = 16 << 20
+_SHOWN_CHARACTERS = 200
+_STORAGES = {dtype.name: name for name, dtype in STORAGE_DTYPES.items() if name != "UntypedStorage"}
 
 
 def read_torch_file(path: str | os.PathLike) -> Any:
@@ -55,21 +51,48 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path} {_describe_other_file(path)}.")
     try:
-        return ptloader.load(
-            path,
-            torchscript_mode="strict",
-            payload="data",
-            storage_registry={"BFloat16Storage": np.dtype(ml_dtypes.bfloat16)},
-            # Many training scripts save their command line with the weights; it is only data.
-            pickle_global_registry={("argparse", "Namespace"): argparse.Namespace},
-        )
-    except ptloader.CheckpointError as error:
-        raise InputError(f"{path} {_describe_refusal(str(error))}.") from error
-    # A damaged pickle can raise any exception.
-    except MemoryError:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(archive, os.path.getsize(path))
+    except (InputError, MemoryError):
         raise
+    except ForbiddenGlobal as error:
+        raise InputError(
+            f"{path} was refused: its pickle names {error}, which no state dict needs and which "
+            "can run code; if you trust it, load it with torch and save its state dict alone."
+        ) from error
+    # A damaged pickle can raise any exception, of any length.
     except Exception as error:
-        raise InputError(f"{path} is damaged: {type(error).__name__}: {error}.") from error
+        reason = f"{type(error).__name__}: {error}"[:_SHOWN_CHARACTERS]
+        raise InputError(f"{path} is damaged: {reason}.") from error
+
+
+def _read_archive(archive: zipfile.ZipFile, size: int) -> Any:
+    """Returns the content of a torch file of `size` bytes.
+
+    Raises:
+        InputError: an entry is compressed, or entries overlap: such a file could be a thousand
+            times as large in memory, and torch writes neither. Also if there is no pickle.
+        Exception: of any type, if the file is damaged.
+    """
+    compressed = [e.filename for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED]
+    if compressed or sum(entry.file_size for entry in archive.infolist()) > size:
+        problem = f"compresses {compressed[0]}" if compressed else "has overlapping entries"
+        raise InputError(
+            f"{archive.filename} {problem}, as torch never does; unpack it, and zip it with "
+            "`zip -0`."
+        )
+    entry = next((e for e in archive.infolist() if f"/{e.filename}".endswith("/data.pkl")), None)
+    if entry is None:
+        raise InputError(f"{archive.filename} is not a readable torch file: it has no data.pkl.")
+    root = entry.filename.removesuffix("data.pkl")
+    if entry.file_size > _MAX_PICKLE_BYTES:
+        raise InputError(
+            f"{archive.filename} has a pickle of {entry.file_size:,} bytes, and a state dict's has "
+            f"at most {_MAX_PICKLE_BYTES:,}; save the state dict alone."
+        )
+    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        raise InputError(f"{archive.filename} was written on a big-endian machine{_RESAVE}.")
+    return unpickle_state_dict(archive.read(entry), lambda key: archive.read(f"{root}data/{key}"))
 
 
 def _describe_tar(path: str) -> str:
@@ -112,16 +135,6 @@ def _globals(data: bytes) -> list[str]:
     except ValueError:  # `data` ends early, or is not a pickle
         pass
     return names
-
-
-def _describe_refusal(message: str) -> str:
-    name = message.removeprefix("Unsupported pickle global: ")
-    if name == message:
-        return f"is not a readable torch file: {message}"
-    return (
-        f"was refused: its pickle names {name}, which no state dict needs and which can run code; "
-        "if you trust it, load it with torch and save its state dict alone"
-    )
 
 
 def write_torch_file(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:

@@ -1,6 +1,6 @@
 """Converts X2-VLM's PyTorch checkpoints to JAX and back, without PyTorch.
 
-    python tools/convert_torch_ckpt.py IN.th OUT_DIR [--image_size=384] [--kind=auto]
+    python tools/convert_torch_ckpt.py IN.th OUT_DIR [--image_size=384] [--tokenizer=vocab.txt]
     python tools/convert_torch_ckpt.py BEIT.pth OUT_DIR --bert=BERT.safetensors
     python tools/convert_torch_ckpt.py DIR OUT.th --to=torch [--kind=retrieval]
 
@@ -37,6 +37,7 @@ from capret_jax.checkpoints.relative_position import with_image_size
 from capret_jax.checkpoints.state_dict import FORMATS, read_state_dict, write_state_dict
 from capret_jax.command_line import run
 from capret_jax.config.model import PATCH_SIZE
+from capret_jax.data.tokenizer import open_tokenizer
 from capret_jax.errors import InputError
 
 _IMAGE_SIZE = flags.DEFINE_integer(
@@ -53,6 +54,9 @@ _KIND = flags.DEFINE_enum(
 _BERT = flags.DEFINE_string(
     "bert", None, "BERT file: IN is then BEiT-v2, and the result X2-VLM before its pre-training."
 )
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "The model's vocab.txt, which is copied, so that no hub is asked for it."
+)
 _TO = flags.DEFINE_enum("to", None, FORMATS, "Export to PyTorch, to a file of this format.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing OUT.")
 
@@ -66,12 +70,17 @@ def main(argv: list[str]) -> None:
         _export(source, target, _TO.value)
         return
     check_free(target, _OVERWRITE.value)
+    vocabulary = pathlib.Path(_TOKENIZER.value) if _TOKENIZER.value else None
+    if vocabulary is not None and not vocabulary.is_file():
+        raise InputError(f"--tokenizer={vocabulary} is no file: name the model's vocab.txt.")
     print(f"reading {source} ...")
     converted = _convert(source)
     if _IMAGE_SIZE.value is not None:
         _resize(converted, _IMAGE_SIZE.value)
+    if vocabulary is not None:
+        open_tokenizer(str(vocabulary), converted.config.vocab_size)
     print(f"writing {target} ...")
-    save_converted(target, converted, _OVERWRITE.value)
+    save_converted(target, converted, _OVERWRITE.value, vocabulary)
     print(converted.report.summary())
     print(f"every name is in {target / 'report.json'}")
 
@@ -97,8 +106,8 @@ def _resize(converted: Converted, image_size: int) -> None:
 
 
 def _export(source: pathlib.Path, target: pathlib.Path, file_format: str) -> None:
-    if _IMAGE_SIZE.value is not None or _BERT.value is not None:
-        raise InputError("--to takes neither --image_size nor --bert.")
+    if _IMAGE_SIZE.value is not None or _BERT.value is not None or _TOKENIZER.value is not None:
+        raise InputError("--to takes neither --image_size, --bert nor --tokenizer.")
     if target.is_dir() or (target.exists() and not _OVERWRITE.value):
         raise InputError(f"{target} exists; add --overwrite, or choose another file.")
     print(f"reading {source} ...")

@@ -64,7 +64,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         return BertTokenizer.from_pretrained(name_or_path)
     except Exception as error:  # `tokenizers` raises plain exceptions
         raise InputError(
-            f"no BERT tokenizer at data.tokenizer={name_or_path!r}: give a vocab.txt, a folder "
+            f"no BERT tokenizer at {name_or_path!r}: give a vocab.txt, a folder "
             "that has one, or a hub name such as bert-base-uncased."
         ) from error
 
@@ -105,6 +105,21 @@ class CaptionEncoder:
     def cuts(self, caption: str) -> bool:
         """Returns True if a caption is longer than T tokens, [CLS] and [SEP] included."""
         return len(self._whole(clean_caption(caption))) > self._max_tokens
+
+    def check_words(self, caption: str) -> None:
+        """Checks that the vocabulary has a word, or a part of one, of a caption.
+
+        Raises:
+            InputError: the caption has no words, or each of them is [UNK] to the model, so that all
+                such captions look alike.
+        """
+        words = self._whole(clean_caption(caption))[1:-1]
+        if not words:
+            raise InputError("the text has no words.")
+        if all(word == self.tokenizer.unk_token_id for word in words):
+            raise InputError(
+                f"no word of {caption[:80]!r} is in the model's vocabulary: use other words."
+            )
 
     def _whole(self, caption: str) -> list[int]:
         return self.tokenizer(caption)["input_ids"]

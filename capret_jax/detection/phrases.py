@@ -51,6 +51,10 @@ class PhraseDetector:
     ):
         """Encodes the phrases.
 
+        Raises:
+            InputError: the vocabulary has none of a phrase's words.
+
+
         Args:
             model: the model's sizes.
             params: the model's parameters, trained to match phrases with pictures and to predict
@@ -61,6 +65,8 @@ class PhraseDetector:
         """
         graphdef, _ = abstract_model(model, compute)
         self._size, self._params, self.config = model.image_size, params, config
+        for phrase in PHRASES:
+            encode.check_words(phrase)
         tokens = [encode(phrase) for phrase in PHRASES]
         ids, mask = (jnp.asarray(np.stack(column)) for column in zip(*tokens, strict=True))
         self._score = jax.jit(_score_fn(graphdef, mask, compute.dtype))

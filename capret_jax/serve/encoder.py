@@ -122,11 +122,10 @@ class Encoder:
             (E,) float32, L2-normalised.
 
         Raises:
-            InputError: the text has no words.
+            InputError: the text has no words, or none that the model knows.
         """
+        self.tokenize.check_words(text)
         tokens = self.tokenize(text)
-        if tokens.mask.sum() <= 2:  # [CLS] and [SEP]
-            raise InputError("the text has no words.")
         states = self.model.encode_text(tokens.ids[None], tokens.mask[None])
         return np.asarray(self.model.text_features(states))[0]
 

@@ -98,6 +98,7 @@ class Run:
         self.dataset = first_process_first(lambda: open_dataset(config.data))
         self.captions = TrainingCaptions(config.data.captions, self.dataset.train.items)
         self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens)
+        self._check_words()
         self.sampler = make_sampler(self.dataset.train.items, config, self.part)
         self.evaluation_captions = self._load_evaluation_captions()
         if config.data.teacher and config.mode != "evaluate":
@@ -208,6 +209,17 @@ class Run:
         check_vocabulary(self._fingerprints_of_start(), tokenizer, path)
         return tokenizer
 
+    def _check_words(self) -> None:
+        """Checks that the vocabulary is of the captions' language."""
+        failure = None
+        for caption in filter(None, self.captions.some(_CAPTIONS_CHECKED)):
+            try:
+                return self.encode.check_words(caption)
+            except InputError as error:
+                failure = error
+        if failure is not None:
+            raise InputError(f"data.tokenizer does not fit the captions: {failure}")
+
     def _fingerprints_of_start(self) -> dict[str, Any]:
         """Returns the fingerprints of the model that the run goes on from; empty if unknown."""
         if self.checkpoints.latest_step() is not None:
@@ -227,9 +239,9 @@ class Run:
         config, source = self.config, self.config.init_from
         if resumes and own.exists():
             return
-        if source and not is_converted(pathlib.Path(source)):
+        words = pathlib.Path(ModelFolder(source).setup().tokenizer) if source else None
+        if words is not None and (words.is_file() or not is_converted(pathlib.Path(source))):
             # Its words have the numbers that the model learnt.
-            words = pathlib.Path(ModelFolder(source).setup().tokenizer)
             if words.is_file() and not own.exists():
                 shutil.copyfile(words, own)
             return

@@ -98,3 +98,19 @@ def test_an_unknown_size_is_refused(golden_state):
     }
     with pytest.raises(InputError, match="width 80 is of no known size .*base 768"):
         from_reference(wide)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_of_a_training_that_diverged_are_refused(golden_state, value):
+    name = "vision_encoder.blocks.0.mlp.fc1.weight"
+    broken = golden_state[name].copy()
+    broken[0, :2] = value
+    with pytest.raises(InputError, match=rf"{name} has 2 NaN or infinite values"):
+        from_reference(golden_state | {name: broken})
+
+
+def test_quantised_weights_are_refused(golden_state):
+    name = "vision_encoder.blocks.0.mlp.fc1.weight"
+    quantised = golden_state[name].astype(ml_dtypes.float8_e4m3fn)
+    with pytest.raises(InputError, match=rf"{name} has dtype float8_e4m3fn where float16 or"):
+        from_reference(golden_state | {name: quantised})

@@ -20,6 +20,9 @@ from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 from tests.conftest import DATA
 
+# Orbax leaves the errors of its reading coroutines to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(scope="module")
 def converted():
@@ -81,3 +84,26 @@ def test_a_damaged_folder_is_refused(folder, converted):
     (folder / "params" / "state" / "_METADATA").write_text("{")
     with pytest.raises(InputError, match="params cannot be read"):
         load_params(folder, abstract)
+
+
+def array_files(folder):
+    """Returns the files that hold arrays, and not their names and shapes."""
+    return [path for path in sorted((folder / "params").rglob("d/*")) if path.is_file()]
+
+
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+def test_a_flipped_bit_is_never_another_model(folder, converted, place):
+    abstract = on_one_device(abstract_model(converted.config)[1])
+    for path in array_files(folder):
+        content = bytearray(path.read_bytes())
+        content[int(place * len(content))] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read|is damaged: convert the file again"):
+        load_params(folder, abstract)
+
+
+def test_a_model_of_an_older_version_has_no_checksum(folder, converted):
+    card = json.loads((folder / "model.json").read_text())
+    del card["checksum"]
+    (folder / "model.json").write_text(json.dumps(card))
+    load_params(folder, on_one_device(abstract_model(converted.config)[1]))

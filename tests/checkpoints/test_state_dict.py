@@ -1,5 +1,7 @@
 """State dicts in PyTorch's zip format and safetensors."""
 
+import struct
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -52,3 +54,11 @@ def test_a_file_without_tensors_is_refused(tmp_path):
     write_torch_file(tmp_path / "none", {})
     with pytest.raises(InputError, match="no state dict"):
         read_state_dict(tmp_path / "none")
+
+
+def test_quantised_safetensors_are_refused(tmp_path):
+    header = b'{"w":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(InputError, match="is quantised: w has dtype F8_E4M3"):
+        read_state_dict(path)

@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+import re
 import tarfile
 import zipfile
 
@@ -142,6 +143,80 @@ def test_the_error_of_a_legacy_pickle_tells_how_to_save_it_again(tmp_path):
     (tmp_path / "old.th").write_bytes(magic + pickle.dumps(1001, protocol=2) + b"more")
     with pytest.raises(InputError, match=r"before 1\.6.*torch\.save\(torch\.load\(old"):
         read_torch_file(tmp_path / "old.th")
+
+
+def write_stored(path, pickled: bytes, **entries: bytes):
+    """Writes a torch file with this pickle and these storages."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + pickled + b".")
+        for key, data in entries.items():
+            archive.writestr(f"x/data/{key}", data)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "uint32", "int8", "complex64"])
+def test_tensors_of_all_dtypes_are_read(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    values = torch.tensor([0, 1, 2, 4]).to(getattr(torch, dtype))
+    torch.save({"w": torch.nn.Parameter(values, requires_grad=False)}, tmp_path / "x.th")
+    array = read_torch_file(tmp_path / "x.th")["w"]
+    assert array.dtype.name == dtype
+    np.testing.assert_array_equal(array.astype(np.complex64), [0, 1, 2, 4])
+
+
+@pytest.mark.torch
+def test_the_state_dict_of_a_module_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.BatchNorm1d(2)
+    torch.save(module.state_dict(), tmp_path / "x.th")
+    content = read_torch_file(tmp_path / "x.th")
+    assert list(content) == list(module.state_dict())
+
+
+def test_compressed_files_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.th", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}.")
+        archive.writestr("x/data/0", bytes(1 << 20))
+    with pytest.raises(InputError, match=r"bomb\.th compresses x/data\.pkl.*zip -0"):
+        read_torch_file(tmp_path / "bomb.th")
+
+
+def test_a_huge_pickle_is_refused(tmp_path):
+    write_stored(tmp_path / "huge.th", b"N" * (17 << 20))
+    with pytest.raises(InputError, match=r"has a pickle of 17,825,795 bytes"):
+        read_torch_file(tmp_path / "huge.th")
+
+
+# Each would take gigabytes or for ever in an ordinary unpickler.
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        pytest.param(b"]r\xff\xff\xff\x7f", id="index"),
+        pytest.param(b"\x96" + (1 << 40).to_bytes(8, "little"), id="bytearray"),
+        pytest.param(b")" + b"q\x00h\x00\x86" * 64 + b"\x8f(q\x01h\x01\x90", id="set"),
+        pytest.param(b")" + b"q\x00h\x00\x86" * 64 + b"q\x01}h\x01Ns", id="key"),
+        pytest.param(b"]" + b"q\x00(h\x00h\x00l" * 64, id="nested"),
+        pytest.param(b")" + b"q\x00h\x00\x86" * 64 + b"Q", id="reference"),
+    ],
+)
+def test_small_files_take_little_memory_and_time(tmp_path, pickled):
+    write_stored(tmp_path / "bomb.th", pickled)
+    try:
+        assert isinstance(read_torch_file(tmp_path / "bomb.th"), list)
+    except InputError as error:
+        assert re.search(r"bomb\.th is damaged: \w+", str(error))
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    write_torch_file(tmp_path / "x.th", {"w": np.ones(4, np.float32)})
+    with zipfile.ZipFile(tmp_path / "x.th") as archive:
+        pickled = archive.read("x/data.pkl")
+    assert pickled.count(b"K\x04\x85") == 1
+    write_stored(
+        tmp_path / "y.th", pickled[2:-1].replace(b"K\x04\x85", b"K\x05\x85"), **{"0": bytes(16)}
+    )
+    with pytest.raises(InputError, match=r"y\.th is damaged: \w+Error"):
+        read_torch_file(tmp_path / "y.th")
 
 
 def test_other_files_are_refused(tmp_path):

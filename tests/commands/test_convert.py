@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from capret_jax.checkpoints.loading import load_model
+from capret_jax.checkpoints.loading import ModelFolder, load_model, open_model_tokenizer
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import SIZES
 from capret_jax.errors import InputError
@@ -94,6 +94,25 @@ def test_random_heads_are_not_exported(tmp_path):
     for flags in ({"to": "safetensors"}, {"to": "torch"}):
         with pytest.raises(InputError, match="cannot be written"):
             convert(tmp_path / "dir", tmp_path / "absent" / "back", **flags)
+
+
+def test_the_tokenizer_is_kept_beside_the_model(tmp_path, capsys):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndress\n")
+    source = DATA / "x2vlm_tiny_pretrain.th"
+    convert(source, tmp_path / "with", tokenizer=tmp_path / "vocab.txt")
+    folder = ModelFolder(tmp_path / "with")
+    tokenizer = open_model_tokenizer(folder.setup(), folder.card.config)
+    assert tokenizer.get_vocab()["dress"] == 5
+    assert not capsys.readouterr().err
+
+    convert(source, tmp_path / "without")
+    assert ModelFolder(tmp_path / "without").setup().tokenizer == "bert-base-uncased"
+    with pytest.raises(InputError, match="is no file: name the model's vocab.txt"):
+        convert(source, tmp_path / "out", tokenizer=tmp_path / "missing.txt")
+    (tmp_path / "large.txt").write_text("".join(f"word{i}\n" for i in range(40_000)))
+    with pytest.raises(InputError, match="it is the tokenizer of another model"):
+        convert(source, tmp_path / "out", tokenizer=tmp_path / "large.txt")
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_are_one_line_and_exit_code_two(tmp_path, monkeypatch):

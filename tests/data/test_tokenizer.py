@@ -65,5 +65,14 @@ def test_the_vocabulary_is_the_same_in_every_process(vocabulary, tmp_path):
 
 
 def test_a_missing_tokenizer_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"data\.tokenizer='.*nowhere"):
+    with pytest.raises(InputError, match=r"at .*nowhere"):
         load_tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_a_text_of_unknown_words_alone_is_refused(vocabulary):
+    encoder = CaptionEncoder(load_tokenizer(str(vocabulary)), 8)
+    encoder.check_words("платье vest")
+    with pytest.raises(InputError, match="no word of 'платье 裙子' is in the model's vocabulary"):
+        encoder.check_words("платье 裙子")
+    with pytest.raises(InputError, match="has no words"):
+        encoder.check_words("?!")

@@ -119,6 +119,7 @@ def test_images_with_alpha_and_tiffs_are_accepted(client):
         ({"photo": picture()}, {"k": "100000"}, 422, ""),
         ({}, {"text": "  "}, 422, "nothing to search for"),
         ({}, {"text": "!!!"}, 422, "no words"),
+        ({}, {"text": "платье"}, 422, "no word of 'платье' is in the model's vocabulary"),
         ({}, {"text": "x" * 501}, 422, ""),
         ({"photo": b"x" * UPLOAD_BYTES}, {}, 413, "larger than"),
     ],
