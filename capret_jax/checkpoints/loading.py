@@ -98,6 +98,11 @@ class ModelFolder:
         self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []))
 
     @property
+    def step(self) -> int | None:
+        """Returns the step of the training that the model is of; None if it was converted."""
+        return None if self._checkpoints is None else self._checkpoints.model_step()
+
+    @property
     def writes_captions(self) -> bool:
         """Returns True if the masked LM was trained to generate text from left to right."""
         if self._checkpoints is None:

@@ -285,6 +285,11 @@ class Checkpoints:
         first_process_first(lambda: folder.rename(aside) if folder.exists() else None)
         self._checkpointer.reload()
 
+    def model_step(self) -> int:
+        """Returns the step of the best checkpoint, or of the newest where none has a score."""
+        best = self.best_step()
+        return self._steps()[-1] if best is None else best
+
     def restore_model(self, abstract: dict) -> dict:
         """Restores only the parameters of the model, averaged if the checkpoint has averages.
 
@@ -300,8 +305,7 @@ class Checkpoints:
         # The config of an older run may lack the key.
         averaged = metadata["config"]["optimizer"].get("ema_decay", 0)
         subtree = {"average": abstract} if averaged else {"params": {"model": abstract}}
-        best = self.best_step()
-        step = self._steps()[-1] if best is None else best
+        step = self.model_step()
         folder = self._checkpointer.directory / str(step)
         try:
             state = self._load_state(step, {"state": subtree})

@@ -6,8 +6,8 @@
 Pictures are embedded in shards, in `OUT.shards`; an interrupted call is resumed by the same
 command. `--processes=4` embeds with four processes. `--part=i/n` embeds the i-th of n parts, for n
 machines that share a disk; the one that finds all shards complete builds the index.
-`--export=npy,parquet,faiss` also writes the embeddings in those formats. Pictures that cannot be
-read are reported and left out.
+`--export=npy,parquet,faiss` also writes the embeddings in those formats, and so does every
+later call. Pictures that cannot be read are reported and left out.
 """
 
 import os
@@ -23,7 +23,7 @@ from absl import flags
 from capret_jax.command_line import parse_part, run
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
-from capret_jax.retrieval.export import FORMATS, check_installed, export
+from capret_jax.retrieval.export import FORMATS, check_installed, export, exported
 from capret_jax.retrieval.index import Index
 from capret_jax.retrieval.index_engine import KINDS, IndexConfig
 from capret_jax.retrieval.items import check_unique_ids
@@ -63,7 +63,9 @@ def main(argv: list[str]) -> None:
     unknown = set(_EXPORT.value) - set(FORMATS)
     if unknown:
         raise InputError(f"--export={','.join(_EXPORT.value)}: there are {', '.join(FORMATS)}.")
-    check_installed(_EXPORT.value)
+    # Exports that are there would not fit to the new index.
+    formats = sorted({*_EXPORT.value, *exported(out)})
+    check_installed(formats)
     config = IndexConfig(_KIND.value, target_recall=_TARGET.value, seed=_SEED.value)
     check_free(out)
     encoder = Encoder.from_dir(_MODEL.value, _TOKENIZER.value)
@@ -81,7 +83,7 @@ def main(argv: list[str]) -> None:
     index = Index.build(vectors, items, config, encoder.digest)
     save_index(index, out)
     write_thumbnails(out, shards.thumbnails())
-    for name in _EXPORT.value:
+    for name in formats:
         print(f"exported {export(index, out, name)}")
     shutil.rmtree(_shards_folder(out))
     measured = (

@@ -2,13 +2,16 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from capret_jax.data.json_values import as_number
 from capret_jax.detection.boxes import box_iou
 from capret_jax.detection.detector import Detection
+from capret_jax.errors import InputError
 
 _FILE = "detection.json"
 # IoU from which a detection of the right category is correct, as in AP50.
@@ -99,12 +102,39 @@ def at_threshold(detections: ScoredDetections, threshold: float) -> ThresholdCal
     )
 
 
-def write_threshold(workdir: pathlib.Path, calibration: ThresholdCalibration) -> None:
-    """Writes `detection.json` into a model's folder."""
-    (workdir / _FILE).write_text(json.dumps(calibration._asdict(), indent=2) + "\n")
+def write_threshold(workdir: pathlib.Path, step: int, calibration: ThresholdCalibration) -> None:
+    """Writes `detection.json`, with the step of the model that was calibrated, into its folder."""
+    content = {"step": step, **calibration._asdict()}
+    (workdir / _FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_threshold(workdir: pathlib.Path, default: float) -> float:
-    """Returns the threshold in a model's `detection.json`, or `default` without that file."""
-    path = workdir / _FILE
-    return json.loads(path.read_text())["threshold"] if path.is_file() else default
+def read_threshold(folder: pathlib.Path, step: int | None, default: float) -> float:
+    """Returns the threshold in a model's `detection.json`.
+
+    Args:
+        folder: folder of the model.
+        step: step of the model.
+        default: threshold where the file is absent, or, with a warning, of another step.
+
+    Raises:
+        InputError: the file holds no threshold.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return default
+    try:
+        content = json.loads(path.read_bytes())
+        threshold, calibrated = as_number(content["threshold"]), content.get("step")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} holds no threshold ({type(error).__name__}: {error}): evaluate the model "
+            "again, or remove the file."
+        ) from error
+    if calibrated != step:
+        print(
+            f"{path} is of step {calibrated}, and the model of step {step}: the threshold is "
+            f"{default} until the model is evaluated",
+            file=sys.stderr,
+        )
+        return default
+    return threshold

@@ -33,6 +33,11 @@ def export(index: Index, folder: pathlib.Path, name: str) -> pathlib.Path:
     return FORMATS[name](folder, index.vectors[rows], [index.items[row] for row in rows])
 
 
+def exported(folder: pathlib.Path) -> list[str]:
+    """Returns the names of the formats that a folder holds exports of."""
+    return [name for name in FORMATS if (folder / f"export.{name}").is_file()]
+
+
 def check_installed(names: Sequence[str]) -> None:
     """Checks that the libraries of some formats are installed.
 

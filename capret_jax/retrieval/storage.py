@@ -25,6 +25,8 @@ from capret_jax.retrieval.items import Item
 from capret_jax.retrieval.tuning import TunedEngine
 
 MANIFEST, VECTORS, ITEMS = "manifest.json", "vectors.npy", "items.jsonl"
+# Files of `retrieval.export`.
+EXPORTS = ("export.jsonl", "export.npy", "export.parquet", "export.faiss")
 _ACTIVE, _SCANN = "alive.npy", "scann"
 _FORMAT = 1
 
@@ -34,7 +36,8 @@ def save_index(index: Index, folder: pathlib.Path) -> None:
 
     Args:
         index: the index.
-        folder: its folder; files that are not part of an index, such as thumbnails, are kept.
+        folder: its folder; files that are not part of an index, such as thumbnails, are kept, and
+            exports of the index that was there are removed.
 
     Raises:
         InputError: the folder holds something other than an index.
@@ -57,7 +60,8 @@ def save_index(index: Index, folder: pathlib.Path) -> None:
         folder.rename(backup)
     partial.rename(folder)
     for path in backup.iterdir() if backup.exists() else ():
-        if path.name not in (MANIFEST, VECTORS, ITEMS, _ACTIVE, _SCANN):
+        # Rows of an export are rows of the index that it was made from.
+        if path.name not in (MANIFEST, VECTORS, ITEMS, _ACTIVE, _SCANN, *EXPORTS):
             path.rename(folder / path.name)
     shutil.rmtree(backup, ignore_errors=True)
 

@@ -17,6 +17,7 @@ from absl import flags, logging
 from capret_jax.command_line import run
 from capret_jax.config import DetectionConfig
 from capret_jax.serve.api import Access, create_app
+from capret_jax.serve.connections import LimitedConnection
 from capret_jax.serve.encoder import BATCH_SIZES
 from capret_jax.serve.searcher import Searcher
 from capret_jax.serve.service import ServiceLimits
@@ -61,6 +62,7 @@ def main(argv: list[str]) -> None:
         create_app(searcher, index_dir, limits, Access(_hosts(), _METRICS.value)),
         host=_HOST.value,
         port=_PORT.value,
+        http=LimitedConnection,
         log_level="warning",
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_SHUTDOWN,

@@ -1,7 +1,6 @@
 """Embeds garments in photos, and texts, for search in an index; detects garments."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -76,7 +75,7 @@ class Encoder:
                 f"{folder} was trained with embedding.kind={embedding!r}, which reads a caption "
                 "of every picture: only embedding.kind='image' can be served."
             )
-        threshold = read_threshold(pathlib.Path(folder), detection.threshold)
+        threshold = read_threshold(model_folder.path, model_folder.step, detection.threshold)
         model = model_folder.load_model(image_size)
         return cls(model, model_folder.setup(tokenizer), threshold, detection)
 

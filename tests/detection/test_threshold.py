@@ -1,6 +1,7 @@
 """Matching of detections and calibration of the threshold, on cases with a known result."""
 
 import numpy as np
+import pytest
 
 from capret_jax.detection.detector import Detection
 from capret_jax.detection.threshold import (
@@ -11,6 +12,7 @@ from capret_jax.detection.threshold import (
     read_threshold,
     write_threshold,
 )
+from capret_jax.errors import InputError
 
 LEFT, RIGHT = np.array([0, 0, 10, 20.0]), np.array([20, 0, 30, 20.0])
 
@@ -56,6 +58,21 @@ def test_the_threshold_is_1_without_a_correct_detection():
 
 
 def test_the_threshold_is_written_into_and_read_from_the_models_folder(tmp_path):
-    assert read_threshold(tmp_path, 0.5) == 0.5
-    write_threshold(tmp_path, calibrate_threshold(scored([0.25], [True], 1)))
-    assert read_threshold(tmp_path, 0.5) == 0.25
+    assert read_threshold(tmp_path, 3, 0.5) == 0.5
+    write_threshold(tmp_path, 3, calibrate_threshold(scored([0.25], [True], 1)))
+    assert read_threshold(tmp_path, 3, 0.5) == 0.25
+
+
+def test_the_threshold_of_another_step_is_not_used(tmp_path, capsys):
+    write_threshold(tmp_path, 3, calibrate_threshold(scored([0.25], [True], 1)))
+    assert read_threshold(tmp_path, 4, 0.5) == 0.5
+    assert "is of step 3, and the model of step 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"threshold": null}', '{"threshold": NaN}', "[" * 10**5, "\xff"]
+)
+def test_a_file_without_a_threshold_is_refused(tmp_path, content):
+    (tmp_path / "detection.json").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=r"detection\.json holds no threshold .*evaluate"):
+        read_threshold(tmp_path, 3, 0.5)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,11 +15,13 @@ from PIL import Image
 
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
-from capret_jax.retrieval.storage import load_index, read_items
+from capret_jax.retrieval.export import exported
+from capret_jax.retrieval.storage import load_index, read_items, save_index
 from capret_jax.retrieval.thumbnails import Thumbnails, write_thumbnails
 from capret_jax.serve.catalogue import read_catalogue
 from capret_jax.serve.encoder import Encoder
 from capret_jax.serve.shards import CatalogueShards
+from tests.commands.in_process import call
 from tests.conftest import ROOT
 from tests.serve.conftest import picture
 
@@ -203,3 +206,25 @@ def test_writing_thumbnails_replaces_earlier_ones(tmp_path):
     thumbnails = Thumbnails(tmp_path)
     assert thumbnails.read(thumbnails.file_name("a")) == b"new"
     assert thumbnails.file_name("b") is None
+
+
+def test_exports_follow_a_rebuilt_index(trained_dir, index_dir, shop, tmp_path):
+    out = tmp_path / "index"
+    shutil.copytree(index_dir, out)
+    program = "capret_jax.commands.build_index"
+    code, output, errors = call(
+        program, f"--model={trained_dir}", f"--source={shop}", f"--out={out}"
+    )
+    assert code == 0, errors
+    assert "exported" in output
+    index = load_index(out)
+    assert len(index) != len(load_index(index_dir))
+    np.testing.assert_array_equal(np.load(out / "export.npy"), index.vectors)
+    assert faiss.read_index(str(out / "export.faiss")).ntotal == len(index)
+
+
+def test_saving_an_index_removes_exports_of_the_earlier_one(index_dir, tmp_path):
+    shutil.copytree(index_dir, tmp_path / "index")
+    save_index(load_index(index_dir), tmp_path / "index")
+    assert exported(tmp_path / "index") == []
+    assert (tmp_path / "index" / "pictures.zip").is_file()
