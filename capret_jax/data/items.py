@@ -14,6 +14,7 @@ from tqdm import tqdm
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.records import Records
 from capret_jax.data.schema import DETAILS, LEVELS
+from capret_jax.errors import InputError
 
 _ATTRIBUTES = ("image_id", "pair_id", "number", "style", "category_id", *LEVELS, *DETAILS)
 # Version of the layout of a cached table; a table of another version is made again.
@@ -113,11 +114,20 @@ def load_items(records: Records) -> ItemTable:
     Reading every annotation means reading every byte of the records. So the table is kept as
     `items_<split>.npz` beside them, with a fingerprint of the record files. It is made again when
     the fingerprint differs or the file is damaged, and not kept when the folder is read-only.
+
+    Raises:
+        InputError: a file of the records is missing or damaged.
     """
+    missing = [file for file in records.files if not file.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0]} is missing: restore it, or delete {records.folder} to prepare it again."
+        )
     path = records.folder / f"items_{records.split}.npz"
     fingerprint = _fingerprint(records)
     items = _read_table(path, fingerprint)
     if items is None:
+        records.check_lengths()
         items = read_items(records)
         _write_table(path, items, fingerprint)
     return items

@@ -24,6 +24,7 @@ from capret_jax.data.record_shards import (
     replace_json,
     write_shard,
 )
+from capret_jax.data.records import damaged_metadata
 from capret_jax.errors import InputError
 
 VERSION = "1.0.0"
@@ -61,7 +62,8 @@ def prepare_deepfashion2(
                     "to the raw folder."
                 )
             _prepare(source, folder, config)
-        prepared_from = json.loads((folder / REPORT).read_text())["source"]
+        with damaged_metadata(folder / REPORT):
+            prepared_from = str(json.loads((folder / REPORT).read_bytes())["source"])
         if source is not None and str(source) != prepared_from:
             raise InputError(
                 f"{folder} was prepared from {prepared_from}, not from {source}: set "
@@ -74,7 +76,8 @@ def prepare_deepfashion2(
             f"data.prepared_dir={str(prepared_dir)!r} cannot hold the dataset ({error.strerror}): "
             "set --config.data.prepared_dir to a folder with room."
         ) from error
-    return tfds.builder_from_directory(folder)
+    with damaged_metadata(folder):
+        return tfds.builder_from_directory(folder)
 
 
 def _prepare(source: pathlib.Path, folder: pathlib.Path, config: PrepareConfig) -> None:

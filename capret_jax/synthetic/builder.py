@@ -13,6 +13,7 @@ from etils import epath
 from tqdm import tqdm
 
 from capret_jax.data import schema
+from capret_jax.data.records import damaged_metadata
 from capret_jax.synthetic import identities, pool
 
 # Far from the families' pair_ids.
@@ -127,10 +128,14 @@ def prepare(prepared_dir: str | os.PathLike, config_name: str = "demo") -> Synth
     Args:
         prepared_dir: folder of prepared datasets.
         config_name: name of one of the `BUILDER_CONFIGS`.
+
+    Raises:
+        InputError: the metadata of the dataset is damaged.
     """
-    builder = SyntheticFashion(
-        data_dir=prepared_dir, config=config_name, file_format="array_record"
-    )
+    with damaged_metadata(prepared_dir):
+        builder = SyntheticFashion(
+            data_dir=prepared_dir, config=config_name, file_format="array_record"
+        )
     # TFDS reports downloads and shuffling, which do not happen here, in bars without a total.
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):
