@@ -10,14 +10,14 @@ from absl import app, flags, logging
 
 from capret_jax.distributed.part import Part
 from capret_jax.distributed.process_group import exit_after_error, process_label
-from capret_jax.errors import InputError
+from capret_jax.errors import InputError, describe_system_error
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and calls a command's `main`.
 
-    An `InputError` or a diverged loss is reported as one line on stderr with exit code 2, any other
-    exception by its traceback with exit code 1.
+    An `InputError`, a diverged loss, a full disk or a missing right is reported as one line on
+    stderr with exit code 2, any other exception by its traceback with exit code 1.
 
     Args:
         main: a function of the arguments that are no flags, the program's name first.
@@ -29,7 +29,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (InputError, FloatingPointError) as error:
         print(f"error{process_label()}: {' '.join(str(error).split())}", file=sys.stderr)
         exit_after_error(2)
-    except Exception:
+    except Exception as error:
+        if line := describe_system_error(error):
+            print(f"error{process_label()}: {line}", file=sys.stderr)
+            exit_after_error(2)
         traceback.print_exc()
         print(f"failed{process_label()}", file=sys.stderr)
         exit_after_error(1)

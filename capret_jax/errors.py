@@ -1,5 +1,8 @@
 """The exception for mistakes that a user can correct."""
 
+import errno
+import os
+
 
 class InputError(ValueError):
     """Error in a config, a file or a folder; the message names it and the remedy.
@@ -7,3 +10,34 @@ class InputError(ValueError):
     `main` prints it as a single line and exits with code 2. Any other exception is a bug
     of this package, and is shown with its traceback.
     """
+
+
+# What the operating system says, and what then helps.
+_REMEDIES = {
+    errno.ENOSPC: "free some space there, and run the same command again",
+    errno.EDQUOT: "free some space there, and run the same command again",
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "give this user the right, or choose another folder",
+    errno.EPERM: "give this user the right, or choose another folder",
+}
+
+
+def describe_system_error(error: BaseException) -> str | None:
+    """Returns one line for a full disk or a missing right, None for other errors.
+
+    Args:
+        error: an exception; its causes are searched, too. Libraries in C++ raise other types, with
+            the system's words in the message.
+    """
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        for number, remedy in _REMEDIES.items():
+            if isinstance(error, OSError) and error.errno == number:
+                place = error.filename or "a file"
+                return f"{os.fspath(place)}: {os.strerror(number)}; {remedy}"
+            if os.strerror(number) in str(error):
+                return f"{str(error).splitlines()[0]}; {remedy}"
+        error = error.__cause__ or error.__context__ or error
+    return None
