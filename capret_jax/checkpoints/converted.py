@@ -148,8 +148,8 @@ def read_card(folder: pathlib.Path) -> ModelCard:
     try:
         content = json.loads((folder / _MODEL).read_text())
         model, checksum = ModelConfig(**content["model"]), content.get("checksum")
-        return ModelCard(model, content["kind"], content["fresh"], checksum)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return ModelCard(model, str(content["kind"]), list(content["fresh"]), checksum)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder / _MODEL} is no model config: {error}.") from error
 
 

@@ -113,7 +113,7 @@ def _read_annotation(path: pathlib.Path) -> dict[str, Any]:
         annotation = json.loads(path.read_bytes())
     except OSError as error:
         raise _BrokenError("image without annotation") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _BrokenError("annotation does not parse") from error
     if not isinstance(annotation, dict):
         raise _BrokenError("annotation does not parse")

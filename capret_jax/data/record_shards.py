@@ -107,13 +107,12 @@ def read_summary(shard: Shard) -> ShardSummary | None:
     """Reads a shard's summary; None where it is not complete or was made from other files."""
     try:
         values = json.loads(shard.summary_path.read_text())
-    except (OSError, ValueError):
+        identities = [tuple(identity) for identity in values.pop("identities")]
+        problems = [Problem(*problem) for problem in values.pop("problems")]
+        summary = ShardSummary(**values, identities=identities, problems=problems)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if values["fingerprint"] != shard.fingerprint or not shard.path.exists():
-        return None
-    identities = [tuple(identity) for identity in values.pop("identities")]
-    problems = [Problem(*problem) for problem in values.pop("problems")]
-    return ShardSummary(**values, identities=identities, problems=problems)
+    return summary if summary.fingerprint == shard.fingerprint and shard.path.exists() else None
 
 
 def write_shard(shard: Shard) -> int:

@@ -88,6 +88,18 @@ def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
         InputError: a file is missing, truncated or changed, or another model computed the vectors.
     """
     manifest = read_manifest(folder)
+    try:
+        return _load(folder, manifest, model)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): build the index "
+            "again."
+        ) from error
+
+
+def _load(folder: pathlib.Path, manifest: dict[str, Any], model: str | None) -> Index:
     if model is not None and manifest["model"] != model:
         raise InputError(
             f"{folder} was made with another model ({manifest['model'][:12] or 'unknown'} and not "
@@ -115,7 +127,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{folder} is not an index ({error}): build one with tools/build_index.py."
         ) from error

@@ -72,9 +72,15 @@ class MetricsWriter:
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-    """Removes the lines after a step, and a last line that is incomplete because of a kill."""
+    """Removes the lines after a step, and those that a kill or a damage left incomplete."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in kept))
+
+    def is_kept(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+
+    lines = path.read_text(errors="replace").splitlines()
+    path.write_text("".join(f"{line}\n" for line in lines if is_kept(line)))
