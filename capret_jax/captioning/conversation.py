@@ -27,6 +27,14 @@ _SYNONYMS = {
     "fabric": ("fabric", "material", "cloth"),
 }
 _GARMENTS = r"(?:garment|cloth(?:ing|es)|apparel|item|piece|top|dress|skirt|pants|jacket|coat)\b"
+# Wordings of a listed question, from its topic and its text.
+_WORDINGS = (
+    "{1}?",
+    "What {0} does it have?",
+    "What is its {0}?",
+    "Which {0} does the garment have?",
+    "How would you describe the {0}?",
+)
 _CATEGORY = re.compile(
     rf"\b(?:kind|type|sort|category|piece) of (?:a |the )?{_GARMENTS}"
     r"|\b(?:what|which) (?:kind|type|category|garment)\b(?! of)"
@@ -77,6 +85,7 @@ class Turn:
         probability: the model's probability of the answer.
         sure: True if the answer is a fact.
         new: True if no earlier turn had this fact.
+        source: origin of the question: "written", "chosen" or "scripted"; empty if unknown.
     """
 
     question: str
@@ -85,6 +94,7 @@ class Turn:
     probability: float
     sure: bool
     new: bool
+    source: str = ""
 
 
 class Conversation:
@@ -93,7 +103,9 @@ class Conversation:
     Attributes:
         turns: the turns so far.
         pending: a question without an answer yet, or None.
+        pending_source: the origin of that question, as in `Turn.source`.
         ended: True when the questioner has no question left.
+        refusals: replies of the questioner's language model that were refused.
     """
 
     def __init__(self, questions: Sequence[Question], config: ConversationConfig):
@@ -106,7 +118,9 @@ class Conversation:
         self._config = config
         self.turns: list[Turn] = []
         self.pending: str | None = None
+        self.pending_source = ""
         self.ended = False
+        self.refusals = 0
 
     def finished(self) -> bool:
         """Returns True if no question is left, recent turns had no new fact, or at `max_turns`."""
@@ -114,9 +128,9 @@ class Conversation:
         stale = len(recent) == self._config.patience and not any(recent)
         return self.ended or stale or len(self.turns) >= self._config.max_turns
 
-    def add_question(self, question: str | None) -> None:
+    def add_question(self, question: str | None, source: str = "") -> None:
         """Adds a question that waits for its answer; None ends the conversation."""
-        self.pending, self.ended = question, question is None
+        self.pending, self.pending_source, self.ended = question, source, question is None
 
     def add_answer(self, text: str, probability: float) -> Turn:
         """Adds the answer to the pending question."""
@@ -130,7 +144,7 @@ class Conversation:
             informative = not _UNINFORMATIVE_ANSWER.match(" ".join(split_words(text)))
         sure = probability >= self._config.sure and informative and not known
         new = sure and (bool(topic) or text not in earlier)
-        turn = Turn(question, topic, text, probability, sure, new)
+        turn = Turn(question, topic, text, probability, sure, new, self.pending_source)
         self.turns.append(turn)
         self.pending = None
         return turn
@@ -155,6 +169,16 @@ class Conversation:
             question
             for topic, question in self._questions.items()
             if topic not in asked and self.applies(topic)
+        ]
+
+    def question_wordings(self) -> list[str]:
+        """Lists questions, in several wordings each, that a model may choose from."""
+        return [
+            wording
+            for question in self.remaining_questions()
+            for template in _WORDINGS
+            if self.topic_of(wording := template.format(question.topic, question.text))
+            == question.topic
         ]
 
     def applies(self, topic: str) -> bool:
