@@ -1,6 +1,7 @@
 """A causal language model on this machine, through transformers and torch."""
 
 import asyncio
+import inspect
 import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ class TransformersModel:
                 f"--questioner=transformers:{path} needs torch, which nothing else here does: "
                 "pip install torch, or run the model behind a server."
             ) from error
-        folder, gguf = _split_gguf(path)
+        folder, gguf = split_gguf(path)
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, padding_side="left", **gguf
@@ -58,6 +59,10 @@ class TransformersModel:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._torch, self.name = torch, path
+        self._new_cache = lambda: transformers.DynamicCache(config=self._model.config)
+        # An argument that transformers renamed within version 5.
+        names = inspect.signature(self._model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._executor = ThreadPoolExecutor(1)
         self._batcher: Batcher[str, Completion] | None = None
 
@@ -115,14 +120,14 @@ class TransformersModel:
         ids, mask = ends["input_ids"], ends["attention_mask"]
         with self._torch.inference_mode():
             # The prompt is computed once, and its keys and values are shared by all replies.
-            read = self._model(input_ids=start, use_cache=True)
-            cache = read.past_key_values
+            cache = self._new_cache()
+            read = self._model(input_ids=start, **{self._cache_name: cache})
             cache.batch_repeat_interleave(len(replies))
             seen = self._torch.ones((len(replies), start.shape[1]), dtype=mask.dtype, device=device)
             written = self._model(
                 input_ids=ids,
                 attention_mask=self._torch.cat([seen, mask], dim=1),
-                past_key_values=cache,
+                **{self._cache_name: cache},
             )
             first = read.logits[:, -1:].expand(len(replies), -1, -1)
             logits = self._torch.cat([first, written.logits[:, :-1]], dim=1)
@@ -141,7 +146,7 @@ class TransformersModel:
         )
 
 
-def _split_gguf(path: str) -> tuple[str, dict[str, str]]:
+def split_gguf(path: str) -> tuple[str, dict[str, str]]:
     """Returns the folder of a model, and the argument that names its GGUF file, if it is one."""
     file = pathlib.Path(path)
     if file.is_dir() and not (file / "config.json").exists():
