@@ -30,9 +30,7 @@ _GARMENTS = r"(?:garment|cloth(?:ing|es)|apparel|item|piece|top|dress|skirt|pant
 # Wordings of a listed question, from its topic and its text.
 _WORDINGS = (
     "{1}?",
-    "What {0} does it have?",
     "What is its {0}?",
-    "Which {0} does the garment have?",
     "How would you describe the {0}?",
 )
 _CATEGORY = re.compile(
@@ -44,6 +42,14 @@ _CATEGORY = re.compile(
 _UNINFORMATIVE_ANSWER = re.compile(
     r"$|.*\b(?:yes|no|not|none|nothing|maybe|unknown|unclear|unsure|cannot|n a"
     r"|(?:is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should)n t)\b"
+)
+# Words of questions that name nothing of a garment: "What is this?"
+_EMPTY_WORDS = frozenset(
+    "what which how who where when why whose is are was were be do does did can could would will"
+    " may it its this that these those they he she i you your me we us one a an the of on in at to"
+    " for about and or there here else more so please tell say think know see look looking like"
+    " question answer thing things something anything garment item piece clothing photo picture"
+    " image".split()
 )
 _YES_OR_NO = re.compile(
     r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|might)\b",
@@ -156,6 +162,10 @@ class Conversation:
     def is_uninformative(self, question: str) -> bool:
         """Returns True for a question that is not listed and has only the answers yes and no."""
         return not self.topic_of(question) and bool(_YES_OR_NO.match(question))
+
+    def is_empty(self, question: str) -> bool:
+        """Returns True for a question that names nothing of a garment: "What is this?"."""
+        return not self.topic_of(question) and _EMPTY_WORDS.issuperset(split_words(question))
 
     def vqa_question(self, question: str) -> Question:
         """Returns the question to ask the VQA model, and the answers to rank."""

@@ -206,6 +206,8 @@ def _parse_next_question(reply: str, conversation: Conversation) -> str | None:
         raise InvalidReply("that was asked before")
     if not conversation.applies(topic := conversation.topic_of(question)):
         raise InvalidReply(f"this garment has no {topic}")
+    if conversation.is_empty(question):
+        raise InvalidReply("it does not say what it asks about: name one thing")
     if conversation.is_uninformative(question):
         raise InvalidReply("yes and no say little of a garment: ask what, which or how")
     return question

@@ -1,6 +1,7 @@
 """A causal language model on this machine, through transformers and torch."""
 
 import asyncio
+import functools
 import inspect
 import pathlib
 from collections.abc import Sequence
@@ -65,6 +66,8 @@ class TransformersModel:
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._executor = ThreadPoolExecutor(1)
         self._batcher: Batcher[str, Completion] | None = None
+        # Many conversations begin alike.
+        self._cached_choice = functools.lru_cache(maxsize=10_000)(self._choose)
 
     async def __call__(self, prompt: str) -> Completion:
         """Completes one prompt, in a batch with others that wait."""
@@ -76,7 +79,8 @@ class TransformersModel:
     async def choose(self, prompt: str, replies: Sequence[str]) -> Completion:
         """Returns the likeliest of several replies to a prompt, by the mean over its tokens."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._choose, prompt, replies)
+        choose = self._cached_choice
+        return await loop.run_in_executor(self._executor, choose, prompt, tuple(replies))
 
     async def close(self) -> None:
         """Stops the batcher and its thread."""

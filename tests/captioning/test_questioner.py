@@ -88,6 +88,13 @@ def test_uninformative_questions_are_refused(conversation):
     assert asyncio.run(questioner.ask(conversation)).text is None
 
 
+@pytest.mark.parametrize("empty", ["What is this?", "How would you tell?", "What about it?"])
+def test_questions_about_nothing_are_refused(conversation, empty):
+    model, questioner = prompted(empty, "Where are its pockets?")
+    assert asyncio.run(questioner.ask(conversation)).text == "Where are its pockets?"
+    assert "name one thing" in model.prompts[1]
+
+
 def test_questions_that_do_not_apply_are_refused():
     conversation = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig())
     conversation.add_question("What kind is it?")
