@@ -66,8 +66,9 @@ EXTRAS = {
         "python-multipart>=0.0.18",  # earlier ones could be stalled by a crafted boundary
         "prometheus-client>=0.21",
     ],
-    # Its client speaks to vLLM and llama.cpp alike.
-    "captioning": ["openai>=2,<4"],
+    # Its client speaks to vLLM and llama.cpp alike; 3 and later through httpx2, whose streams
+    # captioning/reply_limits.py bounds.
+    "captioning": ["openai>=3,<4", "httpx2>=2.7,<3"],
     "export": ["pyarrow>=18", "faiss-cpu>=1.10,<2"],
     "dev": ["pytest>=9,<10", "ruff>=0.17,<0.18", "mypy>=2.1,<3", "scikit-learn>=1.5"],
 }

@@ -3,22 +3,26 @@
 import asyncio
 import contextlib
 import dataclasses
-import os
+import math
 import random
 import time
-import urllib.parse
 
+from capret_jax.captioning.chat_connection import (
+    choose_model,
+    describe_error,
+    open_client,
+    read_address,
+)
 from capret_jax.captioning.language_model import MAX_COMPLETION_TOKENS, Completion, NoReply
+from capret_jax.captioning.reply_text import clean_reply
 from capret_jax.errors import InputError
 
-# Time limit for a server to list its models, in seconds.
-_PROBE_TIMEOUT = 10.0
+# A count of tokens above this is no count.
+_MAX_TOKEN_COUNT = 1_000_000_000
 # HTTP statuses below 500 after which a request is repeated: request timeout, conflict, too many
 # requests.
 _RETRY_STATUSES = (408, 409, 429)
-# HTTP statuses of a server that is starting or busy: too many requests, bad gateway, unavailable,
-# gateway timeout.
-_NOT_READY_STATUSES = (429, 502, 503, 504)
+# Longest pause before a repetition, in seconds.
 _MAX_PAUSE = 60.0
 
 
@@ -69,33 +73,13 @@ class ChatClient:
         Raises:
             InputError: the server cannot be reached, or has no such model.
         """
-        try:
-            import openai
-        except ImportError as error:
-            raise InputError(
-                "a language model behind a server is reached with the openai package: "
-                'pip install "capret_jax[captioning]".'
-            ) from error
         self._config, self._pace = config, _Pace(config.per_second)
-        # Another kind of server may reply with JSON of any structure, or with other text.
-        self._errors = (
-            openai.OpenAIError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            TimeoutError,
-            TypeError,
-            ValueError,
-        )
-        self._slots = asyncio.Semaphore(config.workers)
-        base_url = _api_url(url)
-        api_key = os.environ.get("OPENAI_API_KEY", "none")
-        models = _list_models(url, base_url, api_key)
-        if model and models and model not in models:
-            raise InputError(f"--questioner={url} has {', '.join(models)}, not {model}.")
-        self.name = model or next(iter(models), "default")
+        address = read_address(url)
+        self.name = choose_model(address, model)
         # Retries are made here: those of the client would ignore the rate limit.
-        self._client = openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0)
+        self._client = open_client(address, config.timeout)
+        self._errors = _reply_errors()
+        self._slots = asyncio.Semaphore(config.workers)
 
     async def __call__(self, prompt: str) -> Completion:
         """Completes one prompt, sent as one message of the user.
@@ -113,7 +97,7 @@ class ChatClient:
                 except self._errors as error:
                     pause = _pause_after(error, attempt)
                     if pause is None or attempt == self._config.retries:
-                        raise NoReply(_describe_error(error)) from error
+                        raise NoReply(describe_error(error)) from error
                 await asyncio.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
@@ -131,41 +115,14 @@ class ChatClient:
         await self._client.close()
 
 
-def _api_url(url: str) -> str:
-    """Adds /v1 to a URL without a path."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        if not parts.hostname or parts.port == 0:
-            raise ValueError("no host, or port 0")
-    except ValueError as error:
-        raise InputError(f"--questioner={url} is no address ({error}).") from error
-    return url if parts.path.strip("/") else url.rstrip("/") + "/v1"
-
-
-def _list_models(url: str, base_url: str, api_key: str) -> list[str]:
-    """Returns the names of a server's models; empty if the server does not list them."""
+def _reply_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors of a request: other programs reply with JSON of any structure, or text."""
     import openai
 
-    probe = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=_PROBE_TIMEOUT, max_retries=1)
-    try:
-        return [model.id for model in probe.models.list().data]
-    except openai.APIConnectionError as error:
-        raise InputError(
-            f"--questioner={url} cannot be reached ({_describe_error(error)}): start the server, "
-            "or correct the address."
-        ) from error
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise InputError(
-            f"--questioner={url} wants a key ({_describe_error(error)}): set OPENAI_API_KEY."
-        ) from error
-    except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
-        if getattr(error, "status_code", 0) in _NOT_READY_STATUSES:
-            raise InputError(
-                f"--questioner={url} is not ready ({_describe_error(error)}): try again later."
-            ) from error
-        return []
-    finally:
-        probe.close()
+    from capret_jax.captioning.reply_limits import RefusedReply
+
+    expected = (openai.OpenAIError, RefusedReply, TimeoutError)
+    return (*expected, AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def _pause_after(error: Exception, attempt: int) -> float | None:
@@ -177,7 +134,8 @@ def _pause_after(error: Exception, attempt: int) -> float | None:
         if error.status_code not in _RETRY_STATUSES and error.status_code < 500:
             return None
         with contextlib.suppress(KeyError, ValueError):  # no such header, or a date in it
-            pause = float(error.response.headers["retry-after"])
+            demanded = float(error.response.headers["retry-after"])
+            pause = demanded if math.isfinite(demanded) else _MAX_PAUSE
         return min(max(pause, 0.0), _MAX_PAUSE)
     return pause if isinstance(error, TimeoutError | openai.APIConnectionError) else None
 
@@ -187,15 +145,15 @@ def _parse_response(response) -> Completion:
     text = response.choices[0].message.content or ""
     if not isinstance(text, str):
         raise TypeError(f"the message is a {type(text).__name__}, not a text")
-    # Some servers do not count tokens.
-    counts = (getattr(response.usage, f"{kind}_tokens", 0) for kind in ("prompt", "completion"))
-    return Completion(text, *(count if isinstance(count, int) else 0 for count in counts))
+    usage = response.usage
+    counts = (_token_count(usage, f"{kind}_tokens") for kind in ("prompt", "completion"))
+    return Completion(clean_reply(text), *counts)
 
 
-def _describe_error(error: BaseException) -> str:
-    """Formats an error and its cause as one line."""
-    cause = f", {error.__cause__}" if error.__cause__ else ""
-    return f"{type(error).__name__}: {error}{cause}".replace("\n", " ")[:200]
+def _token_count(usage: object, name: str) -> int:
+    """Returns a count of tokens; 0 where a server does not count them, or sends something else."""
+    count = getattr(usage, name, 0)
+    return count if type(count) is int and 0 <= count <= _MAX_TOKEN_COUNT else 0
 
 
 class _Pace:

@@ -3,6 +3,7 @@
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -33,7 +34,7 @@ from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
 # Version of the prompts and rules of captions; increase it when these change.
-_VERSION = 2
+_VERSION = 3
 
 
 class CaptionRunner(Protocol):
@@ -129,14 +130,19 @@ def summarize(store: CaptionStore, crops: ItemCrops) -> dict[str, Any]:
 
     Returns:
         Means per item: "questions", "calls" of the language model, "prompt_tokens",
-        "completion_tokens" and "refused" replies; and "precision", topic -> share of the facts that
-        equal the annotation, for annotated topics.
+        "completion_tokens" and "refused" replies; "question_sources" and "caption_sources", the
+        shares that the language model wrote and chose, and of the script; and "precision",
+        topic -> share of the facts that equal the annotation, for annotated topics.
     """
     correct: dict[str, list[bool]] = {}
+    sources: dict[str, Counter[str]] = {"question_sources": Counter(), "caption_sources": Counter()}
     totals, count = dict.fromkeys(("questions", *COST_KEYS), 0), 0
     for key, line in store.lines():
         turns = line.get("turns", [])
         count, totals["questions"] = count + 1, totals["questions"] + len(turns)
+        sources["question_sources"].update(turn["source"] for turn in turns)
+        if "caption_source" in line:
+            sources["caption_sources"][line["caption_source"]] += 1
         for name in COST_KEYS:
             totals[name] += line.get(name, 0)
         known = known_answers(crops.attributes_of(key)) if key in crops else {}
@@ -145,7 +151,12 @@ def summarize(store: CaptionStore, crops: ItemCrops) -> dict[str, Any]:
                 correct.setdefault(turn["topic"], []).append(turn["answer"] == known[turn["topic"]])
     means = {name: total / max(count, 1) for name, total in totals.items()}
     precision = {topic: float(np.mean(values)) for topic, values in correct.items()}
-    return {**means, "precision": precision}
+    shares = {
+        name: {source: number / counts.total() for source, number in counts.items()}
+        for name, counts in sources.items()
+        if counts
+    }
+    return {**means, **shares, "precision": precision}
 
 
 def require_capability(folder: str | os.PathLike, method: str) -> None:

@@ -27,6 +27,12 @@ _SYNONYMS = {
     "fabric": ("fabric", "material", "cloth"),
 }
 _GARMENTS = r"(?:garment|cloth(?:ing|es)|apparel|item|piece|top|dress|skirt|pants|jacket|coat)\b"
+# Wordings of a listed question, from its topic and its text.
+_WORDINGS = (
+    "{1}?",
+    "What is its {0}?",
+    "How would you describe the {0}?",
+)
 _CATEGORY = re.compile(
     rf"\b(?:kind|type|sort|category|piece) of (?:a |the )?{_GARMENTS}"
     r"|\b(?:what|which) (?:kind|type|category|garment)\b(?! of)"
@@ -36,6 +42,14 @@ _CATEGORY = re.compile(
 _UNINFORMATIVE_ANSWER = re.compile(
     r"$|.*\b(?:yes|no|not|none|nothing|maybe|unknown|unclear|unsure|cannot|n a"
     r"|(?:is|are|was|were|do|does|did|has|have|had|ca|wo|could|would|should)n t)\b"
+)
+# Words of questions that name nothing of a garment: "What is this?"
+_EMPTY_WORDS = frozenset(
+    "what which how who where when why whose is are was were be do does did can could would will"
+    " may it its this that these those they he she i you your me we us one a an the of on in at to"
+    " for about and or there here else more so please tell say think know see look looking like"
+    " question answer thing things something anything garment item piece clothing photo picture"
+    " image".split()
 )
 _YES_OR_NO = re.compile(
     r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|may|might)\b",
@@ -77,6 +91,7 @@ class Turn:
         probability: the model's probability of the answer.
         sure: True if the answer is a fact.
         new: True if no earlier turn had this fact.
+        source: origin of the question: "written", "chosen" or "scripted"; empty if unknown.
     """
 
     question: str
@@ -85,6 +100,7 @@ class Turn:
     probability: float
     sure: bool
     new: bool
+    source: str = ""
 
 
 class Conversation:
@@ -93,7 +109,9 @@ class Conversation:
     Attributes:
         turns: the turns so far.
         pending: a question without an answer yet, or None.
+        pending_source: the origin of that question, as in `Turn.source`.
         ended: True when the questioner has no question left.
+        refusals: replies of the questioner's language model that were refused.
     """
 
     def __init__(self, questions: Sequence[Question], config: ConversationConfig):
@@ -106,7 +124,9 @@ class Conversation:
         self._config = config
         self.turns: list[Turn] = []
         self.pending: str | None = None
+        self.pending_source = ""
         self.ended = False
+        self.refusals = 0
 
     def finished(self) -> bool:
         """Returns True if no question is left, recent turns had no new fact, or at `max_turns`."""
@@ -114,9 +134,9 @@ class Conversation:
         stale = len(recent) == self._config.patience and not any(recent)
         return self.ended or stale or len(self.turns) >= self._config.max_turns
 
-    def add_question(self, question: str | None) -> None:
+    def add_question(self, question: str | None, source: str = "") -> None:
         """Adds a question that waits for its answer; None ends the conversation."""
-        self.pending, self.ended = question, question is None
+        self.pending, self.pending_source, self.ended = question, source, question is None
 
     def add_answer(self, text: str, probability: float) -> Turn:
         """Adds the answer to the pending question."""
@@ -130,7 +150,7 @@ class Conversation:
             informative = not _UNINFORMATIVE_ANSWER.match(" ".join(split_words(text)))
         sure = probability >= self._config.sure and informative and not known
         new = sure and (bool(topic) or text not in earlier)
-        turn = Turn(question, topic, text, probability, sure, new)
+        turn = Turn(question, topic, text, probability, sure, new, self.pending_source)
         self.turns.append(turn)
         self.pending = None
         return turn
@@ -142,6 +162,10 @@ class Conversation:
     def is_uninformative(self, question: str) -> bool:
         """Returns True for a question that is not listed and has only the answers yes and no."""
         return not self.topic_of(question) and bool(_YES_OR_NO.match(question))
+
+    def is_empty(self, question: str) -> bool:
+        """Returns True for a question that names nothing of a garment: "What is this?"."""
+        return not self.topic_of(question) and _EMPTY_WORDS.issuperset(split_words(question))
 
     def vqa_question(self, question: str) -> Question:
         """Returns the question to ask the VQA model, and the answers to rank."""
@@ -155,6 +179,16 @@ class Conversation:
             question
             for topic, question in self._questions.items()
             if topic not in asked and self.applies(topic)
+        ]
+
+    def question_wordings(self) -> list[str]:
+        """Lists questions, in several wordings each, that a model may choose from."""
+        return [
+            wording
+            for question in self.remaining_questions()
+            for template in _WORDINGS
+            if self.topic_of(wording := template.format(question.topic, question.text))
+            == question.topic
         ]
 
     def applies(self, topic: str) -> bool:

@@ -123,50 +123,54 @@ class ConversationRunner:
         self, key: ItemKey, states: np.ndarray, answer: Batcher[VqaQuery, Answer]
     ) -> bool:
         """Runs or resumes one conversation; False when the questioner gave no reply."""
-        conversation, usages, caption = self._resume(key)
+        conversation, usages, summary = self._resume(key)
         try:
             while not conversation.finished():
                 if conversation.pending is None:
                     reply = await self._questioner.ask(conversation)
-                    conversation.add_question(reply.text)
+                    conversation.add_question(reply.text, reply.source)
+                    conversation.refusals += len(reply.usage.refused)
                     self._log_reply(key, "question", reply, usages)
                     continue
                 question = conversation.vqa_question(conversation.pending)
                 found = await answer(VqaQuery(states, question.text, question.answers))
                 conversation.add_answer(*found)
                 self._store.log(key, {"event": "answer", **found._asdict()})
-            if caption is None:
-                reply = await self._questioner.summarize(conversation)
-                caption = reply.text or ""
-                self._log_reply(key, "caption", reply._replace(text=caption), usages)
+            if summary is None:
+                summary = await self._questioner.summarize(conversation)
+                self._log_reply(key, "caption", summary, usages)
         except QuestionerError as error:
             log_failure(self._store, key, error)
             self._failures.record_failure(error)
             return False
         turns = [vars(turn) for turn in conversation.turns]
-        self._store.finish(key, caption, turns=turns, **total_usage(usages))
+        costs = total_usage(usages)
+        self._store.finish(
+            key, summary.text or "", caption_source=summary.source, turns=turns, **costs
+        )
         return True
 
     def _log_reply(self, key: ItemKey, event: str, reply: Reply, usages: list[Usage]) -> None:
         self._failures.reset()
         usages.append(reply.usage)
         cost = {"usage": reply.usage._asdict()} if reply.usage.calls else {}
-        self._store.log(key, {"event": event, "text": reply.text, **cost})
+        self._store.log(key, {"event": event, "text": reply.text, "source": reply.source, **cost})
 
-    def _resume(self, key: ItemKey) -> tuple[Conversation, list[Usage], str | None]:
+    def _resume(self, key: ItemKey) -> tuple[Conversation, list[Usage], Reply | None]:
         """Restores the conversation, its costs and its caption from the journal."""
         conversation, usages = Conversation(self._questions, self._config.dialogue), []
-        caption = None
+        summary: Reply | None = None
         for event in self._store.events(key):
             if event["event"] == "question":
-                conversation.add_question(event["text"])
+                conversation.add_question(event["text"], event["source"])
             elif event["event"] == "answer":
                 conversation.add_answer(event["text"], event["probability"])
             elif event["event"] == "caption":
-                caption = event["text"]
+                summary = Reply(event["text"], source=event["source"])
             if "usage" in event:
                 usages.append(Usage(**event["usage"]))
-        return conversation, usages, caption
+                conversation.refusals += len(usages[-1].refused)
+        return conversation, usages, summary
 
 
 def _read_crops(keys: Sequence[ItemKey], read_crop: ReadCrop) -> np.ndarray:

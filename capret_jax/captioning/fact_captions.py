@@ -1,5 +1,6 @@
 """Captions made of facts, and the comparison of any caption's words with the facts."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from capret_jax.captioning.conversation import Turn
@@ -41,6 +42,37 @@ def fact_sources(facts: Sequence[Turn]) -> list[str]:
     return answers + nouns
 
 
+def distinct_facts(facts: Sequence[Turn]) -> list[Turn]:
+    """Returns the facts except those that another one contains: long sleeves of a long sleeve top.
+
+    A caption with both would say the same twice.
+    """
+    said = [_stems(turn.answer) for turn in facts]
+    return [
+        turn
+        for turn, own in zip(facts, said, strict=True)
+        if not turn.topic
+        or not any(_stems(f"{turn.answer} {turn.topic}") <= other for other in said if other != own)
+    ]
+
+
+def repeated_words(caption: str, facts: Sequence[Turn]) -> list[str]:
+    """Returns the words of a caption that occur in it more often than in the distinct facts."""
+    allowed = Counter(
+        stem
+        for turn in distinct_facts(facts)
+        for stem in _stems(f"{turn.answer} {turn.topic} {turn.question if not turn.topic else ''}")
+    )
+    words = [word for word in split_words(caption) if word not in _FUNCTION_WORDS]
+    counts = Counter(map(stem_word, words))
+    repeated = {stem for stem, count in counts.items() if count > max(1, allowed[stem])}
+    return list(dict.fromkeys(word for word in words if stem_word(word) in repeated))
+
+
+def _stems(text: str) -> set[str]:
+    return {*map(stem_word, split_words(text))}
+
+
 def positive_facts(facts: Sequence[Turn]) -> list[Turn]:
     """Returns the facts except those that mean an absence: no print, no sleeves."""
     return [turn for turn in facts if turn.answer not in _ABSENT]
@@ -58,11 +90,12 @@ def caption_from_facts(facts: Sequence[Turn]) -> str:
 
     Answers to open-ended questions are left out: without their questions they are not clear.
     """
-    known = {turn.topic: turn.answer for turn in positive_facts(facts) if turn.topic}
+    distinct = distinct_facts(positive_facts(facts))
+    known = {turn.topic: turn.answer for turn in distinct if turn.topic}
     name = f"{known.get('colour', '')} {known.get('category', 'item')}".strip()
     article = "an" if name[0] in "aeiou" else "a"
     parts = [
-        f"{known[topic]} {topic}"
+        _noun_phrase(known[topic], topic)
         for topic in ("sleeve", "pattern", "print", "neckline", "length", "fabric")
         if topic in known
     ]
@@ -70,3 +103,14 @@ def caption_from_facts(facts: Sequence[Turn]) -> str:
         return f"{article} {name}"
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     return f"{article} {name} with {listed}"
+
+
+def caption_wordings(facts: Sequence[Turn]) -> list[str]:
+    """Lists sentences that say the facts and nothing else, for a model that chooses one."""
+    caption = caption_from_facts(facts)
+    return [f"{caption[0].upper()}{caption[1:]}.", f"This is {caption}.", f"It is {caption}."]
+
+
+def _noun_phrase(answer: str, topic: str) -> str:
+    """Joins an answer and its topic, unless the answer names it: "knee length"."""
+    return answer if stem_word(topic) in _stems(answer) else f"{answer} {topic}"

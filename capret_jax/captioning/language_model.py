@@ -4,7 +4,7 @@ Phi-3's chat template has no place for a system message, and other models want r
 So each prompt is one message of the user that contains all information.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 # Maximal number of tokens of a completion: enough for a question or a sentence.
@@ -24,3 +24,5 @@ class NoReply(Exception):
 
 
 LanguageModel = Callable[[str], Awaitable[Completion]]
+# Chooses the likeliest of several replies to a prompt. The API of chat servers has no likelihoods.
+ReplyChooser = Callable[[str, Sequence[str]], Awaitable[Completion]]

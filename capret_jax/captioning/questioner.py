@@ -71,10 +71,17 @@ class FailureCounter:
 
 
 class Reply(NamedTuple):
-    """A questioner's text and its cost; the text None means that no question is left."""
+    """A questioner's text and its cost; the text None means that no question is left.
+
+    Attributes:
+        text: the question or caption.
+        usage: its cost.
+        source: "written" by a language model, "chosen" by it, or "scripted".
+    """
 
     text: str | None
     usage: Usage = Usage()
+    source: str = "scripted"
 
 
 class Questioner(Protocol):

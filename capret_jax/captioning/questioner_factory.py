@@ -17,7 +17,9 @@ def open_questioner(config: CollectConfig) -> Questioner:
     if config.questioner == "script" or config.method in ("captioner", "annotations"):
         return ScriptedQuestioner()
     model = open_language_model(config.questioner, config.language_model, config.server)
-    return PromptedQuestioner(model, model.name, model.close)
+    # Chat servers have no likelihoods to choose by.
+    choose = model.choose if isinstance(model, TransformersModel) else None
+    return PromptedQuestioner(model, model.name, model.close, choose)
 
 
 def open_language_model(
@@ -26,7 +28,7 @@ def open_language_model(
     """Opens a language model.
 
     Args:
-        source: address of a server, or "transformers:PATH".
+        source: address of a server, or "transformers:PATH", see `TransformersModel`.
         model: name of one of the server's models; empty for the first.
         config: limits of the requests to the server.
 

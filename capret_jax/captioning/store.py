@@ -48,7 +48,7 @@ class CaptionStore:
                 open, or they were begun with other settings.
         """
         self._path = pathlib.Path(path)
-        journal = self._path.with_name(self._path.name + ".journal")
+        journal = journal_path(path)
         with contextlib.ExitStack() as files:  # closes the files after an error
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +62,8 @@ class CaptionStore:
                 raise InputError(f"--out={path} is being written by another program.") from error
             for file in (self._path, journal):
                 _truncate_partial_line(file)
-            self.finished = {_key_of(line) for line in _read_lines(self._path)}
-            events = _read_lines(journal)
+            self.finished = {key_of(line) for line in read_lines(self._path)}
+            events = read_lines(journal)
             if (begun := next(events, None)) is not None:
                 _require_same_settings(begun, settings, self._path)
             elif self.finished:
@@ -76,7 +76,7 @@ class CaptionStore:
             self._events: dict[ItemKey, list[Event]] = {}
             for event in events:
                 # Most events belong to finished items and are not needed again.
-                if (key := _key_of(event)) not in self.finished:
+                if (key := key_of(event)) not in self.finished:
                     self._events.setdefault(key, []).append(event)
             self._files = files.pop_all()
 
@@ -97,11 +97,16 @@ class CaptionStore:
 
     def lines(self) -> Iterator[tuple[ItemKey, Event]]:
         """Reads the lines of all finished items from the disk."""
-        return ((_key_of(line), line) for line in _read_lines(self._path))
+        return ((key_of(line), line) for line in read_lines(self._path))
 
     def close(self) -> None:
         """Closes the files and releases the lock."""
         self._files.close()
+
+
+def journal_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of the journal of a collection OUT."""
+    return pathlib.Path(f"{path}.journal")
 
 
 def _append(file: TextIO, line: dict, flush: bool = True) -> None:
@@ -120,9 +125,9 @@ def _truncate_partial_line(path: pathlib.Path) -> None:
     os.truncate(path, end)
 
 
-def _read_lines(path: pathlib.Path) -> Iterator[dict]:
+def read_lines(path: str | os.PathLike) -> Iterator[dict]:
     """Yields one line at a time: those of a whole dataset do not fit into memory."""
-    with path.open() as file:
+    with open(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line)
@@ -136,7 +141,8 @@ def _read_lines(path: pathlib.Path) -> Iterator[dict]:
             yield entry
 
 
-def _key_of(line: dict) -> ItemKey:
+def key_of(line: dict) -> ItemKey:
+    """Returns the key of a line of OUT or of its journal."""
     try:
         return ItemKey(str(line["split"]), int(line["image_id"]), int(line["item"]))
     except (KeyError, TypeError, ValueError) as error:

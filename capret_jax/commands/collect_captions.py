@@ -31,6 +31,7 @@ from capret_jax.captioning.config import METHODS, SPLITS, CollectConfig
 from capret_jax.captioning.conversation import ConversationConfig
 from capret_jax.captioning.demo_vqa_model import ensure_demo_vqa_model
 from capret_jax.captioning.questioner_factory import open_questioner
+from capret_jax.captioning.transcripts import format_conversations
 from capret_jax.command_line import load_config, parse_part, run
 from capret_jax.config import ComputeConfig, DataConfig, ExperimentConfig, from_config_dict
 from capret_jax.errors import InputError
@@ -64,6 +65,7 @@ _RETRIES = flags.DEFINE_integer("retries", 4, "Repetitions of a request that fai
 _PRICES = flags.DEFINE_list(
     "prices", [], "Prices of a million tokens of prompts, and of replies: 0.05,0.15"
 )
+_SHOW = flags.DEFINE_integer("show", 0, "Conversations to print at the end.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -85,6 +87,8 @@ def main(argv: list[str]) -> None:
         prompt_price, reply_price = prices
         cost = summary["prompt_tokens"] * prompt_price + summary["completion_tokens"] * reply_price
         summary["price_per_1000_items"] = cost / 1000
+    if _SHOW.value:
+        print(format_conversations(_OUT.value, _SHOW.value))
     print(json.dumps(summary, indent=2))
     if summary["unfinished"]:
         raise InputError(

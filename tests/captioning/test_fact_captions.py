@@ -1,13 +1,17 @@
 """Captions made of facts, and words that the facts do not support."""
 
+import itertools
+
 import pytest
 
 from capret_jax.captioning.conversation import Turn
 from capret_jax.captioning.fact_captions import (
     caption_from_facts,
+    caption_wordings,
     fact_sources,
     missing_answers,
     positive_facts,
+    repeated_words,
     unsupported_words,
 )
 from capret_jax.data.vqa import DEEPFASHION2_QUESTIONS, SYNTHETIC_QUESTIONS
@@ -86,3 +90,49 @@ def test_caption_from_facts_contains_all_facts_and_nothing_else():
     assert caption == "a rose short sleeve top with dots pattern and v neckline"
     assert unsupported_words(caption, fact_sources(conversation.facts())) == []
     assert caption_from_facts([]) == "an item"
+
+
+def fact(topic: str, answer: str) -> Turn:
+    return Turn("", topic, answer, 1.0, True, True)
+
+
+@pytest.mark.parametrize(
+    "facts, caption",
+    [
+        ([("category", "long sleeve dress"), ("sleeve", "long")], "a long sleeve dress"),
+        (
+            [("category", "long sleeve dress"), ("sleeve", "short")],
+            "a long sleeve dress with short sleeve",
+        ),
+        ([("category", "skirt"), ("length", "knee length")], "a skirt with knee length"),
+        ([("category", "vest"), ("print", "animal print")], "a vest with animal print"),
+        ([("colour", "red"), ("print", "red heart")], "a red item with red heart print"),
+    ],
+)
+def test_caption_does_not_repeat_a_fact(facts, caption):
+    assert caption_from_facts([fact(*pair) for pair in facts]) == caption
+
+
+def test_repeated_words_are_found():
+    facts = [fact("category", "long sleeve dress"), fact("sleeve", "long"), fact("colour", "red")]
+    assert repeated_words("A long-sleeved dress with a long sleeve", facts) == [
+        "long",
+        "sleeved",
+        "sleeve",
+    ]
+    assert repeated_words("A red dress with long sleeves, and with a", facts) == []
+    facts = [fact("colour", "white"), fact("print", "white star")]
+    assert repeated_words("A white item with a white star", facts) == []
+    assert repeated_words("A white item with a white star in white", facts) == ["white"]
+
+
+@pytest.mark.parametrize("questions", [SYNTHETIC_QUESTIONS, DEEPFASHION2_QUESTIONS])
+def test_no_two_facts_make_a_caption_that_repeats_itself(questions):
+    for first in questions:
+        for second in questions:
+            for answers in itertools.product(first.answers, second.answers):
+                pair = [fact(first.topic, answers[0]), fact(second.topic, answers[1])]
+                facts = pair if first != second else pair[:1]
+                for caption in caption_wordings(facts):
+                    assert repeated_words(caption, facts) == []
+                    assert unsupported_words(caption, fact_sources(facts)) == []

@@ -1,6 +1,7 @@
 """Questioners: prompts, valid and refused replies, fallbacks and costs."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
@@ -8,7 +9,8 @@ from capret_jax.captioning.conversation import Conversation, ConversationConfig
 from capret_jax.captioning.language_model import Completion, NoReply
 from capret_jax.captioning.prompted_questioner import PromptedQuestioner
 from capret_jax.captioning.questioner import QuestionerError, ScriptedQuestioner
-from capret_jax.data.vqa import SYNTHETIC_QUESTIONS
+from capret_jax.captioning.reply_text import MAX_REPLY_CHARS
+from capret_jax.data.vqa import DEEPFASHION2_QUESTIONS, SYNTHETIC_QUESTIONS
 
 
 class FakeModel:
@@ -86,6 +88,13 @@ def test_uninformative_questions_are_refused(conversation):
     assert asyncio.run(questioner.ask(conversation)).text is None
 
 
+@pytest.mark.parametrize("empty", ["What is this?", "How would you tell?", "What about it?"])
+def test_questions_about_nothing_are_refused(conversation, empty):
+    model, questioner = prompted(empty, "Where are its pockets?")
+    assert asyncio.run(questioner.ask(conversation)).text == "Where are its pockets?"
+    assert "name one thing" in model.prompts[1]
+
+
 def test_questions_that_do_not_apply_are_refused():
     conversation = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig())
     conversation.add_question("What kind is it?")
@@ -156,3 +165,76 @@ def test_longest_prompt_fits_the_context():
     asyncio.run(questioner.ask(conversation))
     # About 4 characters make a token: 2,048 of them, with room for the reply.
     assert len(model.prompts[0]) / 4 < 1900
+
+
+def choosing(*replies):
+    """A questioner whose model chooses the last wording."""
+    offered = []
+
+    async def choose(prompt, wordings):
+        offered.append(wordings)
+        return Completion(wordings[-1], 20, 30)
+
+    async def close():
+        pass
+
+    model = FakeModel(*replies)
+    return model, offered, PromptedQuestioner(model, "test", close, choose)
+
+
+def test_model_chooses_after_two_refused_replies_about_an_item(conversation):
+    model, offered, questioner = choosing("I am a model.", "So am I.", "What print is it?")
+    reply = asyncio.run(questioner.ask(conversation))
+    assert reply.text == "How would you describe the neckline?" and reply.source == "chosen"
+    assert reply.usage == (3, 40, 34, ("I am a model.", "So am I."))
+    conversation.refusals = 2
+    assert asyncio.run(questioner.ask(conversation)).source == "chosen"
+    assert len(model.prompts) == 2
+    assert {conversation.topic_of(wording) for wording in offered[0]} == {
+        "sleeve",
+        "print",
+        "neckline",
+    }
+    caption = asyncio.run(questioner.summarize(conversation))
+    assert (caption.text, caption.source) == ("It is a navy vest dress.", "chosen")
+
+
+def test_valid_reply_is_not_replaced_by_a_chosen_one(conversation):
+    _, offered, questioner = choosing("What print is it?")
+    reply = asyncio.run(questioner.ask(conversation))
+    assert (reply.text, reply.source, offered) == ("What print is it?", "written", [])
+
+
+def test_script_ends_a_conversation_without_wordings():
+    _, offered, questioner = choosing("I am a model.")
+    conversation = Conversation((), ConversationConfig())
+    reply = asyncio.run(questioner.ask(conversation))
+    assert reply.text is None and reply.source == "scripted" and not offered
+
+
+def test_every_listed_question_has_several_wordings():
+    conversation = Conversation(DEEPFASHION2_QUESTIONS, ConversationConfig())
+    topics = Counter(map(conversation.topic_of, conversation.question_wordings()))
+    assert topics.keys() == {question.topic for question in DEEPFASHION2_QUESTIONS}
+    assert min(topics.values()) >= 2
+
+
+def test_refused_replies_are_bounded_and_have_no_invisible_characters(conversation):
+    model, questioner = prompted("\ud800\x1b[2J" + "x" * 10_000_000, "What print is it?")
+    reply = asyncio.run(questioner.ask(conversation))
+    (refused,) = reply.usage.refused
+    assert refused.startswith("[2Jxxx") and len(refused) <= MAX_REPLY_CHARS
+    assert len(model.prompts[1]) < len(model.prompts[0]) + 400
+
+
+def test_caption_that_repeats_a_fact_is_refused():
+    conversation = Conversation(SYNTHETIC_QUESTIONS, ConversationConfig())
+    conversation.add_question("What kind is it?")
+    conversation.add_answer("long sleeve dress", 0.9)
+    conversation.add_question("What sleeves does it have?")
+    conversation.add_answer("long", 0.9)
+    good = "A long-sleeved dress."
+    model, questioner = prompted("A long-sleeved dress with a long sleeve.", good)
+    assert asyncio.run(questioner.summarize(conversation)).text == good
+    assert "it repeats: long, sleeved, sleeve" in model.prompts[1]
+    assert "sleeve: long" not in model.prompts[0]
