@@ -15,6 +15,8 @@ import pathlib
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Planning touches no device, nor the memory of a GPU that is here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # libtpu only compiles here: it does not look for a TPU, and several processes may use it at once.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -30,10 +32,9 @@ from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.distributed.mesh import batch_parts, make_mesh
 from capret_jax.errors import InputError
 from capret_jax.roofline.plan import (
-    CHIPS,
     embedding_program,
+    open_topology,
     plan,
-    topology_devices,
     training_program,
 )
 
@@ -47,12 +48,11 @@ def main(argv: list[str]) -> None:
     """Prints and writes the plans of the training step and of the embedding at evaluation."""
     del argv
     config = from_config_dict(load_config(_CONFIG))
-    devices = topology_devices(str(_TOPOLOGY.value))
-    kind = devices[0].device_kind
-    chip, mesh = CHIPS[kind], make_mesh(config.mesh, devices)
+    topology = open_topology(str(_TOPOLOGY.value))
+    chip, mesh = topology.chip, make_mesh(config.mesh, topology.devices)
     _check_batch(config, mesh)
-    compute = config.compute.on("tpu")
-    print(f"{len(devices)} x {kind}, mesh {dict(mesh.shape)}, {compute}")
+    compute = config.compute.on(topology.devices[0].platform)
+    print(f"{mesh.size} x {topology.kind}, mesh {dict(mesh.shape)}, {compute}")
     training = plan(training_program(config, mesh, int(_CLASSES.value)), mesh, chip)
     _show("training step", config.batch_size, training)
     embedding = plan(embedding_program(config, mesh), mesh, chip)
