@@ -4,11 +4,11 @@
     python tools/plan.py --config=configs/df2_finetune.py --topology=v5e:4x4 [--json=OUT]
 
 Topologies are slices of TPUs (v4, v5e, v5p, v6e), the GPUs of a host (a100:8, h100:8, h200:8), or
-of several (h100:4x8). Needs neither the devices nor data: libtpu, or JAX's CUDA plugin, compiles here
-in minutes. Writes nothing but --json. The output has, per chip and step: memory; FLOPs of
-matrix products, recomputation included, and their ratio to the model's ideal; bytes to and from
-HBM; bytes between chips; and the roofline, the time of the slowest of the three at its peak rate.
-It is a lower bound, without latency.
+of several (h100:4x8). Needs neither the devices nor data: libtpu or JAX's CUDA plugin compiles here
+in minutes. Writes nothing but --json. The output has, per chip and step: memory; FLOPs of matrix
+products, recomputation included, and their ratio to the model's ideal; bytes to and from HBM; bytes
+between chips; and the roofline, the time of the slowest of the three at its peak rate. It is a
+lower bound, without latency.
 """
 
 import json
