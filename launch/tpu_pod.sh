@@ -4,6 +4,9 @@
 #     launch/tpu_pod.sh my-v5e-16 us-west4-a \
 #         --config=configs/df2_finetune.py --workdir=/mnt/shared/runs/df2
 #
+# The Cloud TPU API, which this calls, is no longer developed. launch/gke/tpu.yaml, and
+# launch/skypilot/tpu.yaml with --infra=k8s, do without it.
+#
 # Copies the project's working tree, installs Python 3.11 (the images may have 3.10) and starts one
 # process per host. Workdir and dataset lie on a disk that all hosts share, such as Filestore or a
 # bucket mounted with gcsfuse. A run that is still active gets SIGTERM first, so that it saves and

@@ -1,7 +1,9 @@
-"""The launch scripts, with fake commands in place of a cluster's."""
+"""Launch scripts with fake commands in place of a cluster's, manifests, and images."""
 
+import copy
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -9,10 +11,27 @@ import sys
 import time
 
 import pytest
+import yaml
+from absl import flags
+from ml_collections import config_flags
+
+from capret_jax import main
+from capret_jax.config import ExperimentConfig, from_config_dict
 
 ROOT = pathlib.Path(__file__).parent.parent
 # A program that writes its arguments to a file.
 FAKE_PYTHON = '#!/bin/bash\nprintf "%s\\n" "$@" > arguments\n'
+
+
+def parse_flags(arguments: list[str]) -> tuple[ExperimentConfig, flags.FlagValues]:
+    """Parses arguments as `python -m capret_jax.main` does, without setting its flags."""
+    values = flags.FlagValues()
+    for flag in flags.FLAGS.get_key_flags_for_module(main.__name__):
+        if flag.name != "config":  # its overrides are flags of the same `FlagValues`
+            values[flag.name] = copy.deepcopy(flag)
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    assert values(["main", *arguments]) == ["main"]
+    return from_config_dict(config.value), values
 
 
 @pytest.fixture
@@ -90,7 +109,10 @@ def test_a_pod_without_a_zone_is_refused():
 @pytest.fixture
 def slurm(tmp_path, commands):
     """Starts the batch script with an `srun` that runs a fake command, as on one node."""
-    commands("srun", 'shift 2; echo "$@" > command; exec bash fake_run')
+    commands(
+        "srun",
+        'shift 2; echo "$@" > command; echo "$JAX_LOCAL_DEVICE_IDS" > gpus; exec bash fake_run',
+    )
     commands("scancel", 'echo "$@" > scancel_call; kill -TERM $(cat pid)')
     commands("scontrol", 'echo "$@" > scontrol_call')
 
@@ -127,6 +149,127 @@ def test_a_slurm_job_that_is_stopped_is_requeued_once_it_has_saved(slurm, tmp_pa
     assert (tmp_path / "saved").exists()
     assert (tmp_path / "scancel_call").read_text() == "--signal=TERM 7\n"
     assert (tmp_path / "scontrol_call").exists() is (code == 0)
+
+
+@pytest.mark.parametrize(
+    "per_node, given, gpus", [("1", "", "0,1,2,3"), ("1", "2,3", "2,3"), ("4", "", "")]
+)
+def test_a_process_of_slurm_has_one_gpu_or_all_of_its_node(
+    slurm, tmp_path, monkeypatch, per_node, given, gpus
+):
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", per_node)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", given)
+    assert slurm("exit 0").wait(timeout=20) == 0
+    assert (tmp_path / "gpus").read_text().strip() == gpus
+
+
+@pytest.fixture
+def pod_script(tmp_path, commands):
+    """Starts the command of a Kubernetes pod, with a shell script as its Python."""
+
+    def start(python: str, *arguments: str) -> subprocess.Popen:
+        commands("python", f"{FAKE_PYTHON.splitlines()[1]}\necho $$ > pid\n{python}")
+        script = ROOT / "launch" / "gke" / "run.sh"
+        return subprocess.Popen([str(script), *arguments], cwd=tmp_path)
+
+    return start
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_pod_ends_with_its_runs_exit_code(pod_script, tmp_path, code):
+    assert pod_script(f"exit {code}", "--workdir=a b").wait(timeout=20) == code
+    arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments == ["-m", "capret_jax.main", "--workdir=a b"]
+
+
+@pytest.mark.parametrize("code, expected", [(0, 75), (1, 1)])
+def test_a_pod_that_is_stopped_saves_and_is_to_be_started_again(
+    pod_script, tmp_path, code, expected
+):
+    stop = f"trap 'sleep 0.3; touch saved; exit {code}' TERM; touch ready"
+    job = pod_script(f"{stop}; while true; do sleep 0.1; done")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=20) == expected
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_a_manifest_has_a_process_for_each_host(name):
+    manifest = yaml.safe_load((ROOT / "launch" / "gke" / f"{name}.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert job["parallelism"] == job["completions"] and job["completionMode"] == "Indexed"
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert {x["name"] for x in container["volumeMounts"]} == {x["name"] for x in pod["volumes"]}
+    assert os.access(ROOT / container["command"][0], os.X_OK)
+    config, values = parse_flags([x.replace("$(PROCESS_ID)", "1") for x in container["args"]])
+    (chips,) = container["resources"]["limits"].values()
+    if name == "tpu":
+        topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+        rows, columns = map(int, topology.split("x"))
+        assert values["distributed"].value and job["parallelism"] * chips == rows * columns
+    else:
+        variables = {x["name"]: x.get("value") for x in container["env"]}
+        assert variables["JAX_LOCAL_DEVICE_IDS"] == ",".join(map(str, range(chips)))
+        assert "PROCESS_ID" in variables and values["process_id"].value == 1
+        assert values["num_processes"].value == job["parallelism"]
+        first_pod = f"{manifest['metadata']['name']}-{replicated['name']}-0-0"
+        coordinator = f"{first_pod}.{manifest['metadata']['name']}:8476"
+        assert values["coordinator_address"].value == coordinator
+    assert config.batch_size % (job["parallelism"] * chips) == 0
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_a_skypilot_task_trains_on_every_node(name, tmp_path):
+    task = yaml.safe_load((ROOT / "launch" / "skypilot" / f"{name}.yaml").read_text())
+    assert task["file_mounts"]["/bucket"]["source"] == "${BUCKET}" and "BUCKET" in task["envs"]
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+    cluster = {
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1",
+    }
+    environment = {**os.environ, **task["envs"], **cluster}
+    subprocess.run(["bash", "-euc", task["run"]], cwd=tmp_path, env=environment, check=True)
+    subprocess.run(["bash", "-n", "-c", task["setup"]], check=True)
+    module, program, *arguments = (tmp_path / "arguments").read_text().splitlines()
+    assert (module, program) == ("-m", main.__name__)
+    config, values = parse_flags(arguments)
+    assert values["workdir"].value == "/bucket/runs/df2" and config.init_from.startswith("/bucket")
+    extra = {"tpu": "tpu", "gpu": "cuda"}[name]
+    assert f'--editable ".[{extra}]"' in task["setup"] and extra in extras()
+    assert values["distributed"].value == (name == "tpu")
+    if name == "gpu":
+        assert values["coordinator_address"].value == "10.0.0.1:8476"
+        assert (values["num_processes"].value, values["process_id"].value) == (2, 1)
+
+
+def extras() -> set[str]:
+    """Returns the names of the package's extras."""
+    return set(re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
+
+
+def test_images_are_built_from_what_is_here_and_run_without_root():
+    text = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ")
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
+    bases = {re.search(r" AS (\w+)", stage).group(1): stage.split()[0] for stage in stages}
+    assert bases["base"] == "python:3.11-slim-bookworm"
+    assert [name for name, base in bases.items() if base == "base"] == ["tpu", "cuda", "cpu"]
+    # The last user that a stage sets is that of its images.
+    assert re.findall(r"^USER (.+)", text, re.MULTILINE) == ["1000"]
+    for sources in re.findall(r"^COPY (?:--chown=\S+ )?(?!--from)(.+) \S+$", text, re.MULTILINE):
+        for source in sources.split():
+            assert (ROOT / source).exists(), source
+    for names in re.findall(r'--editable "\.\[(.+)\]"', text):
+        assert set(names.split(",")) <= extras()
 
 
 def test_processes_join_through_slurm_variables():

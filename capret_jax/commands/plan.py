@@ -1,12 +1,14 @@
-"""Plans a config for a TPU slice: compiles its real step without a TPU, and predicts its limits.
+"""Plans a config for TPUs or GPUs: compiles its real step without them, and predicts its limits.
 
-    pip install -e '.[tpu]'
+    pip install -e '.[tpu]'   # or '.[cuda]'
     python tools/plan.py --config=configs/df2_finetune.py --topology=v5e:4x4 [--json=OUT]
 
-Needs neither a TPU nor data: libtpu compiles for the topology on this machine, in minutes. The
-output has, per chip and step: memory; FLOPs of matrix products, recomputation included, and their
-ratio to the model's ideal; bytes to and from HBM; bytes between chips; and the roofline, the time
-of the slowest of the three at its peak rate. It is a lower bound, without latency.
+Topologies are slices of TPUs (v4, v5e, v5p, v6e), the GPUs of a host (a100:8, h100:8, h200:8), or
+of several (h100:4x8). Needs neither the devices nor data: libtpu or JAX's CUDA plugin compiles here
+in minutes. Writes nothing but --json. The output has, per chip and step: memory; FLOPs of matrix
+products, recomputation included, and their ratio to the model's ideal; bytes to and from HBM; bytes
+between chips; and the roofline, the time of the slowest of the three at its peak rate. It is a
+lower bound, without latency.
 """
 
 import json
@@ -15,6 +17,10 @@ import pathlib
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Planning touches no device, nor the memory of a GPU that is here.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs for devices that are not here cannot be loaded from a cache.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # libtpu only compiles here: it does not look for a TPU, and several processes may use it at once.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -30,15 +36,14 @@ from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.distributed.mesh import batch_parts, make_mesh
 from capret_jax.errors import InputError
 from capret_jax.roofline.plan import (
-    CHIPS,
     embedding_program,
+    open_topology,
     plan,
-    topology_devices,
     training_program,
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/df2_finetune.py", "Config file.")
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Kind and shape of the TPU slice.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Kind and shape: v5e:4x4, h100:8, h100:4x8.")
 _CLASSES = flags.DEFINE_integer("classes", 20_000, "Identities of the training split.")
 _JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
 
@@ -47,12 +52,11 @@ def main(argv: list[str]) -> None:
     """Prints and writes the plans of the training step and of the embedding at evaluation."""
     del argv
     config = from_config_dict(load_config(_CONFIG))
-    devices = topology_devices(str(_TOPOLOGY.value))
-    kind = devices[0].device_kind
-    chip, mesh = CHIPS[kind], make_mesh(config.mesh, devices)
+    topology = open_topology(str(_TOPOLOGY.value))
+    chip, mesh = topology.chip, make_mesh(config.mesh, topology.devices)
     _check_batch(config, mesh)
-    compute = config.compute.on("tpu")
-    print(f"{len(devices)} x {kind}, mesh {dict(mesh.shape)}, {compute}")
+    compute = config.compute.on(topology.devices[0].platform)
+    print(f"{mesh.size} x {topology.kind}, mesh {dict(mesh.shape)}, {compute}")
     training = plan(training_program(config, mesh, int(_CLASSES.value)), mesh, chip)
     _show("training step", config.batch_size, training)
     embedding = plan(embedding_program(config, mesh), mesh, chip)
@@ -88,7 +92,7 @@ def _show(name: str, batch: int, figures: dict[str, Any]) -> None:
     times = ", ".join(f"{key} {value * 1e3:.0f} ms" for key, value in figures["seconds"].items())
     _line("roofline", f"{times}: bound by {figures['bound_by']}")
     rate = batch / figures["roofline_seconds"]
-    _line("at best", f"MFU {figures['mfu_bound']:.0%}, {rate:.0f} images/s on the whole slice")
+    _line("at best", f"MFU {figures['mfu_bound']:.0%}, {rate:.0f} images/s on all chips")
     _line("largest batch", f"about {figures['largest_batch']}")
     _line("compiled in", f"{figures['compile_seconds']:.0f} s")
 

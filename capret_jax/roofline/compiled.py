@@ -1,7 +1,8 @@
-"""Memory and link traffic of a compiled TPU program: bytes to and from HBM, and between chips.
+"""Memory and link traffic of a compiled program: bytes to and from HBM, and between chips.
 
-XLA's own cost analysis counts the body of a loop once, and counts arrays in vector memory (memory
-space 1 in a layout, `S(1)`) as if they were in HBM. The functions here parse the program's text.
+XLA's own cost analysis counts the body of a loop once, and counts arrays in a TPU's vector memory
+(memory space 1 in a layout, `S(1)`) as if they were in HBM; for GPUs there is none. The functions
+here parse the program's text.
 """
 
 import collections
@@ -13,6 +14,8 @@ import re
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "f16": 16}
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+# Workspace of a call to cuBLAS or cuDNN, the last of its results.
+_WORKSPACE = re.compile(r", [su]8\[\d+\](\{[^}]*\})?\)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 # Operations that move no data.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
@@ -66,7 +69,7 @@ def measure_traffic(text: str) -> Traffic:
     """Adds up the traffic of a program; the body of a loop counts for each iteration.
 
     Args:
-        text: `compiled.as_text()` of a program scheduled for a TPU.
+        text: `compiled.as_text()` of a program scheduled for a TPU or a GPU.
     """
     return _Program(text).traffic()
 
@@ -156,7 +159,10 @@ class _Program:
             return 2 * array_bytes(instruction.shape)
         if instruction.operation == "dynamic-update-slice":
             return 2 * self._shape_bytes(instruction.operands[1], table)
-        return array_bytes(instruction.shape) + self._operand_bytes(instruction, table)
+        shape = instruction.shape
+        if 'custom_call_target="__cu' in instruction.line:
+            shape = _WORKSPACE.sub(")", shape)
+        return array_bytes(shape) + self._operand_bytes(instruction, table)
 
     def _fusion_bytes(self, fusion: Instruction, table: dict[str, Instruction]) -> float:
         """Counts operands and results; of those only sliced or updated in place, the slice."""

@@ -65,7 +65,8 @@ def ideal_embedding_flops(config: ModelConfig, images: int) -> float:
 def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
     """Returns the FLOPs of a training step, three times those of the forward pass.
 
-    No product is computed twice; the keys and values of an image are projected once for all texts
+    The products of `loss.supcon` with its memory count twice, since they have one gradient. No
+    product is computed twice; the keys and values of an image are projected once for all texts
     that attend to it.
 
     Args:
@@ -92,8 +93,12 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
     if loss.itm or loss.box or loss.mlm or loss.vqa:
         forward += images * _keys_values(model)
     if loss.arcface:
-        forward += 2 * items * classes * model.embed_dim
-    return 3 * forward
+        forward += 2 * items * classes * model.item_width
+    if loss.supcon:
+        forward += 2 * items**2 * model.item_width
+    # No gradient flows to the memory: a product forward, one backward.
+    memory = 2 * items * loss.supcon_memory * model.item_width
+    return 3 * forward + 2 * memory
 
 
 def _lm_head(config: ModelConfig, positions: int) -> float:

@@ -4,7 +4,6 @@ XLA compiles for a topology without the hardware. The roofline is a lower bound 
 that of the slowest of matrix units, HBM and links at their peak rates, without latency.
 """
 
-import dataclasses
 import re
 import time
 from typing import Any, NamedTuple
@@ -21,39 +20,15 @@ from capret_jax.distributed.mesh import batch_parts, batch_sharding
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
+from capret_jax.roofline.chips import CHIPS, GPUS, Chip
 from capret_jax.roofline.compiled import measure_traffic
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops, program_flops
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import abstract_state
 from capret_jax.train.step import make_step
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Published figures of one chip (Google Cloud's TPU system architecture pages).
-
-    Attributes:
-        hbm: size of HBM in bytes.
-        flops: bfloat16 peak in FLOP/s.
-        hbm_bandwidth: bandwidth of HBM in bytes per second.
-        link_bandwidth: bandwidth to all other chips together in bytes per second.
-    """
-
-    hbm: float
-    flops: float
-    hbm_bandwidth: float
-    link_bandwidth: float
-
-
-CHIPS = {
-    "TPU v4": Chip(32 * 2**30, 275e12, 1228e9, 300e9),
-    "TPU v5 lite": Chip(16 * 2**30, 197e12, 819e9, 200e9),
-    "TPU v5": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
-    "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
-}
-
-# Fraction of HBM that programs can use; XLA reserves the rest.
-_USABLE = 15.75 / 16
+# Of Triton's matrix products XLA finds no tiles without the GPU to time them on; cuBLAS needs none.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 
 
 class Program(NamedTuple):
@@ -72,28 +47,70 @@ class Program(NamedTuple):
     images: int
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
-    """Returns the devices of a TPU slice.
+class Topology(NamedTuple):
+    """Devices that are not here.
+
+    Attributes:
+        devices: the devices, which programs can be compiled for but not run on.
+        chip: figures of each of them.
+    """
+
+    devices: list[jax.Device]
+    chip: Chip
+
+    @property
+    def kind(self) -> str:
+        """Kind of its devices, a key of `CHIPS`."""
+        return self.devices[0].device_kind
+
+
+def open_topology(name: str) -> Topology:
+    """Returns the devices of a TPU slice or of hosts with GPUs.
 
     Args:
-        topology: name of the slice, "v5e:4x4" for instance.
+        name: kind and shape: "v5e:4x4", "h100:8" for the GPUs of a host, "h100:4x8" for four hosts.
 
     Raises:
-        InputError: there is no such topology, its chip is not in `CHIPS`, or libtpu is not
+        InputError: there is no such topology, its chip is not in `CHIPS`, or its compiler is not
             installed.
     """
+    kind, _, shape = name.partition(":")
+    return _gpu_topology(name, kind, shape) if kind in GPUS else _tpu_topology(name)
+
+
+def _gpu_topology(name: str, kind: str, shape: str) -> Topology:
+    if not re.fullmatch(r"([1-9]\d*x)?[1-9]\d*", shape):
+        raise InputError(
+            f"--topology={name}: expected the number of GPUs of a host, such as {kind}:8, or hosts "
+            f"and GPUs of each, such as {kind}:4x8."
+        )
+    hosts, count = (int(size) for size in f"1x{shape}".split("x")[-2:])
+    gpu = GPUS[kind]
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        description = topologies.get_topology_desc(
+            platform="cuda", topology=f"1x{hosts}x{count}", target_config=gpu.target_config()
+        )
+    except NotImplementedError as error:
+        raise InputError(
+            f"--topology={name} needs XLA's compiler for GPUs, which "
+            "pip install 'capret_jax[cuda]' brings; no GPU or driver is needed."
+        ) from error
+    return Topology(list(description.devices), CHIPS[gpu.kind].on_hosts(hosts, count))
+
+
+def _tpu_topology(name: str) -> Topology:
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except Exception as error:  # libtpu raises RuntimeErrors of several kinds
         raise InputError(
-            f"--topology={topology} cannot be compiled for: expected a name such as v5e:4x4, and "
-            "libtpu, which pip install 'capret_jax[tpu]' brings "
+            f"--topology={name} cannot be compiled for: expected a name such as v5e:4x4 or h100:8, "
+            "and for TPUs libtpu, which pip install 'capret_jax[tpu]' brings "
             f"({str(error).splitlines()[0]})."
         ) from error
     devices: list[Any] = list(description.devices)
     if devices[0].device_kind not in CHIPS:
-        raise InputError(f"--topology={topology}: nothing is known of {devices[0].device_kind}.")
-    return devices
+        raise InputError(f"--topology={name}: nothing is known of {devices[0].device_kind}.")
+    return Topology(devices, CHIPS[devices[0].device_kind])
 
 
 def training_program(config: ExperimentConfig, mesh: Mesh, classes: int) -> Program:
@@ -141,7 +158,7 @@ def plan(program: Program, mesh: Mesh, chip: Chip) -> dict[str, Any]:
         "fits", "hbm_there" and "hbm_needed" in bytes, "flops" and "ideal_flops"; where it fits also
         "bytes" to and from HBM, "collective_bytes", "collectives" by kind, "seconds" by resource,
         "roofline_seconds", "bound_by", "mfu_bound", "largest_batch", "compile_seconds", and XLA's
-        own "xla_flops" and "xla_bytes".
+        own "xla_flops" and "xla_bytes", which are None for GPUs.
     """
     start = time.perf_counter()
     traced = program.function.trace(*program.arguments)
@@ -150,8 +167,9 @@ def plan(program: Program, mesh: Mesh, chip: Chip) -> dict[str, Any]:
         "flops": program_flops(traced.jaxpr.jaxpr) / mesh.size,
         "ideal_flops": program.ideal_flops / mesh.size,
     }
+    options = _GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         return figures | {"fits": False, "hbm_needed": _needed(error)}
     figures |= _measure_memory(compiled, program.images, batch_parts(mesh), chip)
@@ -171,16 +189,16 @@ def _measure_memory(compiled, images: int, parts: int, chip: Chip) -> dict[str, 
     lasting = memory.argument_size_in_bytes + memory.output_size_in_bytes
     lasting -= memory.alias_size_in_bytes
     # A low estimate: it takes all of the scratch memory to grow with the batch.
-    largest = int(images * (_USABLE * chip.hbm - lasting) / scratch)
+    largest = int(images * (chip.usable * chip.hbm - lasting) / scratch)
     return {
-        "fits": lasting + scratch <= _USABLE * chip.hbm,
+        "fits": lasting + scratch <= chip.usable * chip.hbm,
         "hbm_needed": lasting + scratch,
         "largest_batch": largest // parts * parts,
     }
 
 
 def _measure_time(compiled, figures: dict[str, Any], chip: Chip) -> dict[str, Any]:
-    traffic, cost = measure_traffic(compiled.as_text()), compiled.cost_analysis()
+    traffic, cost = measure_traffic(compiled.as_text()), compiled.cost_analysis() or {}
     moved = sum(traffic.collective_bytes.values())
     seconds = {
         "compute": figures["flops"] / chip.flops,
@@ -192,8 +210,8 @@ def _measure_time(compiled, figures: dict[str, Any], chip: Chip) -> dict[str, An
         "bytes": traffic.hbm_bytes,
         "collective_bytes": moved,
         "collectives": {kind: size for kind, size in traffic.collective_bytes.items() if size},
-        "xla_flops": cost["flops"],
-        "xla_bytes": cost["bytes accessed"],
+        "xla_flops": cost.get("flops"),
+        "xla_bytes": cost.get("bytes accessed"),
         "seconds": seconds,
         "roofline_seconds": seconds[slowest],
         "bound_by": slowest,

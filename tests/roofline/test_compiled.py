@@ -46,6 +46,14 @@ def test_operands_in_vector_memory_cause_no_hbm_traffic():
     assert bytes_of(entry) == 2 * 400_000
 
 
+def test_workspaces_of_gpu_libraries_are_no_results():
+    entry = f"""
+%p = {BIG} parameter(0)
+%c = (f32[1000]{{0}}, s8[33554432]{{0}}) custom-call(%p), custom_call_target="__cublas$lt$matmul"
+"""
+    assert bytes_of(entry) == 400_000 + 4_000
+
+
 LOOP = f"""
 %body (b: (s32[], f32[1000,100])) -> (s32[], f32[1000,100]) {{
   %b = (s32[], {BIG}) parameter(0)

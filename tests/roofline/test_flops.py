@@ -17,6 +17,8 @@ from capret_jax.config import (
 )
 from capret_jax.data.batch import Batch
 from capret_jax.distributed.mesh import make_mesh
+from capret_jax.losses.memory import Memory
+from capret_jax.losses.supervised_contrastive import supervised_contrastive_loss
 from capret_jax.models.kernels import tpu_attention
 from capret_jax.models.x2vlm import abstract_model, init_params, normalize_pixels
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops, program_flops
@@ -104,6 +106,7 @@ def batch():
         LossConfig(itc=0, itm=0, box_l1=1, box_giou=0, arcface=0),
         LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=1, matching_group=4),
         LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, vqa=1),
+        LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, supcon=1),
     ],
 )
 def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
@@ -123,6 +126,33 @@ def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
     again = 4 * 5 * MODEL.vision_width * MODEL.text_width * MODEL.fusion_layers * B
     extra = again * bool(loss.itm)
     assert ideal <= traced <= 1.03 * (ideal + extra)
+
+
+def test_the_loss_between_images_compares_with_batch_and_memory():
+    def ideal(**loss) -> float:
+        weights = {"itc": 0, "itm": 0, "arcface": 0} | loss
+        return ideal_step_flops(
+            ExperimentConfig(batch_size=B, model=MODEL, loss=LossConfig(**weights)), CLASSES
+        )
+
+    width, memory = MODEL.embed_dim, 5 * B
+    batch_alone = ideal(supcon=1) - ideal()
+    # Forward, and gradients of rows and of columns; the memory's columns have none.
+    assert batch_alone == 3 * 2 * B * B * width
+    assert ideal(supcon=1, supcon_memory=memory) - ideal() == batch_alone + 4 * B * memory * width
+
+
+def test_the_loss_between_images_has_the_products_of_the_closed_form():
+    mesh, memory = make_mesh(MeshConfig(), jax.devices()[:1]), Memory.empty(5 * B, 32)
+    identity, valid = jnp.arange(B) // 2, jnp.ones(B, bool)
+
+    def loss(embeddings, memory):
+        return supervised_contrastive_loss(embeddings, identity, valid, mesh, 0.2, memory).value
+
+    embeddings = jnp.ones((B, 32))
+    assert flops(jax.grad(loss), embeddings, None) == 3 * 2 * B * B * 32
+    # JAX computes the memory's gradient, too, before it drops it.
+    assert flops(jax.grad(loss), embeddings, memory) == 3 * 2 * B * (6 * B) * 32
 
 
 @pytest.mark.parametrize("compute", [ComputeConfig(attention="xla"), ComputeConfig(scan=True)])
