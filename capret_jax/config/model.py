@@ -56,6 +56,9 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} is not in [0, 1).")
+        for name in ("vision_width", "vision_heads", "text_width", "text_heads", "embed_dim"):
+            if getattr(self, name) < 1:
+                raise InputError(f"model.{name}={getattr(self, name)} is not positive.")
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:
             raise InputError(
                 f"model.image_size={self.image_size} is not a positive multiple of {PATCH_SIZE}."

@@ -5,6 +5,8 @@ from typing import Any
 
 # Whole numbers up to here are exact as floats, too.
 _LARGEST = 2**53
+# Pixels of a side.
+_LARGEST_PICTURE = 10**6
 
 
 def as_int(value: Any) -> int:
@@ -48,6 +50,18 @@ def as_numbers(value: Any, count: int) -> list[float]:
     if not isinstance(value, list) or len(value) != count:
         raise ValueError(f"{_shown(value)} is no list of {count} numbers")
     return [as_number(number) for number in value]
+
+
+def as_box(value: Any) -> list[float]:
+    """Returns the four numbers of a box in pixels.
+
+    Raises:
+        ValueError: it is no list of four numbers, or one is larger than any picture.
+    """
+    box = as_numbers(value, 4)
+    if max(map(abs, box)) > _LARGEST_PICTURE:
+        raise ValueError(f"{_shown(value)} is larger than any picture")
+    return box
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
-from capret_jax.data.json_values import as_int, as_number, as_numbers
+from capret_jax.data.json_values import as_box, as_int, as_number
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
@@ -120,7 +120,7 @@ def _read(path: str | os.PathLike) -> list[Entry]:
 
 
 def _detection(entry: Entry) -> Entry:
-    box, category = as_numbers(entry["bbox"], 4), as_int(entry["category_id"])
+    box, category = as_box(entry["bbox"]), as_int(entry["category_id"])
     if min(box[2:]) <= 0:
         raise ValueError(f"the box {box} has no area")
     if not 1 <= category <= len(CATEGORIES):

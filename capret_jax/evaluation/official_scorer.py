@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from capret_jax.data.json_values import as_int, as_number, as_numbers
+from capret_jax.data.json_values import as_box, as_int, as_number
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
@@ -109,10 +109,6 @@ def _check_lengths(entry: Entry, where: str) -> None:
         )
 
 
-def _as_box(value: Any) -> list[float]:
-    return as_numbers(value, 4)
-
-
 def _as_class(value: Any) -> int:
     number = as_int(value)
     if not 1 <= number <= len(CATEGORIES):
@@ -129,15 +125,15 @@ def _as_ids(value: Any) -> list[int]:
 def _as_boxes(value: Any) -> list[list[float]]:
     if not isinstance(value, list):
         raise ValueError("there is no list of boxes")
-    return [as_numbers(box, 4) for box in value]
+    return [as_box(box) for box in value]
 
 
 # Key -> function that reads its value.
 _VALUES: dict[str, Callable[[Any], Any]] = {
     "query_image_id": as_int,
     "gallery_image_id": as_int,
-    "bbox": _as_box,
-    "query_bbox": _as_box,
+    "bbox": as_box,
+    "query_bbox": as_box,
     "gallery_bbox": _as_boxes,
     "cls": _as_class,
     "query_cls": _as_class,
