@@ -3,7 +3,9 @@
     python tools/bench_serve.py --model=runs/demo --uploads=200 [--json=OUT]
 
 Starts a server on this machine and sends it all uploads at once, each over its own connection,
-first for detection and then for search. The server's memory is read from /proc.
+first for detection and then for search. With --in_row it also sends searches one after the other,
+and with --bad good ones among uploads that are damaged or made to take long; these searches name a
+box, so that nothing is detected. The server's memory is read from /proc.
 """
 
 import asyncio
@@ -26,6 +28,8 @@ _INDEX = flags.DEFINE_string("index", None, "Folder of the index; MODEL/index by
 _UPLOADS = flags.DEFINE_integer("uploads", 200, "Uploads at once.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that all uploads are sent.", lower_bound=1)
 _SIDE = flags.DEFINE_integer("side", 1600, "Pixels of a photo's longer side.", lower_bound=16)
+_IN_ROW = flags.DEFINE_integer("in_row", 0, "Searches one after the other.", lower_bound=0)
+_BAD = flags.DEFINE_integer("bad", 0, "Bad uploads, with a good one beside each.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
 
 
@@ -78,23 +82,76 @@ async def _measure(address: str, server: int) -> dict:
                 )
                 seconds += [duration for duration, _ in answers]
                 lost += sum(status != 200 for _, status in answers)
-            total = time.perf_counter() - start
-            results[path] = {
-                "requests": len(seconds),
-                "lost": lost,
-                "per_second": len(seconds) / total,
-                **{f"p{p}": float(np.percentile(seconds, p)) for p in (50, 95, 99)},
-            }
-            print(path, {name: round(value, 3) for name, value in results[path].items()})
+            results[path] = _summary(path, seconds, lost, time.perf_counter() - start)
+        if _IN_ROW.value:
+            results["in a row"] = await _in_a_row(client, photos, server)
+        if _BAD.value:
+            results["among bad"] = await _among_bad(client, photos)
     results["memory_mb"] = {"idle": idle, "peak": _memory(server, "VmHWM")}
     print(f"server's memory: {idle} MB idle, {results['memory_mb']['peak']} MB at its peak")
     return results
 
 
-async def _post(client: httpx.AsyncClient, path: str, photo: bytes) -> tuple[float, int]:
+def _summary(name: str, seconds: list[float], lost: int, total: float) -> dict:
+    """Prints and returns the figures of some requests."""
+    result = {
+        "requests": len(seconds),
+        "lost": lost,
+        "per_second": len(seconds) / total,
+        **{f"p{p}": float(np.percentile(seconds, p)) for p in (50, 95, 99, 100)},
+    }
+    print(name, {key: round(value, 3) for key, value in result.items()})
+    return result
+
+
+async def _in_a_row(client: httpx.AsyncClient, photos: list[bytes], server: int) -> dict:
+    before, start = _memory(server, "VmRSS"), time.perf_counter()
+    answers = [await _search(client, photos[i % 8]) for i in range(_IN_ROW.value)]
+    seconds, lost = [answer[0] for answer in answers], sum(code != 200 for _, code in answers)
+    result = _summary("in a row", seconds, lost, time.perf_counter() - start)
+    result["memory_mb"] = [before, _memory(server, "VmRSS")]
+    print(f"server's memory: {before} MB before, {result['memory_mb'][1]} MB after")
+    return result
+
+
+async def _among_bad(client: httpx.AsyncClient, photos: list[bytes]) -> dict:
+    """Sends pairs of a bad and a good upload, the pairs a tenth of a second apart."""
+    bombs = [_scan_bomb(photos[0]), photos[0][: len(photos[0]) // 2], b"no picture", b""]
+
+    async def pair(i: int) -> list[tuple[float, int]]:
+        await asyncio.sleep(i / 10)
+        return list(
+            await asyncio.gather(_search(client, bombs[i % 4]), _search(client, photos[i % 8]))
+        )
+
+    start = time.perf_counter()
+    pairs = await asyncio.gather(*(pair(i) for i in range(_BAD.value)))
+    codes = sorted({bad[1] for bad, _ in pairs})
+    seconds, lost = [good[0] for _, good in pairs], sum(good[1] != 200 for _, good in pairs)
+    result = _summary("good among bad", seconds, lost, time.perf_counter() - start)
+    print(f"bad uploads: answered with {codes}, in at most {max(b[0] for b, _ in pairs):.2f} s")
+    return result | {"bad": codes}
+
+
+def _scan_bomb(jpeg: bytes) -> bytes:
+    """Returns a picture whose last progressive scan is repeated 300 times."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * 300 + data[-2:]
+
+
+async def _search(client: httpx.AsyncClient, photo: bytes) -> tuple[float, int]:
+    return await _post(client, "/api/search", photo, {"box": "0.1,0.1,0.9,0.9"})
+
+
+async def _post(
+    client: httpx.AsyncClient, path: str, photo: bytes, fields: dict | None = None
+) -> tuple[float, int]:
     start = time.perf_counter()
     try:
-        answer = await client.post(path, files={"photo": photo})
+        answer = await client.post(path, files={"photo": photo}, data=fields)
         status = answer.status_code
     except httpx.HTTPError:
         status = 0
