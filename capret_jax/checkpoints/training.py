@@ -65,6 +65,7 @@ class Checkpoints:
         )
         policy = _policies.AnyPreservationPolicy([_policies.LatestN(_KEEP), best])
         self._read_only = read_only
+        self._saving: ocp.AsyncResponse[bool] | None = None
 
         def open_checkpoints(**settings) -> ocp.training.Checkpointer:
             return ocp.training.Checkpointer(
@@ -140,7 +141,7 @@ class Checkpoints:
                 "fingerprints" of the vocabulary and of the training items.
             score: of the model, for keeping the best; None where it was not evaluated.
         """
-        self._checkpointer.save_checkpointables_async(
+        self._saving = self._checkpointer.save_checkpointables_async(
             step,
             {"state": state, "data": iterator},
             metrics=None if score is None else {_SCORE: score},
@@ -321,6 +322,12 @@ class Checkpoints:
         """Looks for checkpoints that were written since this object was made."""
         self._checkpointer.reload()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is written."""
+        if self._saving is not None:
+            self._saving.result()
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits until everything is written, and releases the folder."""
         self._checkpointer.close()

@@ -82,14 +82,15 @@ class Trainer:
             print(f"resuming from step {done} of {last}")
         else:
             state = run.initial_state()
-        done = int(self._train(state, iterator, checkpoints).step)
-        if done < last:
+        done, stopped = self._train(state, iterator, checkpoints)
+        if stopped:
             print(f"stopped by SIGTERM at step {done} of {last}, saved: {RESUME}")
-        return done == last
+        return not stopped
 
     def _train(
         self, state: TrainState, iterator: grain.DatasetIterator, checkpoints: Checkpoints
-    ) -> TrainState:
+    ) -> tuple[int, bool]:
+        """Returns the last step, and True if SIGTERM came before its state was written."""
         run = self._run
         metadata = {
             "config": dataclasses.asdict(run.config),
@@ -107,7 +108,10 @@ class Trainer:
                     preemption,
                     self._evaluator,
                 )
-                return run_loop(state, iterator, run.config.loop, run.mesh, services)
+                state = run_loop(state, iterator, run.config.loop, run.mesh, services)
+                # Before the signal would end the process: the last checkpoint is being written.
+                checkpoints.wait()
+                return int(state.step), preemption.agreed(True)
         finally:
             writer.close()
 

@@ -16,6 +16,7 @@ from capret_jax.checkpoints.converted import save_converted
 from capret_jax.checkpoints.loading import load_model
 from capret_jax.checkpoints.lock import sole_writer
 from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.config import SIZES, DataConfig, LossConfig, MeshConfig
 from capret_jax.errors import InputError
 from capret_jax.serve.encoder import Encoder
@@ -110,6 +111,22 @@ def test_sigterm_saves_and_the_next_call_ends_with_the_same_bits(
     assert "stopped by SIGTERM at step 2 of 6" in capsys.readouterr().out
     assert Trainer(Run(config, tmp_path)).train() is True
     assert "resuming from step 2 of 6" in capsys.readouterr().out
+    assert_same(final_state(config, tmp_path), final_state(config, trained_dir))
+
+
+def test_sigterm_while_the_last_checkpoint_is_written_keeps_it(
+    config, trained_dir, tmp_path, monkeypatch, capsys
+):
+    original = Checkpoints.wait
+
+    def interrupted(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        original(checkpoints)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "wait", interrupted)
+        assert Trainer(Run(config, tmp_path)).train() is False
+    assert "stopped by SIGTERM at step 6 of 6, saved" in capsys.readouterr().out
     assert_same(final_state(config, tmp_path), final_state(config, trained_dir))
 
 
