@@ -5,6 +5,7 @@ import pytest
 from capret_jax.captioning.batched_model import BatchedModel
 from capret_jax.captioning.captioner import SAMPLED_CAPTIONS, Captioner
 from capret_jax.captioning.captioner_runner import CaptionerRunner
+from capret_jax.captioning.reply_parsing import parse_caption
 from capret_jax.captioning.store import CaptionStore
 from capret_jax.errors import InputError
 from tests.captioning.conftest import ANSWERING, KEYS, prompted
@@ -38,7 +39,9 @@ def test_captions_of_the_beam_search_and_condensed_captions(
         == 0
     )
     lines = [line for _, line in store.lines()]
-    assert all(line["caption"] in line["drawn"] for line in lines)
+    for line in lines:
+        # A model of random weights draws marks of Markdown, which a reply loses.
+        assert line["caption"] in (*line["drawn"], parse_caption(line["drawn"][1]))
     assert all(len(line["drawn"]) == SAMPLED_CAPTIONS for line in lines)
     assert server.requests == sum(line["calls"] for line in lines)
     store.close()
