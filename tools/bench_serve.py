@@ -20,7 +20,7 @@ import time
 
 import httpx
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from PIL import Image
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir with an index.", required=True)
@@ -36,6 +36,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
 def main(argv: list[str]) -> None:
     """Prints and writes latency, throughput and memory for each kind of request."""
     del argv
+    logging.set_verbosity(logging.WARNING)
     command = [sys.executable, "-m", "capret_jax.serve.app", f"--model={_MODEL.value}"]
     with socket.socket() as free_port:
         free_port.bind(("127.0.0.1", 0))
