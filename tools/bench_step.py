@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from capret_jax.command_line import load_config, run
 from capret_jax.config import from_config_dict
-from capret_jax.distributed.mesh import to_global
+from capret_jax.distributed.batch_share import to_global
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.photograph_reader import PhotographReader
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops

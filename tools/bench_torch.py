@@ -33,7 +33,8 @@ from capret_jax.config import (
     OptimizerConfig,
 )
 from capret_jax.data.batch import Batch
-from capret_jax.distributed.mesh import make_mesh, to_global
+from capret_jax.distributed.batch_share import to_global
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops
 from capret_jax.roofline.peak import matmul_peak

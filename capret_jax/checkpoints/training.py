@@ -19,6 +19,7 @@ from capret_jax.checkpoints.damage import (
     worst,
 )
 from capret_jax.checkpoints.fingerprints import checksum
+from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.distributed.mesh import first_process_first, path_name
 from capret_jax.errors import InputError
 
@@ -147,7 +148,7 @@ class Checkpoints:
             metrics=None if score is None else {_SCORE: score},
             custom_metadata=metadata
             | {
-                "processes": jax.process_count(),
+                "processes": _feeding_processes(state),
                 "checksums": {
                     "state": int(checksum(state)),
                     "model": int(checksum(state.model)),
@@ -229,7 +230,7 @@ class Checkpoints:
         if "config" not in metadata:
             raise Damaged("its metadata is lost")
         checkpointables = {"state": abstract_state}
-        same_processes = metadata.get("processes") in (None, jax.process_count())
+        same_processes = metadata.get("processes") in (None, _feeding_processes(abstract_state))
         if iterator is not None and same_processes:
             checkpointables["data"] = iterator
         state = self._load_state(step, checkpointables)
@@ -331,3 +332,9 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is written, and releases the folder."""
         self._checkpointer.close()
+
+
+def _feeding_processes(state: Any) -> int:
+    """Returns the number of groups of processes that read different rows of each batch."""
+    mesh = getattr(jax.tree.leaves(state)[0].sharding, "mesh", None)
+    return BatchShare.of_mesh(mesh).count if mesh else jax.process_count()

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-# np.ndarray in the input pipeline, jax.Array from `mesh.to_global` on.
+# np.ndarray in the input pipeline, jax.Array from `to_global` on.
 Array = Any
 
 # Class of an item without an identity.

@@ -10,7 +10,7 @@ from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 from capret_jax.data.teacher import open_teacher
-from capret_jax.distributed.part import Part
+from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.errors import InputError
 
 
@@ -34,34 +34,35 @@ class BatchOrder:
         batch_size: B, examples of a batch over all processes.
         steps: number of batches in the whole run.
         seed: seed of the order.
-        part: the share of each batch that this process reads.
+        share: the rows of each batch that this process reads.
 
     Raises:
-        InputError: B is not a multiple of the number of processes.
+        InputError: B is not a multiple of the number of processes that read other rows.
     """
 
     batch_size: int
     steps: int
     seed: int
-    part: Part = Part()
+    share: BatchShare = BatchShare()
 
     def __post_init__(self):
-        if self.batch_size % self.part.count:
+        if self.batch_size % self.share.count:
             raise InputError(
-                f"batch_size={self.batch_size} must be a multiple of the {self.part.count} "
+                f"batch_size={self.batch_size} must be a multiple of the {self.share.count} "
                 "processes."
             )
 
     @property
     def local_batch_size(self) -> int:
         """Examples of a batch that this process reads."""
-        return self.batch_size // self.part.count
+        return self.batch_size // self.share.count
 
 
 class _Sampler:
     """A random-access sequence of `Draw`s that depends on the seed and the index alone.
 
-    The order is the same on all processes; process i reads the i-th block of each batch.
+    The order is the same on all processes; each process reads the rows of its
+    share of each batch.
 
     Attributes:
         identities: (n,) int64 class of each item as batches may reveal it, or `NO_IDENTITY`.
@@ -76,6 +77,7 @@ class _Sampler:
         known = self.identities[self.identities != NO_IDENTITY]
         self.class_sizes = np.bincount(known, minlength=self.classes)
         self.order = order
+        self._slots = order.share.rows(order.batch_size)[order.share.index]
 
     def __len__(self) -> int:
         return self.order.steps * self.order.local_batch_size
@@ -83,7 +85,7 @@ class _Sampler:
     def __getitem__(self, index: int) -> Draw:
         local = self.order.local_batch_size
         step, offset = divmod(index, local)
-        slot = self.order.part.index * local + offset
+        slot = int(self._slots[offset])
         return Draw(self._row(step, slot), (self.order.seed, 2, step, slot))
 
     def _row(self, step: int, slot: int) -> int:
@@ -287,19 +289,21 @@ class ItemSampler(_Sampler):
 Sampler = IdentitySampler | ItemSampler
 
 
-def make_sampler(items: ItemTable, config: ExperimentConfig, part: Part = Part()) -> Sampler:
+def make_sampler(
+    items: ItemTable, config: ExperimentConfig, share: BatchShare = BatchShare()
+) -> Sampler:
     """Makes the sampler of a run: by identity, or by item where `views_per_identity` is 0.
 
     Args:
         items: items of the training split.
         config: `batch_size`, `loop.steps`, `seed`, `mode`, and `data.views_per_identity`,
             `data.views_per_item`, `data.batch_identities` and `data.teacher` are read.
-        part: the share of each batch that this process reads.
+        share: the rows of each batch that this process reads.
 
     Raises:
         InputError: the numbers do not fit each other, or there are too few items.
     """
-    order = BatchOrder(config.batch_size, config.loop.steps, config.seed, part)
+    order = BatchOrder(config.batch_size, config.loop.steps, config.seed, share)
     if config.data.views_per_identity == 0:
         return ItemSampler(items, order, config.data.views_per_item)
     grouping = config.data.batch_identities

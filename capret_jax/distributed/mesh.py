@@ -175,16 +175,3 @@ def first_process_first(function: Callable[[], T]) -> T:
     result = function()
     multihost_utils.sync_global_devices("first_process_first")
     return result
-
-
-def to_global(mesh: Mesh, local_batch):
-    """Makes the global arrays of a batch, with `batch_sharding`.
-
-    Args:
-        mesh: mesh from `make_mesh`.
-        local_batch: a tree of NumPy arrays, this process's part of the batch.
-    """
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), local_batch
-    )

@@ -42,10 +42,10 @@ class PhotographViews(NamedTuple):
 class PhotographReader:
     """Reads the model's input pictures at evaluation, in batches and ahead of their use.
 
-    Pictures are in the order of the item table, and process p of n reads the p-th of n equal parts
-    of them. The items of a photograph are adjacent, so one process reads it, unless two parts meet
-    in it. Only the batches that are read ahead are in memory: all of DeepFashion2's validation
-    items at 384 pixels would take 24 GB.
+    Pictures are in the order of the item table, and the g-th of G groups of processes reads the
+    g-th of G equal parts of them (`BatchShare`). The items of a photograph are adjacent, so one
+    group reads it, unless two parts meet in it. Only the batches that are read ahead are in memory:
+    all of DeepFashion2's validation items at 384 pixels would take 24 GB.
 
     Attributes:
         rows: (I, M) int64 rows of the items of each of I pictures; where there are fewer than M,
@@ -55,7 +55,7 @@ class PhotographReader:
     def __init__(self, run: Run, split: Split, with_histograms: bool = False):
         """
         Args:
-            run: config and this process's part.
+            run: config and this process's share of a batch.
             split: the photographs and items.
             with_histograms: compute colour histograms of the items.
         """
@@ -64,24 +64,25 @@ class PhotographReader:
         self._reads_captions = run.config.embedding.kind != "image"
         record = split.items.record
         self.rows = _rows_of_photographs(record) if self._data.view.whole else _each_row(record)
-        batch_size, part = run.config.evaluation.batch_size, run.part
+        batch_size, share = run.config.evaluation.batch_size, run.share
         self._batches = -(-len(self.rows) // batch_size)
-        self._local = batch_size // part.count
-        local = slice(part.index * self._per_process, (part.index + 1) * self._per_process)
+        self._slots = share.rows(batch_size)
+        self._local = batch_size // share.count
+        local = slice(share.index * self._per_group, (share.index + 1) * self._per_group)
         self._records, starts = np.unique(record[self.rows[local, 0]], return_index=True)
         # Pictures of each record.
         self._pictures = np.split(np.arange(len(self.rows))[local], starts[1:])
 
     @property
-    def _per_process(self) -> int:
-        """Number of pictures that each process yields, padding included."""
+    def _per_group(self) -> int:
+        """Number of pictures that each group of processes yields, padding included."""
         return self._batches * self._local
 
     def batches(self) -> Iterator[tuple[PictureBatch, list[PhotographViews]]]:
-        """Yields this process's part of each batch, with the photographs read for it.
+        """Yields this process's share of each batch, with the photographs read for it.
 
-        Every process yields the same number of batches, each photograph once. The last pictures may
-        be padding.
+        Every process yields the same number of batches, and the first one of a group each
+        photograph once, the others none. The last pictures may be padding.
         """
         read: list[PhotographViews] = []
         waiting: list[PictureBatch] = []
@@ -91,13 +92,13 @@ class PhotographReader:
             desc="reading items",
             unit="batch",
             leave=False,
-            disable=self._run.part.index != 0,
+            disable=self._run.share.index != 0 or not self._run.share.is_first,
         )
         with progress:
             for _ in range(self._batches):
                 while len(waiting) < self._local and (views := next(photographs, None)):
                     waiting += views.pictures
-                    read.append(views)
+                    read += [views] * self._run.share.is_first
                 pictures, waiting = waiting[: self._local], waiting[self._local :]
                 yield self._stack(pictures), read
                 read = []
@@ -112,9 +113,7 @@ class PhotographReader:
         Returns:
             (n, ...) values of the n items.
         """
-        processes = self._run.part.count
-        batch, process, place = np.ogrid[: self._batches, :processes, : self._local]
-        picture = (process * self._per_process + batch * self._local + place).reshape(-1)
+        picture = np.concatenate([self._pictures_of(batch) for batch in range(self._batches)])
         is_real = picture < len(self.rows)
         items = np.empty((len(self._split.items), *values.shape[2:]), values.dtype)
         items[self.rows[picture[is_real]]] = values[is_real]
@@ -129,11 +128,16 @@ class PhotographReader:
         Returns:
             (i, M) int64 item rows of the i pictures, and their (i,) int64 places in the batch.
         """
-        processes = self._run.part.count
-        process, place = np.ogrid[:processes, : self._local]
-        picture = (process * self._per_process + number * self._local + place).reshape(-1)
+        picture = self._pictures_of(number)
         places = np.flatnonzero(picture < len(self.rows))
         return self.rows[picture[places]], places
+
+    def _pictures_of(self, number: int) -> np.ndarray:
+        """Returns the (B,) int64 picture at each place of a global batch."""
+        group, place = np.ogrid[: len(self._slots), : self._local]
+        pictures = np.empty(self._slots.size, np.int64)
+        pictures[self._slots] = group * self._per_group + number * self._local + place
+        return pictures
 
     def _photographs(self) -> Iterator[PhotographViews]:
         if not len(self._records):

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from capret_jax.config import ComputeConfig, ModelConfig, ViewConfig
-from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated, to_global
+from capret_jax.distributed.batch_share import to_global
+from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.models.beit import box_regions
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.config import LoopConfig
-from capret_jax.distributed.mesh import to_global
+from capret_jax.distributed.batch_share import to_global
 from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.metrics import MetricsWriter, check_finite, merge
 from capret_jax.train.preemption import PreemptionSignal

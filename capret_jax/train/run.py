@@ -38,6 +38,7 @@ from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder, open_tokenizer
 from capret_jax.data.vqa import questions_about, vocabulary_of
 from capret_jax.datasets import open_dataset, provide_vocabulary
+from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.distributed.mesh import batch_parts, first_process_first, make_mesh
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
@@ -88,6 +89,7 @@ class Run:
             )
         self.part = Part(jax.process_index(), jax.process_count())
         self.mesh = make_mesh(config.mesh)
+        self.share = BatchShare.of_mesh(self.mesh)
         _check_divisible(config, batch_parts(self.mesh))
         # Raises its errors before `Checkpoints` starts a thread, which would print after them.
         make_optimizer(config)
@@ -99,7 +101,7 @@ class Run:
         self.captions = TrainingCaptions(config.data.captions, self.dataset.train.items)
         self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens)
         self._check_words()
-        self.sampler = make_sampler(self.dataset.train.items, config, self.part)
+        self.sampler = make_sampler(self.dataset.train.items, config, self.share)
         self.evaluation_captions = self._load_evaluation_captions()
         if config.data.teacher and config.mode != "evaluate":
             self._teacher = open_teacher(config.data.teacher, len(self.dataset.train.items))

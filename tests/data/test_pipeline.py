@@ -24,7 +24,7 @@ from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.sampler import make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.vqa import ANSWER_TOKENS, SYNTHETIC_QUESTIONS, VqaSampler
-from capret_jax.distributed.part import Part
+from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.errors import InputError
 
 B, K, SIZE = 8, 2, 32
@@ -41,7 +41,7 @@ def captions(splits, tmp_path_factory):
 @pytest.fixture
 def iterate(splits, captions):
     def make(
-        shard=Part(),
+        shard=BatchShare(),
         masked=False,
         threads=2,
         view=ViewConfig(),
@@ -123,7 +123,9 @@ def test_a_restored_position_continues_with_the_very_next_batch(iterate):
 
 
 def test_two_processes_read_the_halves_of_each_batch(iterate):
-    for whole, *halves in zip(iterate(), iterate(Part(0, 2)), iterate(Part(1, 2)), strict=True):
+    for whole, *halves in zip(
+        iterate(), iterate(BatchShare.even(0, 2)), iterate(BatchShare.even(1, 2)), strict=True
+    ):
         for field in ("image", "token_ids", "identity", "box"):
             together = np.concatenate([getattr(half, field) for half in halves])
             np.testing.assert_array_equal(together, getattr(whole, field))

@@ -9,7 +9,7 @@ from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConf
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 from capret_jax.data.sampler import BatchOrder, IdentitySampler, make_sampler
-from capret_jax.distributed.part import Part
+from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.errors import InputError
 
 B, K = 8, 4  # so P = 2
@@ -25,8 +25,8 @@ def sampling_config(batch_size=B, views=K, steps=12, seed=0):
     )
 
 
-def draws(items, part=Part(), steps=12, seed=0):
-    sampler = IdentitySampler(items, BatchOrder(B, steps, seed, part), K)
+def draws(items, share=BatchShare(), steps=12, seed=0):
+    sampler = IdentitySampler(items, BatchOrder(B, steps, seed, share), K)
     return [sampler[i] for i in range(len(sampler))]
 
 
@@ -106,8 +106,8 @@ def test_epochs_differ_and_the_seed_decides(items):
     assert len({draw.seed for draw in first}) == len(first)
 
 
-def one_by_one(items, part=Part(), steps=12, seed=0):
-    sampler = make_sampler(items, sampling_config(views=0, steps=steps, seed=seed), part)
+def one_by_one(items, share=BatchShare(), steps=12, seed=0):
+    sampler = make_sampler(items, sampling_config(views=0, steps=steps, seed=seed), share)
     return [sampler[i] for i in range(len(sampler))]
 
 
@@ -127,10 +127,10 @@ def test_without_identities_the_same_items_come_one_by_one(items):
     assert one_by_one(items) == one_by_one(items) != one_by_one(items, seed=1)
 
 
-def pairs_of_views(items, part=Part(), steps=12, seed=0):
+def pairs_of_views(items, share=BatchShare(), steps=12, seed=0):
     config = sampling_config(views=0, steps=steps, seed=seed)
     data = dataclasses.replace(config.data, views_per_item=2)
-    sampler = make_sampler(items, dataclasses.replace(config, data=data), part)
+    sampler = make_sampler(items, dataclasses.replace(config, data=data), share)
     return [sampler[i] for i in range(len(sampler))]
 
 
@@ -152,7 +152,7 @@ def test_without_identities_each_item_can_be_its_own_class(items):
 @pytest.mark.parametrize("draws", [draws, one_by_one, pairs_of_views])
 def test_two_processes_share_each_batch_between_them(items, draws):
     whole = draws(items)
-    halves = [draws(items, Part(index, 2)) for index in range(2)]
+    halves = [draws(items, BatchShare.even(index, 2)) for index in range(2)]
     together = [
         draw
         for step in range(len(whole) // B)
@@ -175,7 +175,7 @@ def test_two_processes_share_each_batch_between_them(items, draws):
 )
 def test_numbers_that_do_not_fit_are_refused(items, batch_size, views, processes, message):
     with pytest.raises(InputError, match=message):
-        make_sampler(items, sampling_config(batch_size, views), Part(0, processes))
+        make_sampler(items, sampling_config(batch_size, views), BatchShare.even(0, processes))
 
 
 def test_batches_by_category_hold_few_categories_and_every_identity_once(items):

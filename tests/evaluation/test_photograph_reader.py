@@ -13,7 +13,7 @@ from capret_jax.config import (
     ViewConfig,
 )
 from capret_jax.data.transforms import whole_view
-from capret_jax.distributed.part import Part
+from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.evaluation.colour_histogram import histograms
 from capret_jax.evaluation.photograph_reader import PhotographReader
 from tests.conftest import SMALL_MODEL
@@ -27,13 +27,13 @@ def split(splits):
     return splits["validation"]
 
 
-def reader(split, view=CROP, part=Part(), batch_size=BATCH, **options):
+def reader(split, view=CROP, share=BatchShare(), batch_size=BATCH, **options):
     config = ExperimentConfig(
         model=SMALL_MODEL,
         data=DataConfig(view=view, read=ReadConfig(threads=2, prefetch=2)),
         evaluation=EvaluationConfig(batch_size=batch_size),
     )
-    run = types.SimpleNamespace(config=config, part=part)
+    run = types.SimpleNamespace(config=config, share=share)
     return PhotographReader(run, split, **options)
 
 
@@ -49,7 +49,7 @@ def test_every_item_comes_once_and_in_order(split):
 @pytest.mark.parametrize("view", [CROP, WHOLE], ids=["crop", "image"])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_read_equal_parts_of_every_batch(split, view, processes):
-    readers = [reader(split, view, Part(i, processes), 6) for i in range(processes)]
+    readers = [reader(split, view, BatchShare.even(i, processes), 6) for i in range(processes)]
     batches = [[pictures.boxes for pictures, _ in one.batches()] for one in readers]
     together = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     assert {len(boxes) for boxes in together} == {6}
@@ -65,7 +65,9 @@ def test_processes_read_equal_parts_of_every_batch(split, view, processes):
 @pytest.mark.parametrize("processes", [1, 2, 3, 40])
 def test_every_photograph_begins_on_one_process(split, processes):
     """A photograph in which the parts of two processes meet is read by both."""
-    readers = [reader(split, CROP, Part(i, processes), processes) for i in range(processes)]
+    readers = [
+        reader(split, CROP, BatchShare.even(i, processes), processes) for i in range(processes)
+    ]
     photographs = [views for one in readers for _, read in one.batches() for views in read]
     begun = [views.first_row for views in photographs if views.rows[0] == views.first_row]
     first_rows = np.unique(split.items.record, return_index=True)[1]

@@ -21,6 +21,8 @@ SHRUNK = (
     "--config=configs/demo.py",
     "--config.mode=train",
     "--config.data.variant=mini",
+    "--config.evaluation.detect=False",
+    "--config.evaluation.rerank=0",
     "--config.batch_size=16",
     "--config.model.vision_depth=1",
     "--config.model.image_size=32",
@@ -36,6 +38,8 @@ SHRUNK = (
 )
 ONE = ["-m", "capret_jax.main"], 4
 TWO = ["launch/local_processes.py", "2"], 2
+FOUR = ["launch/local_processes.py", "4"], 1
+EVALUATED = "--config.mode=train_and_evaluate"
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +97,14 @@ def wait_for_checkpoint(process: subprocess.Popen, workdir: pathlib.Path, step: 
 def one(train, tmp_path_factory):
     """Workdir and curve of one process of four devices."""
     workdir = tmp_path_factory.mktemp("one")
-    return workdir, train(*ONE, workdir)
+    return workdir, train(*ONE, workdir, EVALUATED)
 
 
 @pytest.fixture(scope="module")
 def two(train, tmp_path_factory):
     """Workdir and curve of two processes of two devices each."""
     workdir = tmp_path_factory.mktemp("two")
-    return workdir, train(*TWO, workdir)
+    return workdir, train(*TWO, workdir, EVALUATED)
 
 
 def same(here: dict, there: dict) -> bool:
@@ -114,6 +118,28 @@ def test_two_processes_train_like_one(one, two):
         assert same(here, there)
     checkpoint = workdir / "checkpoints" / "3"
     assert len(list((checkpoint / "data").glob("process_*.json"))) == 2
+    assert mean_precision(workdir) == pytest.approx(mean_precision(one[0]), abs=5e-3)
+
+
+def mean_precision(workdir: pathlib.Path) -> float:
+    return json.loads((workdir / "evaluation" / "metrics.json").read_text())["mAP"]
+
+
+@pytest.mark.parametrize(
+    "launcher, axes",
+    [
+        pytest.param(FOUR, {"data": 2, "tensor": 2}, id="data 2, tensor 2 over 4"),
+        pytest.param(TWO, {"data": 1, "tensor": 4}, id="tensor 4 over 2"),
+        pytest.param(TWO, {"data": 1, "fsdp": 4}, id="fsdp 4 over 2"),
+    ],
+)
+def test_every_layout_trains_and_evaluates_like_one_process(one, train, tmp_path, launcher, axes):
+    flags = [f"--config.mesh.{name}={size}" for name, size in axes.items()]
+    curve = train(*launcher, tmp_path, EVALUATED, *flags)
+    assert len(curve) == len(one[1])
+    for here, there in zip(one[1], curve, strict=True):
+        assert here == pytest.approx(there, rel=3e-3, abs=3e-4)
+    assert mean_precision(tmp_path) == pytest.approx(mean_precision(one[0]), abs=5e-3)
 
 
 def saved_state(workdir: pathlib.Path, step: int) -> dict:

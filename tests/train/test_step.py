@@ -19,7 +19,8 @@ from capret_jax.config import (
     OptimizerConfig,
 )
 from capret_jax.data.batch import IGNORED_LABEL, Batch
-from capret_jax.distributed.mesh import make_mesh, param_shardings, to_global
+from capret_jax.distributed.batch_share import to_global
+from capret_jax.distributed.mesh import make_mesh, param_shardings
 from capret_jax.errors import InputError
 from capret_jax.train import setup as step_setup
 from capret_jax.train.metrics import merge
