@@ -36,6 +36,9 @@ _PROCESS = flags.DEFINE_integer("process_id", None, "Index of this process, from
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Join the processes that Slurm, Open MPI or a TPU pod started."
 )
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds within which all processes have to come together.", 1
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -45,7 +48,13 @@ def main(argv: list[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}; overrides look like --config.seed=1.")
     signal.signal(signal.SIGTERM, _stop)
     config = from_config_dict(load_config(_CONFIG))
-    join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _DISTRIBUTED.value)
+    join(
+        _COORDINATOR.value,
+        _PROCESSES.value,
+        _PROCESS.value,
+        _DISTRIBUTED.value,
+        _JOIN_TIMEOUT.value,
+    )
     run = Run(config, _make_workdir(str(_WORKDIR.value)))
     suite = EvaluationSuite(run)
     evaluator = CurveEvaluator(suite.context) if config.loop.evaluate_every else None

@@ -2,21 +2,36 @@
 
 import os
 import sys
+import threading
 from typing import NoReturn
 
 import jax
 
 from capret_jax.errors import InputError
 
+# JAX's own limit ends in an abort with a page of C++; ours comes first.
+_JAX_LATER = 60
+# Seconds without a sign of life after which a process counts as dead, and all others end.
+_HEARTBEAT = 30
 
-def join(coordinator: str | None, count: int | None, index: int | None, cluster: bool) -> None:
+
+def join(
+    coordinator: str | None,
+    count: int | None,
+    index: int | None,
+    cluster: bool = False,
+    seconds: int = 300,
+) -> None:
     """Joins the process group of the run, if there is one; after that only process 0 prints.
+
+    Where not all processes come in time, it prints one line and ends the process with code 2.
 
     Args:
         coordinator: host:port of process 0; None without a group, or with `cluster`.
         count: number of processes; None without a coordinator.
         index: index of this process, from 0; None without a coordinator.
         cluster: True to read all three from Slurm, Open MPI or the metadata of a TPU pod.
+        seconds: time within which all processes have to come.
 
     Raises:
         InputError: the arguments contradict each other, or there is no such cluster.
@@ -36,13 +51,34 @@ def join(coordinator: str | None, count: int | None, index: int | None, cluster:
         return
     # Its handler of SIGTERM would replace `PreemptionSignal`.
     jax.config.update("jax_enable_preemption_service", False)
+    place = f" at {coordinator}" if coordinator else ""
+    problem = (
+        f"the {count or ''} processes did not all come together{place} within {seconds} s: start "
+        "as many as announced, with the address of process 0, or raise --join_timeout"
+    )
+    watchdog = threading.Timer(seconds, _end, (" ".join(problem.split()),))
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        jax.distributed.initialize(coordinator, count, index)
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            initialization_timeout=seconds + _JAX_LATER,
+            heartbeat_timeout_seconds=_HEARTBEAT,
+        )
     except ValueError as error:
         remedy = "" if coordinator else "; start it with srun, mpirun or on a TPU pod"
         raise InputError(f"the processes cannot be joined: {error}{remedy}") from error
+    finally:
+        watchdog.cancel()
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def _end(problem: str) -> None:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    os._exit(2)  # the main thread waits in C++
 
 
 def process_label() -> str:

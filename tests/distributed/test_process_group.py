@@ -8,6 +8,7 @@ import pytest
 
 from capret_jax.distributed.process_group import join, process_label
 from capret_jax.errors import InputError
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,22 @@ run(main)
     finally:
         first.kill()
         first.communicate()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_that_do_not_come_end_in_one_line(index):
+    with socket.socket() as free_port:
+        free_port.bind(("127.0.0.1", 0))
+        port = free_port.getsockname()[1]
+    program = (
+        "from capret_jax.distributed.process_group import join\n"
+        f"join('127.0.0.1:{port}', 2, {index}, seconds=1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: the 2 processes did not all come together at 127.0.0.1:{port} within 1 s: start "
+        "as many as announced, with the address of process 0, or raise --join_timeout"
+    ]
