@@ -153,7 +153,8 @@ def _compare_on_device(
 
     def compare(example):
         feature, label = example
-        cosine = (jnp.einsum("e,cke->ck", feature, weights) / norms).max(axis=1)
+        products = jnp.einsum("e,cke->ck", feature, weights, precision=jax.lax.Precision.HIGHEST)
+        cosine = (products / norms).max(axis=1)
         is_true = label == class_ids
         rivals = jnp.where(is_true | (class_ids == _PADDING), _NO_RIVAL, cosine)
         best = jax.lax.stop_gradient(rivals.max())

@@ -85,9 +85,12 @@ def mine_hard_negatives(
 
     def in_group(group, candidates: _Candidates):
         image_key, text_key = jax.random.split(jax.random.fold_in(context.key, group))
-        similarity = jax.lax.stop_gradient(
-            candidates.image_features @ candidates.text_features.T / features.temperature
+        products = jnp.matmul(
+            candidates.image_features,
+            candidates.text_features.T,
+            precision=jax.lax.Precision.HIGHEST,
         )
+        similarity = jax.lax.stop_gradient(products / features.temperature)
         labels = candidates.labels
         diagonal = jnp.eye(len(labels.identity), dtype=bool)
         excluded = positive_pairs(labels, labels) | diagonal | ~labels.valid
