@@ -134,6 +134,9 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != _FORMAT:
         raise InputError(f"{path} has format {version}; only format {_FORMAT} can be read.")
+    # Absent from older indices.
+    if manifest.get("checksum", _seal(manifest)) != _seal(manifest):
+        raise InputError(f"{path} is damaged: build the index again.")
     return manifest
 
 
@@ -155,6 +158,12 @@ def checksum(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _seal(manifest: dict[str, Any]) -> str:
+    """Returns the SHA-256 of a manifest without its own checksum."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _manifest(index: Index, folder: pathlib.Path) -> dict[str, Any]:
     engine: dict[str, Any] = {"kind": index.engine.description}
     if isinstance(index.engine, ScannEngine):
@@ -163,7 +172,7 @@ def _manifest(index: Index, folder: pathlib.Path) -> dict[str, Any]:
             "settings": dataclasses.asdict(index.engine.settings),
         }
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
+    manifest = {
         "format": _FORMAT,
         "items": len(index),
         "rows": len(index.items),
@@ -175,6 +184,7 @@ def _manifest(index: Index, folder: pathlib.Path) -> dict[str, Any]:
         "recall": {"k": index.config.k, "value": index.recall, "queries": index.recall_queries},
         "files": {str(path.relative_to(folder)): checksum(path) for path in files},
     }
+    return manifest | {"checksum": _seal(manifest)}
 
 
 def _load_engine(

@@ -244,3 +244,25 @@ def test_an_interrupted_save_is_recovered(tmp_path):
     save_index(build("exact"), tmp_path / "index")
     assert len(load_index(tmp_path / "index")) == SIZE
     assert not (tmp_path / "index.before").exists()
+
+
+def test_a_flipped_bit_of_the_manifest_is_never_another_index(tmp_path):
+    vectors = unit_vectors(6, 0)
+    save_index(Index.build(vectors, items(6), IndexConfig("exact"), "digest"), tmp_path / "index")
+    path = tmp_path / "index" / "manifest.json"
+    original = path.read_bytes()
+    expected = load_index(tmp_path / "index")
+    survived = 0
+    for place in range(len(original)):
+        data = bytearray(original)
+        data[place] ^= 1 << (place % 7)
+        path.write_bytes(data)
+        try:
+            found = load_index(tmp_path / "index", "digest")
+        except InputError:
+            continue
+        survived += 1
+        assert (found.items, found.model) == (expected.items, expected.model)
+        assert (found.recall, found.engine_rows) == (expected.recall, expected.engine_rows)
+        assert found.config == expected.config
+    assert survived < len(original) / 4  # white space, and the name of the checksum
