@@ -9,15 +9,20 @@ import ml_collections
 from absl import app, flags, logging
 
 from capret_jax.distributed.part import Part
-from capret_jax.distributed.process_group import exit_after_error, process_label
+from capret_jax.distributed.process_group import (
+    describe_lost_process,
+    exit_after_error,
+    process_label,
+)
 from capret_jax.errors import InputError, describe_system_error
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Parses the flags and calls a command's `main`.
 
-    An `InputError`, a diverged loss, a full disk or a missing right is reported as one line on
-    stderr with exit code 2, any other exception by its traceback with exit code 1.
+    An `InputError`, a diverged loss, a full disk, a missing right or the end of another process is
+    reported as one line on stderr with exit code 2, any other exception by its traceback with exit
+    code 1.
 
     Args:
         main: a function of the arguments that are no flags, the program's name first.
@@ -30,7 +35,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         print(f"error{process_label()}: {' '.join(str(error).split())}", file=sys.stderr)
         exit_after_error(2)
     except Exception as error:
-        if line := describe_system_error(error):
+        if line := describe_system_error(error) or describe_lost_process(error):
             print(f"error{process_label()}: {line}", file=sys.stderr)
             exit_after_error(2)
         traceback.print_exc()

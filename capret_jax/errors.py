@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -23,6 +24,20 @@ _REMEDIES = {
 }
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception, its cause, the cause of that, and so on."""
+    seen: list[BaseException] = []
+    while error not in seen:
+        yield error
+        seen.append(error)
+        error = error.__cause__ or error.__context__ or error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, at most 300 characters."""
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
 def describe_system_error(error: BaseException) -> str | None:
     """Returns one line for a full disk or a missing right, None for other errors.
 
@@ -30,14 +45,11 @@ def describe_system_error(error: BaseException) -> str | None:
         error: an exception; its causes are searched, too. Libraries in C++ raise other types, with
             the system's words in the message.
     """
-    seen: list[BaseException] = []
-    while error not in seen:
-        seen.append(error)
+    for cause in causes(error):
         for number, remedy in _REMEDIES.items():
-            if isinstance(error, OSError) and error.errno == number:
-                place = error.filename or "a file"
+            if isinstance(cause, OSError) and cause.errno == number:
+                place = cause.filename or "a file"
                 return f"{os.fspath(place)}: {os.strerror(number)}; {remedy}"
-            if os.strerror(number) in str(error):
-                return f"{str(error).splitlines()[0]}; {remedy}"
-        error = error.__cause__ or error.__context__ or error
+            if os.strerror(number) in str(cause):
+                return f"{first_line(cause)}; {remedy}"
     return None

@@ -20,11 +20,10 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from capret_jax.checkpoints.conversion import Converted
-from capret_jax.checkpoints.damage import first_line
 from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import ModelConfig
-from capret_jax.errors import InputError
+from capret_jax.errors import InputError, first_line
 
 _PARAMS, _MODEL, _REPORT, _RETAINED = "params", "model.json", "report.json", "carried.safetensors"
 VOCABULARY = "vocab.txt"

@@ -72,8 +72,3 @@ def worst(verdict: int) -> int:
     if jax.process_count() == 1:
         return verdict
     return int(multihost_utils.process_allgather(np.array(verdict)).max())
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message, at most 300 characters."""
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -14,14 +14,13 @@ from capret_jax.checkpoints.damage import (
     WHOLE,
     Damaged,
     check_sum,
-    first_line,
     severity,
     worst,
 )
 from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.distributed.mesh import first_process_first, path_name
-from capret_jax.errors import InputError
+from capret_jax.errors import InputError, first_line
 
 _policies = ocp.training.preservation_policies
 # `train.state.TrainState`, or any other tree of arrays.

@@ -1,16 +1,21 @@
 """Process group of a run on several hosts: joining it, and exit after an error."""
 
 import os
+import re
 import sys
 import threading
 from typing import NoReturn
 
 import jax
 
-from capret_jax.errors import InputError
+from capret_jax.errors import InputError, causes, first_line
 
 # JAX's own limit ends in an abort with a page of C++; ours comes first.
 _JAX_LATER = 60
+# Messages of JAX and Gloo about a process that is gone.
+_LOST = re.compile(
+    r"Gloo \w+ failed|closed by peer|reset by peer|heartbeat|Barrier .* failed", re.I
+)
 # Seconds without a sign of life after which a process counts as dead, and all others end.
 _HEARTBEAT = 30
 
@@ -86,6 +91,22 @@ def process_label() -> str:
     if not jax.distributed.is_initialized():
         return ""
     return f" in process {jax.process_index()} of {jax.process_count()}"
+
+
+def describe_lost_process(error: BaseException) -> str | None:
+    """Returns one line for a collective that failed because another process ended, else None.
+
+    Args:
+        error: an exception; its causes are searched, too.
+    """
+    for cause in causes(error) if jax.distributed.is_initialized() else ():
+        if _LOST.search(str(cause)):
+            return (
+                f"another of the {jax.process_count()} processes ended, and has the reason in its "
+                f"own output ({first_line(cause)}); start all of them again to go on from the "
+                "newest checkpoint"
+            )
+    return None
 
 
 def exit_after_error(code: int) -> NoReturn:

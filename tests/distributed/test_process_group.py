@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from capret_jax.distributed.process_group import join, process_label
+from capret_jax.distributed import process_group
+from capret_jax.distributed.process_group import describe_lost_process, join, process_label
 from capret_jax.errors import InputError
 from tests.conftest import ROOT
 
@@ -100,3 +101,16 @@ def test_processes_that_do_not_come_end_in_one_line(index):
         f"error: the 2 processes did not all come together at 127.0.0.1:{port} within 1 s: start "
         "as many as announced, with the address of process 0, or raise --join_timeout"
     ]
+
+
+def test_the_end_of_another_process_is_one_line(monkeypatch):
+    error = RuntimeError(
+        "UNKNOWN: Gloo AllGather failed: Connection closed by peer [10.0.0.2]:7\nx"
+    )
+    assert describe_lost_process(error) is None, "without a group it is another error"
+    monkeypatch.setattr(process_group.jax.distributed, "is_initialized", lambda: True)
+    line = describe_lost_process(error)
+    assert line is not None
+    assert line.startswith("another of the 1 processes ended")
+    assert "[10.0.0.2]:7)" in line and "\n" not in line
+    assert describe_lost_process(ValueError("a bug")) is None
