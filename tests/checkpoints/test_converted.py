@@ -1,5 +1,6 @@
 """Folders of converted models."""
 
+import gc
 import json
 
 import jax
@@ -22,6 +23,12 @@ from tests.conftest import DATA
 
 # Orbax leaves the errors of its reading coroutines to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_errors_for_later_modules():
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Damaged checkpoints: every file cut, emptied, removed or with a flipped bit; and other errors."""
 
+import gc
 import shutil
 import warnings
 
@@ -16,6 +17,14 @@ from capret_jax.train.state import TrainState
 
 # Orbax leaves the errors of its reading coroutines to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_errors_for_later_modules():
+    yield
+    gc.collect()
+
+
 PARAMS = {"model": {"kernel": jnp.arange(600.0).reshape(20, 30)}, "arcface": jnp.ones((4, 1, 30))}
 
 

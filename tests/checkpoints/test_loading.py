@@ -12,7 +12,7 @@ import pytest
 
 import capret_jax
 from capret_jax.checkpoints.conversion import from_reference
-from capret_jax.checkpoints.converted import save_converted
+from capret_jax.checkpoints.converted import ModelCard, save_converted
 from capret_jax.checkpoints.loading import ModelFolder, load_model
 from capret_jax.checkpoints.state_dict import read_state_dict
 from capret_jax.checkpoints.training import Checkpoints
@@ -182,7 +182,7 @@ def workdir(tmp_path_factory):
 
 def test_a_workdir_is_opened_with_its_settings(workdir):
     folder = ModelFolder(workdir)
-    assert folder.card == (SMALL_MODEL, "pretrain", ["itm_head/up/kernel"])
+    assert folder.card == ModelCard(SMALL_MODEL, "pretrain", ["itm_head/up/kernel"])
     assert folder.writes_captions
     setup = folder.setup()
     assert (setup.tokenizer, setup.max_tokens) == (str(workdir / "vocab.txt"), 12)

@@ -129,7 +129,6 @@ def mean_precision(workdir: pathlib.Path) -> float:
     "launcher, axes",
     [
         pytest.param(FOUR, {"data": 2, "tensor": 2}, id="data 2, tensor 2 over 4"),
-        pytest.param(TWO, {"data": 1, "tensor": 4}, id="tensor 4 over 2"),
         pytest.param(TWO, {"data": 1, "fsdp": 4}, id="fsdp 4 over 2"),
     ],
 )
