@@ -2,10 +2,10 @@
 
     python tools/bench_serve.py --model=runs/demo --uploads=200 [--json=OUT]
 
-Starts a server on this machine and sends it all uploads at once, each over its own connection,
-first for detection and then for search. With --in_row it also sends searches one after the other,
-and with --bad good ones among uploads that are damaged or made to take long; these searches name a
-box, so that nothing is detected. The server's memory is read from /proc.
+Starts a server on this machine and sends it all uploads at once, each over its own connection:
+for detection, for search, and for search in a box, where nothing is detected. With --in_row it also
+sends searches in a box one after the other, and with --bad good ones among uploads that are damaged
+or made to take long. The server's memory is read from /proc.
 """
 
 import asyncio
@@ -31,6 +31,9 @@ _SIDE = flags.DEFINE_integer("side", 1600, "Pixels of a photo's longer side.", l
 _IN_ROW = flags.DEFINE_integer("in_row", 0, "Searches one after the other.", lower_bound=0)
 _BAD = flags.DEFINE_integer("bad", 0, "Bad uploads, with a good one beside each.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "File to write the results to.")
+
+# Fields of a search in which nothing is detected.
+_BOX = {"box": "0.1,0.1,0.9,0.9"}
 
 
 def main(argv: list[str]) -> None:
@@ -74,16 +77,21 @@ async def _measure(address: str, server: int) -> dict:
     idle = _memory(server, "VmRSS")
     limits = httpx.Limits(max_connections=_UPLOADS.value)
     async with httpx.AsyncClient(base_url=address, limits=limits, timeout=300) as client:
-        for path in ("/api/detect", "/api/search"):
+        kinds: dict[str, tuple[str, dict | None]] = {
+            "/api/detect": ("/api/detect", None),
+            "/api/search": ("/api/search", None),
+            "/api/search with a box": ("/api/search", _BOX),
+        }
+        for name, (path, fields) in kinds.items():
             seconds, lost = [], 0
             start = time.perf_counter()
             for _ in range(_ROUNDS.value):
                 answers = await asyncio.gather(
-                    *(_post(client, path, photos[i % 8]) for i in range(_UPLOADS.value))
+                    *(_post(client, path, photos[i % 8], fields) for i in range(_UPLOADS.value))
                 )
                 seconds += [duration for duration, _ in answers]
                 lost += sum(status != 200 for _, status in answers)
-            results[path] = _summary(path, seconds, lost, time.perf_counter() - start)
+            results[name] = _summary(name, seconds, lost, time.perf_counter() - start)
         if _IN_ROW.value:
             results["in a row"] = await _in_a_row(client, photos, server)
         if _BAD.value:
@@ -144,7 +152,7 @@ def _scan_bomb(jpeg: bytes) -> bytes:
 
 
 async def _search(client: httpx.AsyncClient, photo: bytes) -> tuple[float, int]:
-    return await _post(client, "/api/search", photo, {"box": "0.1,0.1,0.9,0.9"})
+    return await _post(client, "/api/search", photo, _BOX)
 
 
 async def _post(
