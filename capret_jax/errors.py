@@ -1,8 +1,11 @@
-"""The exception for mistakes that a user can correct."""
+"""The exception for mistakes that a user can correct, and other errors in one line."""
 
 import errno
 import os
 from collections.abc import Iterator
+
+# Errors of reading values from a JSON document that is damaged, or that another program wrote.
+MALFORMED_JSON = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""What the box loss asks of an objects arm: a box that does not depend on the picture, compared."""
+"""Comparison of an objects arm's box loss with the best box that does not depend on the picture."""
 
 import json
 import pathlib

@@ -23,7 +23,7 @@ from capret_jax.checkpoints.conversion import Converted
 from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import ModelConfig
-from capret_jax.errors import InputError, first_line
+from capret_jax.errors import MALFORMED_JSON, InputError, first_line
 
 _PARAMS, _MODEL, _REPORT, _RETAINED = "params", "model.json", "report.json", "carried.safetensors"
 VOCABULARY = "vocab.txt"
@@ -148,7 +148,7 @@ def read_card(folder: pathlib.Path) -> ModelCard:
         content = json.loads((folder / _MODEL).read_text())
         model, checksum = ModelConfig(**content["model"]), content.get("checksum")
         return ModelCard(model, str(content["kind"]), list(content["fresh"]), checksum)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, *MALFORMED_JSON) as error:
         raise InputError(f"{folder / _MODEL} is no model config: {error}.") from error
 
 

@@ -13,7 +13,7 @@ from capret_jax.config.data import FIELDS
 from capret_jax.data.items import ItemTable
 from capret_jax.data.json_values import as_int
 from capret_jax.data.schema import CATEGORIES, DETAILS, LEVELS
-from capret_jax.errors import InputError
+from capret_jax.errors import MALFORMED_JSON, InputError
 
 # The template's phrase of each field, in the template's order.
 _PHRASES = {
@@ -170,7 +170,7 @@ def read_captions(path: str, split: str = "train") -> dict[tuple[int, int], tupl
                     continue
                 try:
                     key, caption, line_split = _read_caption(json.loads(line))
-                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                except MALFORMED_JSON as error:
                     raise InputError(
                         f"{path}, line {number} is no caption ({error}): expected "
                         '{"image_id": 1, "item": 1, "caption": "..."}.'

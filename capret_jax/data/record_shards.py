@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from capret_jax.data import schema
 from capret_jax.data.deepfashion2 import Problem, read_record
+from capret_jax.errors import MALFORMED_JSON
 
 NAME = "deepfashion2"
 _FILES_PER_SHARD = 2000
@@ -110,7 +111,7 @@ def read_summary(shard: Shard) -> ShardSummary | None:
         identities = [tuple(identity) for identity in values.pop("identities")]
         problems = [Problem(*problem) for problem in values.pop("problems")]
         summary = ShardSummary(**values, identities=identities, problems=problems)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, *MALFORMED_JSON):
         return None
     return summary if summary.fingerprint == shard.fingerprint and shard.path.exists() else None
 

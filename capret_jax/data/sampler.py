@@ -61,8 +61,7 @@ class BatchOrder:
 class _Sampler:
     """A random-access sequence of `Draw`s that depends on the seed and the index alone.
 
-    The order is the same on all processes; each process reads the rows of its
-    share of each batch.
+    The order is the same on all processes; each process reads the rows of its share of each batch.
 
     Attributes:
         identities: (n,) int64 class of each item as batches may reveal it, or `NO_IDENTITY`.

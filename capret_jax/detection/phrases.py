@@ -51,10 +51,6 @@ class PhraseDetector:
     ):
         """Encodes the phrases.
 
-        Raises:
-            InputError: the vocabulary has none of a phrase's words.
-
-
         Args:
             model: the model's sizes.
             params: the model's parameters, trained to match phrases with pictures and to predict
@@ -62,6 +58,9 @@ class PhraseDetector:
             encode: the tokenizer, captions -> tokens.
             config: windows, refinements and suppression.
             compute: the numerics of the model.
+
+        Raises:
+            InputError: the vocabulary has none of a phrase's words.
         """
         graphdef, _ = abstract_model(model, compute)
         self._size, self._params, self.config = model.image_size, params, config

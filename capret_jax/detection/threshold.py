@@ -11,7 +11,7 @@ import numpy as np
 from capret_jax.data.json_values import as_number
 from capret_jax.detection.boxes import box_iou
 from capret_jax.detection.detector import Detection
-from capret_jax.errors import InputError
+from capret_jax.errors import MALFORMED_JSON, InputError
 
 _FILE = "detection.json"
 # IoU from which a detection of the right category is correct, as in AP50.
@@ -125,7 +125,7 @@ def read_threshold(folder: pathlib.Path, step: int | None, default: float) -> fl
     try:
         content = json.loads(path.read_bytes())
         threshold, calibrated = as_number(content["threshold"]), content.get("step")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except MALFORMED_JSON as error:
         raise InputError(
             f"{path} holds no threshold ({type(error).__name__}: {error}): evaluate the model "
             "again, or remove the file."

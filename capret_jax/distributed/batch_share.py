@@ -1,6 +1,7 @@
 """Rows of a batch that each process provides, by the coordinates of its devices in the mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -73,6 +74,12 @@ class BatchShare:
         return rows[np.array(self.groups)].reshape(self.count, -1)
 
 
+# Of a mesh of thousands of devices not computed at every step.
+@functools.lru_cache
+def _own_share(mesh: Mesh) -> BatchShare:
+    return BatchShare.of_mesh(mesh)
+
+
 def to_global(mesh: Mesh, local_batch):
     """Makes the global arrays of a batch, with `mesh.batch_sharding`.
 
@@ -84,7 +91,7 @@ def to_global(mesh: Mesh, local_batch):
         ValueError: the rows do not divide by the number of its parts.
     """
     sharding = batch_sharding(mesh)
-    share = BatchShare.of_mesh(mesh)
+    share = _own_share(mesh)
 
     def place(x):
         x = np.asarray(x)

@@ -18,6 +18,7 @@ def supervised_contrastive_loss(
     identity: jax.Array,
     valid: jax.Array,
     mesh: Mesh,
+    *,
     temperature: float,
     memory: Memory | None = None,
 ) -> Loss:

@@ -82,8 +82,8 @@ def _terms(
             batch.identity,
             batch.valid,
             context.mesh,
-            config.supcon_temperature,
-            context.memory,
+            temperature=config.supcon_temperature,
+            memory=context.memory,
         )
     if config.distill:
         # A wide view shows more than the item that the teacher saw.

@@ -44,7 +44,7 @@ def attention(
             tpu_attention.biased_attention, [rows, rows, rows, ("heads", None, None)], rows
         )
         return checkpoint_name(kernel(query, key, value, bias), OUTPUT_NAME)
-    return _xla(query, key, value, bias, mask, drop)
+    return _xla(query, key, value, bias=bias, mask=mask, drop=drop)
 
 
 def _fits_kernel(query, key, bias, mask):
@@ -57,7 +57,7 @@ def _fits_kernel(query, key, bias, mask):
     )
 
 
-def _xla(query, key, value, bias, mask, drop):
+def _xla(query, key, value, *, bias, mask, drop):
     query = query * query.shape[-1] ** -0.5
     logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:

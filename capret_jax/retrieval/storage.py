@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from capret_jax.errors import InputError
+from capret_jax.errors import MALFORMED_JSON, InputError
 from capret_jax.retrieval.engines import Engine, ScannEngine, ScannSettings
 from capret_jax.retrieval.index import Index, IndexRows
 from capret_jax.retrieval.index_engine import IndexConfig, exact_engine
@@ -90,9 +90,9 @@ def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
     manifest = read_manifest(folder)
     try:
         return _load(folder, manifest, model)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except MALFORMED_JSON as error:
         raise InputError(
             f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}): build the index "
             "again."

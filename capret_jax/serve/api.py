@@ -33,7 +33,7 @@ MAX_RESULTS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Who may ask for what.
+    """Clients that are answered, and what they may ask for.
 
     Attributes:
         hosts: names by which clients may address the server, "*" for any. Naming them keeps other

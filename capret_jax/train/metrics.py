@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from capret_jax.errors import MALFORMED_JSON
 from capret_jax.losses import Metrics
 
 
@@ -79,7 +80,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     def is_kept(line: str) -> bool:
         try:
             return json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except MALFORMED_JSON:
             return False
 
     lines = path.read_text(errors="replace").splitlines()

@@ -28,7 +28,7 @@ StepFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class LossDetails(NamedTuple):
-    """What a step keeps of the loss, apart from its gradient.
+    """Parts of the loss that a step keeps, apart from its gradient.
 
     Attributes:
         metrics: metrics of all terms.

@@ -38,7 +38,7 @@ def test_the_loss_compares_with_filled_places_alone(devices):
     """As if the memory's examples were columns of the batch, but no rows."""
     mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
     memory = Memory.empty(M, E).pushed(*batch(1))
-    loss = supervised_contrastive_loss(*batch(0), mesh, TEMPERATURE, memory)
+    loss = supervised_contrastive_loss(*batch(0), mesh, temperature=TEMPERATURE, memory=memory)
     embeddings, identity, valid = (
         np.concatenate(pair) for pair in zip(batch(0), batch(1), strict=True)
     )
@@ -68,7 +68,9 @@ def test_a_memory_that_cannot_work_is_refused(settings, message):
 def test_an_empty_memory_changes_nothing():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     plain, with_memory = (
-        supervised_contrastive_loss(*map(jnp.asarray, batch(0)), mesh, TEMPERATURE, memory)
+        supervised_contrastive_loss(
+            *map(jnp.asarray, batch(0)), mesh, temperature=TEMPERATURE, memory=memory
+        )
         for memory in (None, Memory.empty(M, E))
     )
     assert float(plain.value) == pytest.approx(float(with_memory.value))

@@ -16,7 +16,7 @@ REAL = np.ones(4, bool)
 def loss_on(devices: int):
     mesh = make_mesh(MeshConfig(data=1, fsdp=devices), jax.devices()[:devices])
     return jax.jit(
-        lambda *arrays: supervised_contrastive_loss(*arrays, mesh, TEMPERATURE)  # type: ignore
+        lambda *arrays: supervised_contrastive_loss(*arrays, mesh, temperature=TEMPERATURE)  # type: ignore
     )
 
 

@@ -147,7 +147,9 @@ def test_the_loss_between_images_has_the_products_of_the_closed_form():
     identity, valid = jnp.arange(B) // 2, jnp.ones(B, bool)
 
     def loss(embeddings, memory):
-        return supervised_contrastive_loss(embeddings, identity, valid, mesh, 0.2, memory).value
+        return supervised_contrastive_loss(
+            embeddings, identity, valid, mesh, temperature=0.2, memory=memory
+        ).value
 
     embeddings = jnp.ones((B, 32))
     assert flops(jax.grad(loss), embeddings, None) == 3 * 2 * B * B * 32
