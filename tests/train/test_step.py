@@ -162,3 +162,32 @@ def test_devices_and_parts_change_neither_loss_nor_gradients(shape, parts, one_d
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=tolerance)
 
     jax.tree.map(check, gradients(shape, parts), one_device_gradients)
+
+
+MEMORY_ALONE = LossConfig(
+    itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, supcon=1.0, supcon_memory=32
+)
+
+
+def with_memory(shape: tuple[int, int, int], parts: int):
+    """Computes loss, gradients and memory of a second batch, with the first in the memory."""
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+    setup = make_setup(mesh, loss=MEMORY_ALONE, accumulation=parts)
+    state = init_state(setup)
+    compute = jax.jit(jax.value_and_grad(make_loss(setup), has_aux=True))
+    memory = state.memory
+    for seed in range(2):
+        batch = to_global(mesh, make_batch(seed))
+        (value, details), gradient = compute(state.params, batch, jax.random.key(1), memory)
+        memory = details.memory
+    return jax.device_get((value, gradient["model"]["vision_proj"], memory))
+
+
+def test_parts_of_a_batch_compare_with_the_memory_and_enter_it_in_order():
+    whole, in_parts = with_memory((1, 1, 1), 1), with_memory((2, 1, 1), 4)
+    assert whole[2].filled.all()
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5),
+        in_parts,
+        whole,
+    )
