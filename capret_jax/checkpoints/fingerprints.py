@@ -96,7 +96,6 @@ def check_data(saved: Mapping[str, Any], current: Mapping[str, Any], workdir: st
         )
 
 
-@jax.jit
 def checksum(tree: Any) -> jax.Array:
     """Sums all bits of a tree of arrays, weighted by their places.
 
@@ -106,15 +105,29 @@ def checksum(tree: Any) -> jax.Array:
     Returns:
         () uint32.
     """
-    total = jnp.uint32(0)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        words = _words(leaf)
-        weight = jnp.full(words.shape, 2 * number + 1, jnp.uint32)
-        for axis in range(words.ndim):
-            place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-            weight = weight * jnp.uint32(2654435761) + 2 * place
-        total += (words * weight).sum(dtype=jnp.uint32)
-    return total
+    # One program for all leaves takes longer to compile than a training step. Moments of Adam share
+    # the shapes of their parameters, and so the programs.
+    sums = [
+        _weighted_sum(leaf, np.uint32(2 * number + 1))
+        for number, leaf in enumerate(jax.tree.leaves(tree))
+    ]
+    return jnp.sum(jnp.stack(sums), dtype=jnp.uint32) if sums else jnp.uint32(0)
+
+
+@jax.jit
+def _weighted_sum(leaf: jax.Array, first: jax.Array) -> jax.Array:
+    """Sums the bits of an array, weighted by their places.
+
+    Args:
+        leaf: (...) of any dtype.
+        first: () uint32, odd, the weight of the first element.
+    """
+    words = _words(leaf)
+    weight = jnp.full(words.shape, first)
+    for axis in range(words.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        weight = weight * jnp.uint32(2654435761) + 2 * place
+    return (words * weight).sum(dtype=jnp.uint32)
 
 
 def _words(leaf: jax.Array) -> jax.Array:
