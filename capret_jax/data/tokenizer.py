@@ -98,6 +98,9 @@ class CaptionEncoder:
         self._max_tokens = max_tokens
         self._cached = functools.lru_cache(maxsize=100_000)(self._encode)
 
+    def __reduce__(self) -> tuple:
+        return CaptionEncoder, (self.tokenizer, self._max_tokens)
+
     def __call__(self, caption: str) -> Tokens:
         """Tokenises `[CLS] caption [SEP]`, truncated or padded to T tokens."""
         return self._cached(clean_caption(caption))
