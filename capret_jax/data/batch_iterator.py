@@ -1,6 +1,7 @@
 """The iterator of training batches, read ahead by threads or by worker processes."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import re
@@ -55,11 +56,11 @@ class BatchIterator(grain.DatasetIterator[Batch]):
             InputError: there are more workers than cores.
         """
         super().__init__()
-        _check_cores(read.workers)
         self._batches, self._read = batches, read
         self._step = 0
         self._source: grain.MapDataset | None = None
         self._reading: grain.DatasetIterator | None = None
+        _check_cores(read.workers)
 
     def __next__(self) -> Batch:
         """Returns the next batch.
@@ -130,7 +131,9 @@ class BatchIterator(grain.DatasetIterator[Batch]):
     def _stop_reading(self) -> None:
         if self._reading is not None:
             self._reading.close()
-        self._reading = None
+            self._reading = None
+            if self._read.workers:
+                gc.collect()  # batches that were ready: their shared memory goes with them
 
 
 def _source(batches: BatchSource, workers: int) -> grain.MapDataset:

@@ -2,8 +2,10 @@
 
 import io
 import mmap
+import pathlib
 import pickle
 import tempfile
+import weakref
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,9 @@ class SharedObject:
     A pickle of a `SharedObject` holds only the path of the file and the places in it. Whoever
     unpickles it gets the object itself, whose arrays are read-only maps of the file: all processes
     share their memory. The file is removed with the `SharedObject`.
+
+    Attributes:
+        path: the file.
     """
 
     def __init__(self, value: Any):
@@ -29,15 +34,16 @@ class SharedObject:
         head = io.BytesIO()
         _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(value)
         self._spans: list[tuple[int, int]] = []
-        self._file = tempfile.NamedTemporaryFile(prefix="capret_jax_")  # noqa: SIM115
-        for part in (head.getbuffer(), *(buffer.raw() for buffer in buffers)):
-            self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-            self._spans.append((self._file.tell(), len(part)))
-            self._file.write(part)
-        self._file.flush()
+        number, self.path = tempfile.mkstemp(prefix="capret_jax_")
+        weakref.finalize(self, pathlib.Path(self.path).unlink, missing_ok=True)
+        with open(number, "wb") as file:
+            for part in (head.getbuffer(), *(buffer.raw() for buffer in buffers)):
+                file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+                self._spans.append((file.tell(), len(part)))
+                file.write(part)
 
     def __reduce__(self) -> tuple:
-        return _open, (self._file.name, self._spans)
+        return _open, (self.path, self._spans)
 
 
 class _Pickler(pickle.Pickler):
