@@ -36,7 +36,7 @@ def build_vocabulary(captions: Iterable[str], path: str | os.PathLike, size: int
         path: the file to write, atomically.
         size: maximal number of tokens.
     """
-    cleaned = sorted({clean_caption(caption) for caption in captions})
+    cleaned = sorted({clean_caption(caption) for caption in set(captions)})
     characters = sorted(set("".join(cleaned)) - {" "})
     # The trainer numbers characters in the order of a hash map and breaks ties between merges by
     # these numbers. Listing all characters first makes the vocabulary the same in every process.
