@@ -50,7 +50,7 @@ def get_config():
                     # (tests/test_configs.py).
                     wide=0.25,
                 ),
-                read=ReadConfig(threads=16, prefetch=8),
+                read=ReadConfig(threads=16, prefetch=16),
             ),
             loss=LossConfig(
                 itc=1.0,

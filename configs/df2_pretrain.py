@@ -42,7 +42,7 @@ def get_config():
                     # Boxes are learnt from these views alone; X2-VLM's share of region batches.
                     wide=0.33,
                 ),
-                read=ReadConfig(threads=16, prefetch=8),
+                read=ReadConfig(threads=16, prefetch=16),
             ),
             # Identities are for fine-tuning: they train neither language nor boxes.
             loss=LossConfig(

@@ -28,7 +28,7 @@ def get_config():
             data=DataConfig(
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",
-                read=ReadConfig(threads=16, prefetch=8),
+                read=ReadConfig(threads=16, prefetch=16),
             ),
             evaluation=EvaluationConfig(batch_size=256),
         )

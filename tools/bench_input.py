@@ -1,14 +1,22 @@
 """Benchmarks the input pipeline: photographs of 300 to 1000 px in ArrayRecord -> training batches.
 
-    python tools/bench_input.py [--size=384] [--threads=0,1,2] [--augment] [--json=OUT]
+    python tools/bench_input.py [--size=384] [--threads=0,1,2] [--workers=1,2] [--augment]
 
 Compares it with a plain Pillow loop (open, decode, resize, stack) over the same files, in images
 per second of wall-clock time and of CPU time (the rate of one core). With --augment, both change
-views in all ways that `data.augment` knows. Then measures one thread's time by stage. The
+views in all ways that `data.augment` knows. Workers read in one thread each; their time is their
+own, so that they have a rate of wall-clock time alone. Then measures one thread's time by stage.
+
+One process can never exceed 1 / (seconds an image holds the interpreter's lock), with any number of
+threads. These seconds are one thread's CPU time outside of the decoder and of OpenCV, which release
+the lock. NumPy releases it, too, in operations on large arrays, so that the ceiling is a low
+estimate; CPU time hardly depends on what else runs. Amdahl's law gives another estimate, from the
+rates of 1 and 2 threads, which is only good on an idle machine. The
 photographs are noise with the spectrum of natural images and about as many bytes per pixel as
 DeepFashion2's.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -16,11 +24,14 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import cv2
 import numpy as np
+import simplejpeg
 from absl import flags
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
+from pillow_loop import pillow_loop
 from tqdm import tqdm
 
 from capret_jax.command_line import run
@@ -35,6 +46,7 @@ from capret_jax.config import (
     ViewConfig,
 )
 from capret_jax.config.data import VIEWS
+from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions
 from capret_jax.data.images import Photograph
 from capret_jax.data.masking import Masker
@@ -50,6 +62,7 @@ _PHOTOGRAPHS = flags.DEFINE_integer("photographs", 256, "A multiple of 4.", lowe
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images a batch.")
 _IMAGES = flags.DEFINE_integer("images", 1024, "Images to time, of each variant.")
 _THREADS = flags.DEFINE_list("threads", ["0", "1", "2"], "Numbers of threads of the pipeline.")
+_WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of worker processes.")
 _VIEW = flags.DEFINE_enum("view", "crop", VIEWS, "config.data.view.kind.")
 _AUGMENT = flags.DEFINE_bool("augment", False, "Switch all augmentation on.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Measurements of each rate.", lower_bound=1)
@@ -61,6 +74,12 @@ _ALL = AugmentConfig(
     colour=0.12, contrast=0.3, saturation=0.4, hue=0.03, grey=0.05, blur=0.5, erase=0.5,
     erase_area=0.3, randaugment=2,
 )  # fmt: skip
+# Functions that release the interpreter's lock while they work.
+_RELEASING = (
+    (simplejpeg, "decode_jpeg"),
+    *((cv2, name) for name in ("resize", "warpPerspective", "LUT", "GaussianBlur", "transform")),
+)
+_LOCK_BATCHES = 8
 _SIDES = (300, 1000)
 _QUALITY = 88
 
@@ -76,13 +95,18 @@ def main(argv: list[str]) -> None:
         files = sorted((root / "raw" / "train" / "image").glob("*.jpg"))
         print(f"{len(files)} photographs, {size / 1e3:.0f} kB on average, to {_SIZE.value} px")
         make = _Pipeline(dataset, root)
-        variants = {"Pillow loop": _pillow(files)} | {
-            f"pipeline, {threads} threads": make.batches(threads)
-            for threads in map(int, _THREADS.value)
-        }
-        rates = _rates(variants)
+        plain = pillow_loop(files, _SIZE.value, _BATCH.value, _ALL if _AUGMENT.value else None)
+        variants = {"Pillow loop": plain}
+        for threads in map(int, _THREADS.value):
+            variants[f"pipeline, {threads} threads"] = make.batches(threads)
+        with contextlib.ExitStack() as stack:
+            for workers in map(int, _WORKERS.value):
+                iterator = stack.enter_context(contextlib.closing(make.iterator(1, workers)))
+                variants[f"pipeline, {workers} workers"] = iterator.__next__
+            rates = _rates(variants)
+        ceilings = _ceilings(make.batches(0), rates)
         stages = make.stages()
-    _report(rates, stages)
+    _report(rates, ceilings, stages)
 
 
 class _Pipeline:
@@ -97,6 +121,10 @@ class _Pipeline:
 
     def batches(self, threads: int) -> Callable[[], object]:
         """Returns a function that reads the next batch."""
+        return self.iterator(threads, 0).__next__
+
+    def iterator(self, threads: int, workers: int) -> BatchIterator:
+        """Makes the iterator of batches."""
         config = ExperimentConfig(
             batch_size=_BATCH.value,
             model=dataclasses.replace(SIZES["base"], image_size=_SIZE.value),
@@ -104,14 +132,13 @@ class _Pipeline:
                 views_per_identity=2,
                 view=ViewConfig(_VIEW.value),
                 augment=_augmentation(),
-                read=ReadConfig(threads, prefetch=2),
+                read=ReadConfig(threads, prefetch=2, workers=workers),
             ),
             loop=LoopConfig(steps=10**6),
         )
         sampler = make_sampler(self._split.items, config)
         text = TrainingText(self._captions, self._encoder, self._masker)
-        iterator = training_iterator(self._split, sampler, text, config)
-        return lambda: next(iterator)
+        return training_iterator(self._split, sampler, text, config)
 
     def stages(self) -> dict[str, float]:
         """Measures milliseconds per image on one thread, by stage."""
@@ -143,84 +170,6 @@ class _Pipeline:
         return times
 
 
-def _pillow(files: list[pathlib.Path]) -> Callable[[], object]:
-    """Returns a function that reads the next batch with Pillow, in the simplest way."""
-    place, rng = iter(range(10**9)), np.random.default_rng(0)
-    sides = _SIZE.value, _SIZE.value
-
-    def view(file):
-        image = Image.open(file).convert("RGB")
-        if not _AUGMENT.value:
-            return image.resize(sides)
-        annotation = file.parent.parent / "annos" / f"{file.stem}.json"
-        box = json.loads(annotation.read_text())["item1"]["bounding_box"]
-        return _pillow_changes(image.crop(box), rng)
-
-    def batch():
-        chosen = [files[next(place) % len(files)] for _ in range(_BATCH.value)]
-        return np.stack([np.asarray(view(file)) for file in chosen])
-
-    return batch
-
-
-def _pillow_changes(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Changes a view as `_ALL` does, one operation after the other, as training scripts do."""
-    config, size = _ALL, _SIZE.value
-    scale = rng.uniform(config.crop_area, 1) ** 0.5
-    width, height = image.size
-    left, top = rng.uniform(0, 1 - scale, 2) * image.size
-    box = left, top, left + scale * width, top + scale * height
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    image = image.rotate(rng.uniform(-config.rotate, config.rotate), Image.Resampling.BILINEAR)
-    shifts = rng.uniform(-0.5, 0.5, 8) * config.perspective * size
-    corners = np.array([0, 0, 0, size, size, size, size, 0]) + shifts
-    image = image.transform(
-        (size, size), Image.Transform.QUAD, corners.tolist(), Image.Resampling.BILINEAR
-    )
-    if rng.random() < config.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for enhance, reach in (
-        (ImageEnhance.Brightness, config.brightness),
-        (ImageEnhance.Contrast, config.contrast),
-        (ImageEnhance.Color, config.saturation),
-    ):
-        image = enhance(image).enhance(rng.uniform(1 - reach, 1 + reach))
-    hue, saturation, value = image.convert("HSV").split()
-    turn = round(255 * rng.uniform(-config.hue, config.hue))
-    hue = hue.point([(level + turn) % 256 for level in range(256)])
-    image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
-    for name in rng.choice(list(_PILLOW_OPERATIONS), config.randaugment):
-        if rng.random() < 0.5:
-            image = _PILLOW_OPERATIONS[name](image)
-    if rng.random() < config.blur:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2) * size / 224))
-    if rng.random() < config.erase:
-        left, top = rng.integers(size // 2, size=2)
-        image.paste((128, 128, 128), (left, top, left + size // 3, top + size // 3))
-    return image
-
-
-def _moved(*coefficients: float) -> Callable[[Image.Image], Image.Image]:
-    """Returns an affine map of a picture."""
-    return lambda image: image.transform(
-        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
-    )
-
-
-_PILLOW_OPERATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "identity": lambda image: image,
-    "autocontrast": ImageOps.autocontrast,
-    "equalise": ImageOps.equalize,
-    "brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.36),
-    "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.36),
-    "shear_x": _moved(1, 0.21, 0, 0, 1, 0),
-    "shear_y": _moved(1, 0, 0, 0.21, 1, 0),
-    "translate_x": _moved(1, 0, 7, 0, 1, 0),
-    "translate_y": _moved(1, 0, 0, 0, 1, 7),
-    "rotate": lambda image: image.rotate(21, Image.Resampling.BILINEAR),
-}
-
-
 def _augmentation() -> AugmentConfig:
     return _ALL if _AUGMENT.value else AugmentConfig()
 
@@ -233,7 +182,10 @@ def _rates(variants: dict[str, Callable[[], object]]) -> dict[str, dict[str, flo
             measured[name].append(_rate(batch, name))
     return {
         name: {key: float(np.median([rate[key] for rate in rates])) for key in rates[0]}
-        | {"spread": float(np.ptp([rate["images_per_core_second"] for rate in rates]))}
+        | {
+            "spread": float(np.ptp([rate["images_per_core_second"] for rate in rates])),
+            "wall_spread": float(np.ptp([rate["images_per_second"] for rate in rates])),
+        }
         for name, rates in measured.items()
     }
 
@@ -251,6 +203,48 @@ def _rate(batch: Callable[[], object], name: str) -> dict[str, float]:
     return {"images_per_second": images / wall, "images_per_core_second": images / cpu}
 
 
+def _ceilings(batch: Callable[[], object], rates: dict) -> dict[str, float]:
+    """Estimates the images per second that one process cannot exceed, see the module's docstring.
+
+    Args:
+        batch: reads the next batch in the calling thread.
+        rates: rates of the variants.
+    """
+    held = [_seconds_of_lock(batch) for _ in range(_REPEATS.value)]
+    ceilings = {name: 1 / f(held) for name, f in (("lock", np.median), ("lock, low", np.max))}
+    one, two = (rates.get(f"pipeline, {n} threads", {}).get("images_per_second") for n in (1, 2))
+    if one and two and two < 2 * one:
+        # Time of one image = serial part + parallel part / threads.
+        serial = 2 / two - 1 / one
+        ceilings["Amdahl"] = 1 / serial
+    return {name: float(rate) for name, rate in ceilings.items()}
+
+
+def _seconds_of_lock(batch: Callable[[], object]) -> float:
+    """Returns the CPU seconds of an image outside of the calls that release the lock."""
+    released = 0.0
+
+    def timed(function):
+        def call(*arguments, **settings):
+            nonlocal released
+            start = time.thread_time()
+            try:
+                return function(*arguments, **settings)
+            finally:
+                released += time.thread_time() - start
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for module, name in _RELEASING:
+            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name))))
+        start = time.thread_time()
+        for _ in range(_LOCK_BATCHES):
+            batch()
+        total = time.thread_time() - start
+    return (total - released) / (_LOCK_BATCHES * _BATCH.value)
+
+
 def _each(function: Callable, arguments) -> float:
     start = time.perf_counter()
     for argument in arguments:
@@ -258,21 +252,24 @@ def _each(function: Callable, arguments) -> float:
     return (time.perf_counter() - start) / len(arguments) * 1e3
 
 
-def _report(rates: dict, stages: dict) -> None:
+def _report(rates: dict, ceilings: dict, stages: dict) -> None:
     plain = rates["Pillow loop"]["images_per_core_second"]
-    print(f"{'':24}{'images/s':>10}{'per core':>10}{'spread':>10}")
+    print(f"{'':24}{'images/s':>10}{'spread':>10}{'per core':>10}{'spread':>10}")
     for name, rate in rates.items():
+        print(f"{name:24}{rate['images_per_second']:10.0f}{rate['wall_spread']:10.0f}", end="")
+        if name.endswith("workers"):  # their CPU time is not this process's
+            print()
+            continue
         ratio = rate["images_per_core_second"] / plain
-        print(
-            f"{name:24}{rate['images_per_second']:10.0f}{rate['images_per_core_second']:10.0f}"
-            f"{rate['spread']:10.0f}{ratio:9.2f}x"
-        )
+        print(f"{rate['images_per_core_second']:10.0f}{rate['spread']:10.0f}{ratio:9.2f}x")
+    for name, ceiling in ceilings.items():
+        print(f"one process can never exceed ({name:9}){ceiling:8.0f} images/s")
     total = sum(stages.values())
     print("one thread, by stage:")
     for name, milliseconds in stages.items():
         print(f"    {name:24}{milliseconds:7.2f} ms{milliseconds / total:7.0%}")
     if _JSON.value:
-        content = {"rates": rates, "stages_ms": stages}
+        content = {"rates": rates, "ceilings": ceilings, "stages_ms": stages}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 
 

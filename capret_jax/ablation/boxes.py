@@ -1,5 +1,6 @@
 """Comparison of an objects arm's box loss with the best box that does not depend on the picture."""
 
+import contextlib
 import json
 import pathlib
 import tempfile
@@ -53,10 +54,11 @@ def _training_boxes(config: ExperimentConfig) -> np.ndarray:
     boxes: list[np.ndarray] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config, pathlib.Path(folder))
-        for batch in training_batches(run):
-            boxes += list(batch.box[batch.counted_boxes])
-            if len(boxes) >= _BOXES:
-                break
+        with contextlib.closing(training_batches(run)) as batches:
+            for batch in batches:
+                boxes += list(batch.box[batch.counted_boxes])
+                if len(boxes) >= _BOXES:
+                    break
         run.checkpoints.close()
     return np.array(boxes)
 

@@ -223,14 +223,30 @@ class ReadConfig:
     """Reading ahead of the training step.
 
     Attributes:
-        threads: number of threads that decode and crop.
-        prefetch: number of batches to keep ready.
-        cached_images: number of decoded photographs to keep in memory, for datasets that fit.
+        threads: number of threads that decode and crop, in each process that reads; 0 for none, so
+            that without workers batches are read in the loop.
+        prefetch: number of batches to keep ready. Each thread makes a batch of its own, so that at
+            least as many are kept as there are threads.
+        workers: number of processes that read training batches, at most one per core; 0 for the
+            training process itself, whose interpreter runs one thread at a time.
+        cached_images: number of decoded photographs to keep in memory, for datasets that fit; each
+            worker keeps its own.
     """
 
     threads: int = 2
     prefetch: int = 4
+    workers: int = 0
     cached_images: int = 0
+
+    def __post_init__(self):
+        for name in ("threads", "prefetch", "workers", "cached_images"):
+            if getattr(self, name) < 0:
+                raise InputError(f"data.read.{name}={getattr(self, name)} is negative.")
+
+    @property
+    def batches_ahead(self) -> int:
+        """Number of batches to keep ready; a smaller one than `threads` would idle some of them."""
+        return max(self.prefetch, self.threads)
 
 
 @dataclasses.dataclass(frozen=True)

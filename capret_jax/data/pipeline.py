@@ -6,12 +6,12 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
 from capret_jax.config import DataConfig, ExperimentConfig
 from capret_jax.data.batch import NO_IDENTITY, Batch
+from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions, mentions_sides
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
@@ -36,7 +36,11 @@ class Split:
         """
         self.records = records
         self.items = items
+        self._cached_images = cached_images
         self._cached = functools.lru_cache(maxsize=cached_images)(self._read)
+
+    def __reduce__(self) -> tuple:
+        return Split, (self.records, self.items, self._cached_images)
 
     def _read(self, record: int, name: str) -> Photograph:
         return Photograph(self.records.image(record), name)
@@ -90,7 +94,7 @@ class TrainingText(NamedTuple):
 
 def training_iterator(
     split: Split, sampler: Sampler, text: TrainingText, config: ExperimentConfig
-) -> grain.DatasetIterator:
+) -> BatchIterator:
     """Makes the iterator of this process's part of the training batches.
 
     Args:
@@ -101,13 +105,12 @@ def training_iterator(
 
     Returns:
         An iterator over `Batch`es of NumPy arrays, whose position Orbax can save and restore.
+
+    Raises:
+        InputError: there are more workers than cores.
     """
     examples = _Examples(split, sampler.identities, text, config)
-    dataset = grain.MapDataset.source(sampler).map(examples)
-    dataset = dataset.batch(sampler.order.local_batch_size, batch_fn=_collate)
-    read = config.data.read
-    options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=read.prefetch)
-    return iter(dataset.to_iter_dataset(options))
+    return BatchIterator(_Batches(sampler, examples), config.data.read)
 
 
 def abstract_batch(config: ExperimentConfig) -> Batch:
@@ -155,6 +158,21 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
             answer_mask=answer,
         )
     return batch
+
+
+class _Batches:
+    """This process's part of the batch of each step."""
+
+    def __init__(self, sampler: Sampler, examples: "_Examples"):
+        self._sampler, self._examples = sampler, examples
+
+    def __len__(self) -> int:
+        return self._sampler.order.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        size = self._sampler.order.local_batch_size
+        draws = (self._sampler[index] for index in range(step * size, (step + 1) * size))
+        return _collate([self._examples(draw) for draw in draws])
 
 
 class _Examples:

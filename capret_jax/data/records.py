@@ -73,6 +73,9 @@ class Records:
         self._image = tfds.features.FeaturesDict({"image": features.pop("image")})
         self._annotation = tfds.features.FeaturesDict(features)
 
+    def __reduce__(self) -> tuple:
+        return _open_records, (str(self.folder), self.split)
+
     def __len__(self) -> int:
         return len(self._raw)
 
@@ -121,3 +124,7 @@ class Records:
                 f"{file} cannot be read, and has photograph {index} of {self.split}: {_REMEDY} "
                 f"({error})."
             ) from error
+
+
+def _open_records(folder: str, split: str) -> Records:
+    return Records(tfds.builder_from_directory(folder), split)

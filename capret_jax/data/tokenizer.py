@@ -36,7 +36,7 @@ def build_vocabulary(captions: Iterable[str], path: str | os.PathLike, size: int
         path: the file to write, atomically.
         size: maximal number of tokens.
     """
-    cleaned = sorted({clean_caption(caption) for caption in captions})
+    cleaned = sorted({clean_caption(caption) for caption in set(captions)})
     characters = sorted(set("".join(cleaned)) - {" "})
     # The trainer numbers characters in the order of a hash map and breaks ties between merges by
     # these numbers. Listing all characters first makes the vocabulary the same in every process.
@@ -97,6 +97,9 @@ class CaptionEncoder:
         self.tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._cached = functools.lru_cache(maxsize=100_000)(self._encode)
+
+    def __reduce__(self) -> tuple:
+        return CaptionEncoder, (self.tokenizer, self._max_tokens)
 
     def __call__(self, caption: str) -> Tokens:
         """Tokenises `[CLS] caption [SEP]`, truncated or padded to T tokens."""

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.config import LoopConfig
-from capret_jax.distributed.batch_share import to_global
 from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.metrics import MetricsWriter, check_finite, merge
+from capret_jax.train.placed_batches import PlacedBatches
 from capret_jax.train.preemption import PreemptionSignal
 from capret_jax.train.state import TrainState
 from capret_jax.train.step import StepFunction
@@ -63,7 +63,7 @@ def run_loop(
     Raises:
         FloatingPointError: a loss or the gradient is not finite; that state is not saved.
     """
-    start = int(state.step)
+    start, batches = int(state.step), PlacedBatches(iterator, mesh)
     pending, clock = [], time.perf_counter()
     silent = jax.process_index() != 0
     with tqdm(
@@ -71,8 +71,9 @@ def run_loop(
     ) as progress:
         progress.set_postfix_str("compiling")
         for step in range(start + 1, config.steps + 1):
-            batch = to_global(mesh, next(iterator))
+            batch = next(batches)
             state, metrics = services.step(state, batch)
+            batches.fill()  # while the step runs
             pending.append(metrics)
             progress.update()
             logging = step % config.log_every == 0 or step == start + 1
@@ -91,7 +92,7 @@ def run_loop(
                 services.writer.write(step, merged)
                 pending, clock = [], now
             if stopping:
-                services.checkpoints.save(step, state, iterator, services.metadata)
+                services.checkpoints.save(step, state, batches, services.metadata)
                 break
             score = None
             if evaluator is not None:
@@ -100,7 +101,7 @@ def run_loop(
                 score = evaluated[f"retrieval/{config.keep_best}"] if config.keep_best else None
                 clock = time.perf_counter()
             if saving:
-                services.checkpoints.save(step, state, iterator, services.metadata, score)
+                services.checkpoints.save(step, state, batches, services.metadata, score)
     return state
 
 

@@ -1,12 +1,12 @@
 """The trainer of a run, from its newest checkpoint or its initial state to the last step."""
 
+import contextlib
 import dataclasses
-
-import grain
 
 from capret_jax.checkpoints.fingerprints import check_data
 from capret_jax.checkpoints.lock import sole_writer
 from capret_jax.checkpoints.training import Checkpoints
+from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.vqa import VqaSampler, questions_about
@@ -55,15 +55,15 @@ class Trainer:
         with sole_writer(run.workdir):
             checkpoints = Checkpoints(run.workdir)
             try:
-                return self._resume(checkpoints)
+                with contextlib.closing(training_batches(run)) as iterator:
+                    return self._resume(checkpoints, iterator)
             finally:
                 checkpoints.close()
                 run.checkpoints.reload()
 
-    def _resume(self, checkpoints: Checkpoints) -> bool:
+    def _resume(self, checkpoints: Checkpoints, iterator: BatchIterator) -> bool:
         """Trains to the last step; returns False if SIGTERM stopped it."""
-        run, last = self._run, self._run.config.loop.steps
-        iterator, done = training_batches(run), 0
+        run, last, done = self._run, self._run.config.loop.steps, 0
         if checkpoints.latest_step() is not None:
             saved = checkpoints.metadata().get("fingerprints", {})
             check_data(saved, run.fingerprints, str(run.workdir))
@@ -88,7 +88,7 @@ class Trainer:
         return not stopped
 
     def _train(
-        self, state: TrainState, iterator: grain.DatasetIterator, checkpoints: Checkpoints
+        self, state: TrainState, iterator: BatchIterator, checkpoints: Checkpoints
     ) -> tuple[int, bool]:
         """Returns the last step, and True if SIGTERM came before its state was written."""
         run = self._run
@@ -116,7 +116,7 @@ class Trainer:
             writer.close()
 
 
-def training_batches(run: Run) -> grain.DatasetIterator:
+def training_batches(run: Run) -> BatchIterator:
     """Makes the iterator of this process's part of a run's training batches, from the first on."""
     loss = run.config.loss
     masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
