@@ -34,5 +34,5 @@ def check_no_url(name: str, value: object) -> None:
             raise InputError(
                 f"{name}={text} is in a bucket, which this cannot read or write: give a folder or "
                 "file on a disk, copy it from or to the bucket, or mount the bucket "
-                "(docs/scaling.md, "Buckets")."
+                "(see Buckets in docs/scaling.md)."
             )
