@@ -1,6 +1,7 @@
 """Recognises paths that name a bucket, and refuses them where only a disk will do."""
 
 import os
+import pathlib
 import re
 
 from capret_jax.errors import InputError
@@ -14,6 +15,11 @@ def url_scheme(path: str | os.PathLike) -> str:
     """Returns the scheme of a URL, such as "gs"; empty for a path on a disk."""
     match = _URL.match(os.fspath(path))
     return match[0].lower() if match else ""
+
+
+def absolute(path: pathlib.Path) -> pathlib.Path:
+    """Returns an absolute path; one in a bucket is so already, and epath would put it on a disk."""
+    return path if url_scheme(path) else path.absolute()
 
 
 def check_no_url(name: str, value: object) -> None:

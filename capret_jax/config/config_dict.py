@@ -15,7 +15,18 @@ from capret_jax.errors import InputError
 
 Kind = typing.TypeVar("Kind")
 # Keys whose files are read from a bucket, too.
-BUCKET_KEYS: frozenset[str] = frozenset()
+BUCKET_KEYS = frozenset(
+    f"config.{name}"
+    for name in (
+        "init_from",
+        "data.prepared_dir",
+        "data.captions.file",
+        "data.teacher",
+        "data.tokenizer",
+        "embedding.file",
+        "evaluation.detections",
+    )
+)
 
 
 def to_config_dict(config: ExperimentConfig) -> ml_collections.ConfigDict:

@@ -7,13 +7,13 @@ import pytest
 from absl import flags
 
 from capret_jax.buckets.urls import check_no_url, url_scheme
-from capret_jax.config import ExperimentConfig, from_config_dict, to_config_dict
+from capret_jax.config import EmbeddingConfig, ExperimentConfig, from_config_dict, to_config_dict
 from capret_jax.config.config_dict import BUCKET_KEYS
 from capret_jax.errors import InputError
 from tests.commands import in_process
 from tests.commands.test_console_scripts import installed
 
-URL = "gs://some-bucket/some/where"
+URL = "gs://forbidden/some/where"
 # Commands, with what each needs before it looks at paths.
 REQUIRED = {
     "capret-train": ["--config=configs/demo.py", "--workdir=OUT"],
@@ -23,6 +23,14 @@ REQUIRED = {
     "capret-score": ["--query=Q", "--gallery=G"],
     "capret-collect": ["--out=OUT"],
     "capret-ablate": ["--config=configs/ablation.py", "--workdir=OUT"],
+}
+# Flags whose files are read from, or written to, a bucket.
+SUPPORTED = {
+    "capret-train": {"workdir"},
+    "capret-index": {"model", "tokenizer"},
+    "capret-serve": {"model", "index", "tokenizer"},
+    "capret-score": {"query", "gallery"},
+    "capret-collect": {"model"},
 }
 # Flags that are no paths.
 NO_PATHS = {"coordinator_address", "runner", "language_model", "part", "topology"}
@@ -82,7 +90,8 @@ def test_every_key_reads_buckets_or_refuses_them_by_name(key):
     if key in BUCKET_KEYS:
         with pytest.MonkeyPatch.context() as patch:
             # Other rules may refuse the combination, but not as a path.
-            patch.setattr(ExperimentConfig, "__post_init__", lambda self: None)
+            for kind in (ExperimentConfig, EmbeddingConfig):
+                patch.setattr(kind, "__post_init__", lambda self: None)
             assert from_config_dict(values)
         return
     with pytest.raises(InputError, match=f"{key}={URL}"):
@@ -90,7 +99,9 @@ def test_every_key_reads_buckets_or_refuses_them_by_name(key):
 
 
 @pytest.mark.parametrize("command", installed())
-def test_every_flag_reads_buckets_or_refuses_them_by_name(command, tmp_path, monkeypatch):
+def test_every_flag_reads_buckets_or_refuses_them_by_name(
+    command, bucket_environment, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(pathlib.Path(__file__).parents[2] / "configs")
     paths = [flag for flag in text_flags(command) if flag not in NO_PATHS]
@@ -102,5 +113,6 @@ def test_every_flag_reads_buckets_or_refuses_them_by_name(command, tmp_path, mon
         )
         assert code == 2, error
         assert error.count("\n") == 1
-        assert f"--{flag}={URL}" in error
+        if flag not in SUPPORTED.get(command, ()):
+            assert f"--{flag}={URL} is in a bucket" in error
         assert {path.name for path in tmp_path.iterdir()} == {"configs"}
