@@ -67,7 +67,8 @@ def _check_urls(argv: list[str], allowed: Collection[str]) -> None:
     """Refuses paths in buckets, in all flags and arguments but those allowed."""
     for name in flags.FLAGS:
         flag = flags.FLAGS[name]
-        if name not in allowed and flag.present:
+        # Overrides of a config, such as --config.init_from, are checked with its other keys.
+        if name not in allowed and flag.present and "." not in name:
             # The value of a config's flag is its content.
             check_no_url(f"--{name}", getattr(flag, "config_filename", flag.value))
     for argument in argv[1:] if ARGUMENTS not in allowed else ():

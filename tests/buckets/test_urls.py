@@ -116,3 +116,15 @@ def test_every_flag_reads_buckets_or_refuses_them_by_name(
         if flag not in SUPPORTED.get(command, ()):
             assert f"--{flag}={URL} is in a bucket" in error
         assert {path.name for path in tmp_path.iterdir()} == {"configs"}
+
+
+@pytest.mark.parametrize(
+    ("key", "read"), [("config.init_from", True), ("config.data.source_dir", False)]
+)
+def test_an_override_is_a_key_and_not_a_flag(key, read, bucket_environment, tmp_path):
+    code, _, error = in_process.call(
+        "capret_jax.main", "--config=configs/demo.py", f"--workdir={tmp_path}", f"--{key}={URL}"
+    )
+    assert (code, error.count("\n")) == (2, 1)
+    assert URL in error
+    assert ("which this cannot read" in error) == (not read)
