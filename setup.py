@@ -57,6 +57,9 @@ REQUIREMENTS = [
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10.0,<0.11"],
     "cuda": ["jax[cuda13]>=0.10.0,<0.11"],
+    # Paths gs:// and s3://: epath and staging through fsspec's file systems, whose versions follow
+    # its own. Orbax asks google-cloud-storage how a bucket is laid out. Tried: 2026.10, 3.17.
+    "buckets": ["gcsfs>=2026.9", "s3fs>=2026.9", "google-cloud-storage>=3,<4"],
     # 2.65 and later run with NumPy 2 and protobuf 6.
     "beam": ["apache-beam>=2.65,<3"],
     # Annotated parameters and lifespans, on Starlette's pure ASGI middleware.

@@ -3,11 +3,12 @@
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import ml_collections
 from absl import app, flags, logging
 
+from capret_jax.buckets.urls import check_no_url
 from capret_jax.distributed.part import Part
 from capret_jax.distributed.process_group import (
     describe_lost_process,
@@ -16,8 +17,11 @@ from capret_jax.distributed.process_group import (
 )
 from capret_jax.errors import InputError, describe_system_error
 
+# Stands for the arguments that are no flags, among names of flags.
+ARGUMENTS = "arguments"
 
-def run(main: Callable[[list[str]], None]) -> None:
+
+def run(main: Callable[[list[str]], None], buckets: Collection[str] = ()) -> None:
     """Parses the flags and calls a command's `main`.
 
     An `InputError`, a diverged loss, a full disk, a missing right or the end of another process is
@@ -26,11 +30,18 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     Args:
         main: a function of the arguments that are no flags, the program's name first.
+        buckets: names of the flags whose paths may be in a bucket, and `ARGUMENTS` if the arguments
+            may be. Others are refused there.
     """
+
+    def checked(argv: list[str]) -> None:
+        _check_urls(argv, buckets)
+        main(argv)
+
     logging.set_verbosity(logging.WARNING)
     _adopt_flags(sys.modules[main.__module__])
     try:
-        app.run(main, flags_parser=_parse_flags)
+        app.run(checked, flags_parser=_parse_flags)
     except (InputError, FloatingPointError) as error:
         print(f"error{process_label()}: {' '.join(str(error).split())}", file=sys.stderr)
         exit_after_error(2)
@@ -50,6 +61,18 @@ def _adopt_flags(module: types.ModuleType) -> None:
     sys.modules["__main__"].__doc__ = module.__doc__
     for flag in flags.FLAGS.get_key_flags_for_module(module):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
+def _check_urls(argv: list[str], allowed: Collection[str]) -> None:
+    """Refuses paths in buckets, in all flags and arguments but those allowed."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        # Overrides of a config, such as --config.init_from, are checked with its other keys.
+        if name not in allowed and flag.present and "." not in name:
+            # The value of a config's flag is its content.
+            check_no_url(f"--{name}", getattr(flag, "config_filename", flag.value))
+    for argument in argv[1:] if ARGUMENTS not in allowed else ():
+        check_no_url("the argument", argument)
 
 
 def load_config(flag: flags.FlagHolder) -> ml_collections.ConfigDict:

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
+from capret_jax.buckets.access import staged
 from capret_jax.config import DataConfig
 from capret_jax.data.items import load_items
 from capret_jax.data.pipeline import Split
-from capret_jax.data.preparation import prepare_deepfashion2
+from capret_jax.data.preparation import VERSION, prepare_deepfashion2
+from capret_jax.data.record_shards import NAME
 from capret_jax.data.records import Records
 from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.errors import InputError
@@ -47,10 +49,13 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
+    # ArrayRecord and TFDS read files on a disk alone.
     if config.name == "deepfashion2":
-        return prepare_deepfashion2(config.source_dir, config.prepared_dir, config.prepare)
+        folder = staged(config.prepared_dir, f"{NAME}/{VERSION}")
+        return prepare_deepfashion2(config.source_dir, folder, config.prepare)
     try:
-        return synthetic.prepare(config.prepared_dir, config.variant)
+        folder = staged(config.prepared_dir, f"{synthetic.SyntheticFashion.name}/{config.variant}")
+        return synthetic.prepare(folder, config.variant)
     except OSError as error:
         raise InputError(
             f"data.prepared_dir={config.prepared_dir!r} cannot hold the dataset "

@@ -14,13 +14,15 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from capret_jax.buckets.access import open_workdir
+from capret_jax.buckets.urls import url_scheme
 from capret_jax.command_line import load_config
 from capret_jax.command_line import run as run_program
 from capret_jax.config import from_config_dict
 from capret_jax.distributed.process_group import join
 from capret_jax.errors import InputError
 from capret_jax.evaluation.retrieval import CurveEvaluator
-from capret_jax.evaluation.suite import EvaluationSuite
+from capret_jax.evaluation.suite import EVALUATION, EvaluationSuite
 from capret_jax.evaluation.summary import summary
 from capret_jax.train.preemption import RESUME
 from capret_jax.train.run import Run
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
     if config.mode != "evaluate" and not Trainer(run, evaluator).train():
         return
     if config.mode != "train":
-        print(summary(suite.run(run.state_to_evaluate()), suite.folder))
+        print(summary(suite.run(run.state_to_evaluate()), run.workdir / EVALUATION))
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -72,6 +74,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _make_workdir(path: str) -> pathlib.Path:
+    if url_scheme(path):
+        return open_workdir(path)
     workdir = pathlib.Path(path).absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -87,8 +91,8 @@ def _make_workdir(path: str) -> pathlib.Path:
 
 def cli() -> None:
     """Runs the command: the console script."""
-    run_program(main)
+    run_program(main, buckets=("workdir",))
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, buckets=("workdir",))

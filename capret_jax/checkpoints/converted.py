@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from capret_jax.buckets.urls import absolute
 from capret_jax.checkpoints.conversion import Converted
 from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
@@ -163,7 +164,7 @@ def load_params(folder: pathlib.Path, abstract: Any) -> dict:
         InputError: the checkpoint cannot be read, or is not what was saved.
     """
     try:
-        params = ocp.load((folder / _PARAMS).absolute(), abstract)
+        params = ocp.load(absolute(folder / _PARAMS), abstract)
     except Exception as error:  # Orbax raises many types, even plain `Exception`
         raise InputError(f"{folder / _PARAMS} cannot be read: {first_line(error)}") from error
     saved = read_card(folder).checksum

@@ -6,7 +6,6 @@ image = model.encode_image(pixels)
 
 import hashlib
 import os
-import pathlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from transformers import PreTrainedTokenizerBase
 
+from capret_jax.buckets.access import open_folder
 from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import (
     VOCABULARY,
@@ -78,7 +78,7 @@ class ModelFolder:
         Raises:
             InputError: the folder holds no model, or it cannot be read.
         """
-        self.path = pathlib.Path(path)
+        self.path = open_folder(path)
         self._checkpoints: Checkpoints | None = None
         if is_converted(self.path):
             self.card = read_card(self.path)
@@ -180,7 +180,7 @@ def open_model_tokenizer(setup: Setup, model: ModelConfig) -> PreTrainedTokenize
     Raises:
         InputError: there is no such tokenizer, or the model was trained with other tokens.
     """
-    if not pathlib.Path(setup.tokenizer).exists():
+    if not open_folder(setup.tokenizer).exists():
         print(
             f"the model's folder has no vocab.txt: {setup.tokenizer} comes from the cache of "
             "transformers, or from its hub",

@@ -1,6 +1,7 @@
 """Lock of a workdir: one run at a time writes into it, others may read."""
 
 import contextlib
+import hashlib
 import pathlib
 from collections.abc import Iterator
 
@@ -9,6 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from capret_jax.buckets.access import cache_folder
+from capret_jax.buckets.urls import url_scheme
 from capret_jax.errors import InputError
 
 _FILE = ".training.lock"
@@ -26,7 +29,7 @@ def sole_writer(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
         InputError: another run holds the lock, in all processes.
     """
-    lock = filelock.FileLock(workdir / _FILE)
+    lock = filelock.FileLock(_lock_file(workdir))
     held = jax.process_index() != 0 or _acquire(lock)
     if not multihost_utils.broadcast_one_to_all(np.array(held)):
         raise InputError(
@@ -37,6 +40,14 @@ def sole_writer(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock_file(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the file to lock; for a bucket, which has no locks, a file of this machine."""
+    if not url_scheme(workdir):
+        return workdir / _FILE
+    digest = hashlib.sha256(str(workdir).rstrip("/").encode()).hexdigest()
+    return cache_folder() / f"{digest[:32]}{_FILE}"
 
 
 def _acquire(lock: filelock.BaseFileLock) -> bool:

@@ -9,6 +9,7 @@ import grain
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from capret_jax.buckets.urls import absolute
 from capret_jax.checkpoints.damage import (
     DAMAGED,
     WHOLE,
@@ -69,7 +70,7 @@ class Checkpoints:
 
         def open_checkpoints(**settings) -> ocp.training.Checkpointer:
             return ocp.training.Checkpointer(
-                (workdir / FOLDER).absolute(),
+                absolute(workdir / FOLDER),
                 preservation_policy=policy,
                 cleanup_tmp_directories=not read_only,
                 **settings,

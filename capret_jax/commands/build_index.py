@@ -148,7 +148,7 @@ def _print_errors(errors: list[str]) -> None:
 
 def cli() -> None:
     """Runs the command: the console script, and `tools/build_index.py`."""
-    run(main)
+    run(main, buckets=("model", "tokenizer"))
 
 
 if __name__ == "__main__":

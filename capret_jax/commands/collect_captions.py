@@ -154,4 +154,4 @@ def _parse_prices() -> tuple[float, float] | None:
 
 def cli() -> None:
     """Runs the command: the console script, and `tools/collect_captions.py`."""
-    run(main)
+    run(main, buckets=("model",))

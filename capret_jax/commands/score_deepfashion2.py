@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from capret_jax.command_line import run
+from capret_jax.command_line import ARGUMENTS, run
 from capret_jax.errors import InputError
 from capret_jax.evaluation.official_scorer import (
     GALLERY_KEYS,
@@ -54,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 def cli() -> None:
     """Entry point of the console script and of `tools/score_deepfashion2.py`."""
-    run(main)
+    run(main, buckets=("query", "gallery", ARGUMENTS))

@@ -9,10 +9,24 @@ import typing
 
 import ml_collections
 
+from capret_jax.buckets.urls import check_no_url
 from capret_jax.config.experiment import ExperimentConfig
 from capret_jax.errors import InputError
 
 Kind = typing.TypeVar("Kind")
+# Keys whose files are read from a bucket, too.
+BUCKET_KEYS = frozenset(
+    f"config.{name}"
+    for name in (
+        "init_from",
+        "data.prepared_dir",
+        "data.captions.file",
+        "data.teacher",
+        "data.tokenizer",
+        "embedding.file",
+        "evaluation.detections",
+    )
+)
 
 
 def to_config_dict(config: ExperimentConfig) -> ml_collections.ConfigDict:
@@ -67,4 +81,6 @@ def _check(kind, value, path: str):
         value = tuple(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InputError(f"{path}={value!r} must be of type {wanted.__name__}.")
+    if path not in BUCKET_KEYS:
+        check_no_url(path, value)
     return value

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from capret_jax.buckets.access import staged
 from capret_jax.config import CaptionConfig
 from capret_jax.config.data import FIELDS
 from capret_jax.data.items import ItemTable
@@ -164,7 +165,7 @@ def read_captions(path: str, split: str = "train") -> dict[tuple[int, int], tupl
     captions: dict[tuple[int, int], list[str]] = defaultdict(list)
     try:
         # Lines end at line feeds alone: captions may contain Unicode's other separators.
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
+        with open(staged(path), encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

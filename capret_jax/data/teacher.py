@@ -4,6 +4,8 @@ import pathlib
 
 import numpy as np
 
+from capret_jax.buckets.access import staged
+from capret_jax.buckets.urls import url_scheme
 from capret_jax.errors import InputError
 
 # File that `evaluation.training_embeddings` writes into the folder of an evaluation.
@@ -28,7 +30,9 @@ def open_teacher(path: str, items: int) -> np.ndarray:
     Raises:
         InputError: there is no such file, or it does not fit; the message names what differs.
     """
-    file = pathlib.Path(path)
+    if url_scheme(path) and not path.endswith(".npy"):
+        path = f"{path.rstrip('/')}/evaluation/{FILE}"  # of a workdir, nothing else is copied
+    file = pathlib.Path(staged(path))
     if file.is_dir():
         file = file / "evaluation" / FILE
         if not file.exists():

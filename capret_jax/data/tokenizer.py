@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
+from capret_jax.buckets.access import staged
 from capret_jax.data.captions import clean_caption
 from capret_jax.errors import InputError
 
@@ -58,10 +59,11 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: no tokenizer was found.
     """
+    path = staged(name_or_path)
     try:
-        if name_or_path.endswith(".txt"):
-            return BertTokenizer(vocab=name_or_path)
-        return BertTokenizer.from_pretrained(name_or_path)
+        if path.endswith(".txt"):
+            return BertTokenizer(vocab=path)
+        return BertTokenizer.from_pretrained(path)
     except Exception as error:  # `tokenizers` raises plain exceptions
         raise InputError(
             f"no BERT tokenizer at {name_or_path!r}: give a vocab.txt, a folder "

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 
+from capret_jax.buckets.access import staged
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
 from capret_jax.data.json_values import as_box, as_int, as_number
@@ -95,7 +96,7 @@ def make_detections(entries: list[Entry], items: ItemTable) -> DetectionTable:
 
 def _read(path: str | os.PathLike) -> list[Entry]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(staged(path), encoding="utf-8-sig") as file:
             entries = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"evaluation.detections={str(path)!r} cannot be read: {error}.") from error

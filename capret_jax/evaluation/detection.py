@@ -58,7 +58,7 @@ class DetectionEvaluator:
         counted = _suppress(detected.by_photograph, calibration.threshold, overlap)
         matched = _match(validation, detected.rows, counted)
         if jax.process_index() == 0:
-            write_threshold(run.workdir, int(state.step), calibration)
+            write_threshold(run.files.folder, int(state.step), calibration)
         metrics = {
             **average_precision(entries, validation.items),
             **at_threshold(matched, calibration.threshold)._asdict(),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from capret_jax.buckets.access import staged
 from capret_jax.data.json_values import as_box, as_int, as_number
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
@@ -79,7 +80,7 @@ def read_entries(path: str | os.PathLike, keys: tuple[str, ...]) -> list[Entry]:
         InputError: the file has another content; the message names the first wrong entry.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(staged(path), encoding="utf-8-sig") as file:
             entries = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no readable JSON file: {error}.") from error

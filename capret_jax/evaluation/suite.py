@@ -40,7 +40,7 @@ class EvaluationSuite:
         Raises:
             InputError: the validation split, or a file of detections, cannot be evaluated.
         """
-        self.folder, self.context = run.workdir / name, EvaluationContext(run)
+        self.folder, self.context = run.files.folder / name, EvaluationContext(run)
         self._evaluators = _choose(self.context)
 
     def run(self, state: TrainState) -> dict[str, Any]:
@@ -79,6 +79,7 @@ class EvaluationSuite:
         self._write_report(partial / "report.html", title, metrics, state)
         shutil.rmtree(self.folder, ignore_errors=True)
         partial.replace(self.folder)
+        run.files.publish(replaced=self.folder.name)
 
     def _write_report(
         self, path: pathlib.Path, title: str, metrics: dict[str, Any], state: TrainState

@@ -7,7 +7,6 @@ server listens on this machine alone unless --host is given. Requests never name
 """
 
 import os
-import pathlib
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -19,7 +18,7 @@ from capret_jax.config import DetectionConfig
 from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.connections import LimitedConnection
 from capret_jax.serve.encoder import BATCH_SIZES
-from capret_jax.serve.searcher import Searcher
+from capret_jax.serve.searcher import Searcher, index_folder
 from capret_jax.serve.service import ServiceLimits
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir or converted model.", required=True)
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     detection = DetectionConfig(batch_size=BATCH_SIZES[1])
     searcher = Searcher.from_dir(_MODEL.value, _INDEX.value, _TOKENIZER.value, detection)
-    index_dir = pathlib.Path(_INDEX.value or pathlib.Path(_MODEL.value) / "index")
+    index_dir = index_folder(_MODEL.value, _INDEX.value)
     limits = ServiceLimits(upload_bytes=_MAX_UPLOAD.value * 2**20, waiting=_MAX_WAITING.value)
     index = searcher.index
     print(f"{len(index)} items, {index.engine.description}; compiling ...", flush=True)
@@ -80,7 +79,7 @@ def _hosts() -> tuple[str, ...]:
 
 def cli() -> None:
     """Runs the command: the console script."""
-    run(main)
+    run(main, buckets=("model", "index", "tokenizer"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from capret_jax.buckets.access import staged
 from capret_jax.config import DetectionConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import View
@@ -27,6 +28,19 @@ from capret_jax.serve.encoder import Encoder
 
 # Folder of the index inside its model's folder, where no other is given.
 _DEFAULT_INDEX = "index"
+
+
+def index_folder(model: str | os.PathLike, index: str | os.PathLike | None) -> pathlib.Path:
+    """Returns the folder of an index; of one in a bucket, that of a copy on this machine.
+
+    Args:
+        model: folder of the model.
+        index: folder of the index; the folder `index` inside the model's when None.
+
+    Raises:
+        InputError: there is nothing in the bucket, or it cannot be read.
+    """
+    return pathlib.Path(staged(index or os.path.join(model, _DEFAULT_INDEX)))
 
 
 class RankedItem(NamedTuple):
@@ -72,8 +86,7 @@ class Searcher:
             InputError: a folder holds something else, or the index belongs to another model.
         """
         encoder = Encoder.from_dir(model, tokenizer, detection=detection)
-        folder = pathlib.Path(index if index is not None else pathlib.Path(model) / _DEFAULT_INDEX)
-        return cls(encoder, load_index(folder, encoder.digest))
+        return cls(encoder, load_index(index_folder(model, index), encoder.digest))
 
     def detect(self, photo: Any) -> list[Detection]:
         """Detects the garments in a photo, highest score first; boxes are in pixels.

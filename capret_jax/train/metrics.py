@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -42,13 +43,20 @@ def check_finite(metrics: dict[str, float], step: int) -> None:
 class MetricsWriter:
     """Appends to `metrics.jsonl` and TensorBoard event files; active only on process 0."""
 
-    def __init__(self, directory: str | os.PathLike, start: int = 0):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        start: int = 0,
+        written: Callable[[], None] = lambda: None,
+    ):
         """
         Args:
             directory: folder of the files, made if it is missing.
             start: step that training resumes from; points that a killed run wrote after it are
                 removed.
+            written: function that is called after every line.
         """
+        self._written = written
         self._active = jax.process_index() == 0
         if self._active:
             path = pathlib.Path(directory) / "metrics.jsonl"
@@ -64,6 +72,7 @@ class MetricsWriter:
         self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
+        self._written()
 
     def close(self) -> None:
         """Flushes and closes the files."""

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import shutil
 from typing import Any
 
 import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from capret_jax.buckets.access import open_folder
+from capret_jax.buckets.run_files import RunFiles
 from capret_jax.checkpoints.converted import is_converted
 from capret_jax.checkpoints.fingerprints import (
     check_vocabulary,
@@ -57,7 +58,8 @@ class Run:
 
     Attributes:
         config: the configuration.
-        workdir: folder of checkpoints, curves and results.
+        workdir: folder of checkpoints, curves and results, on a disk or in a bucket.
+        files: all files of the run but its checkpoints.
         part: this process's part of every global batch.
         mesh: mesh of all devices of all processes.
         dataset: both splits.
@@ -80,7 +82,7 @@ class Run:
             InputError: the devices, the dataset, the tokenizer or a checkpoint does not fit the
                 config.
         """
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self.files = config, workdir, RunFiles(workdir)
         self._teacher: np.ndarray | None = None
         if is_converted(workdir):
             raise InputError(
@@ -202,10 +204,11 @@ class Run:
         A run has the vocabulary of the run that it starts from, or builds one from its captions;
         one that was lost is made again, and an evaluation makes none.
         """
-        config, own = self.config, self.workdir / "vocab.txt"
+        config, own = self.config, self.files.folder / "vocab.txt"
         resumes = self.checkpoints.latest_step() is not None
         if not config.data.tokenizer and not (resumes and config.mode == "evaluate"):
             first_process_first(lambda: self._provide_vocabulary(own, resumes))
+            self.files.publish()
         path = config.data.tokenizer or str(own)
         tokenizer = open_tokenizer(path, config.model.vocab_size)
         check_vocabulary(self._fingerprints_of_start(), tokenizer, path)
@@ -227,7 +230,7 @@ class Run:
         if self.checkpoints.latest_step() is not None:
             return self.checkpoints.metadata().get("fingerprints", {})
         source = self.config.init_from
-        if not source or is_converted(pathlib.Path(source)):
+        if not source or is_converted(open_folder(source)):
             return {}
         return {"vocabulary": ModelFolder(source).setup().vocabulary}
 
@@ -241,11 +244,11 @@ class Run:
         config, source = self.config, self.config.init_from
         if resumes and own.exists():
             return
-        words = pathlib.Path(ModelFolder(source).setup().tokenizer) if source else None
-        if words is not None and (words.is_file() or not is_converted(pathlib.Path(source))):
+        words = open_folder(ModelFolder(source).setup().tokenizer) if source else None
+        if words is not None and (words.is_file() or not is_converted(open_folder(source))):
             # Its words have the numbers that the model learnt.
             if words.is_file() and not own.exists():
-                shutil.copyfile(words, own)
+                own.write_bytes(words.read_bytes())
             return
         if source and not resumes:
             print(

@@ -97,7 +97,7 @@ class Trainer:
             "untrained": run.untrained_parameters(),
             "fingerprints": run.fingerprints,
         }
-        writer = MetricsWriter(run.workdir, start=int(state.step))
+        writer = MetricsWriter(run.files.folder, int(state.step), run.files.publish)
         try:
             with PreemptionSignal() as preemption:
                 services = LoopServices(
@@ -114,6 +114,7 @@ class Trainer:
                 return int(state.step), preemption.agreed(True)
         finally:
             writer.close()
+            run.files.publish()
 
 
 def training_batches(run: Run) -> BatchIterator:

@@ -1,0 +1,70 @@
+"""Trains and evaluates with every layout of the mesh, as one process of a group.
+
+    python -m tests.multiprocess.layouts PREPARED_DIR OUT COORDINATOR COUNT INDEX
+
+A process of each group starts once for all layouts, since starting takes longer than training.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+
+from capret_jax.config import (
+    EvaluationConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    from_config_dict,
+)
+from capret_jax.distributed.process_group import join
+from capret_jax.evaluation.suite import EvaluationSuite
+from capret_jax.train.run import Run
+from capret_jax.train.trainer import Trainer
+from configs import demo
+
+# Layouts of four devices.
+LAYOUTS = {
+    "data 4": MeshConfig(data=4),
+    "fsdp 4": MeshConfig(data=1, fsdp=4),
+    "data 2 x tensor 2": MeshConfig(data=2, tensor=2),
+    "tensor 4": MeshConfig(data=1, tensor=4),
+}
+
+
+def shrunk(prepared_dir: str, mesh: MeshConfig) -> ExperimentConfig:
+    """Returns the demo's config with a small model, for three steps on the mini dataset."""
+    config = from_config_dict(demo.get_config())
+    return dataclasses.replace(
+        config,
+        batch_size=16,
+        mesh=mesh,
+        data=dataclasses.replace(config.data, variant="mini", prepared_dir=prepared_dir),
+        evaluation=EvaluationConfig(batch_size=16, detect=False, rerank=0, baselines=False),
+        model=dataclasses.replace(config.model, vision_depth=1, image_size=32),
+        # Losses over the whole batch and over all classes; others compile longer.
+        loss=LossConfig(itc=1, arcface=1, itm=0, box_l1=0, box_giou=0),
+        # A small rate, since Adam turns rounding in a vanishing gradient into a step of this size.
+        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=1),
+        loop=LoopConfig(steps=3, log_every=1, checkpoint_every=3),
+    )
+
+
+def main(prepared_dir: str, out: str, coordinator: str, count: str, index: str) -> None:
+    """Trains and evaluates in folders of OUT that have the names of the layouts."""
+    if int(count) > 1:
+        join(coordinator, int(count), int(index))
+    assert len(jax.devices()) == 4
+    for name, mesh in LAYOUTS.items():
+        workdir = pathlib.Path(out) / name
+        workdir.mkdir(parents=True, exist_ok=True)
+        run = Run(shrunk(prepared_dir, mesh), workdir)
+        Trainer(run).train()
+        EvaluationSuite(run).run(run.state_to_evaluate())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
