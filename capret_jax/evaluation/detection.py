@@ -87,7 +87,7 @@ class DetectedBoxEvaluator:
         boxes, protocol = detected.boxes, context.protocol
         if len(np.unique(boxes.items.is_shop)) < 2:
             return {}
-        ranked = rank_detections(boxes, detected.embeddings, protocol)
+        ranked = rank_detections(boxes, detected.embeddings, protocol, context.run.mesh)
         context.files["deepfashion2_retrieval_detected.json"] = ranked.results
         items = context.run.dataset.validation.items
         metrics = {

@@ -7,9 +7,10 @@ import numpy as np
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, LEVELS
 from capret_jax.evaluation.context import MODEL, EvaluationContext
+from capret_jax.evaluation.mesh_ranking import Ranking
 from capret_jax.evaluation.official_scorer import FLOOR_KEY, QUERY_IOU_FLOOR, Entry, score
 from capret_jax.evaluation.protocol import RESULTS_PER_QUERY, Protocol, result_entries
-from capret_jax.evaluation.ranking import Ranking, rank
+from capret_jax.evaluation.ranking import rank
 from capret_jax.retrieval.engines import ExactEngine, ScannEngine
 from capret_jax.retrieval.metrics import recall, summarize
 from capret_jax.retrieval.tuning import timed
@@ -28,7 +29,7 @@ class CurveEvaluator:
     def run(self, state: TrainState) -> dict[str, float]:
         """Returns "retrieval/mAP", "retrieval/top_1" ... of the state's embeddings."""
         (embeddings,) = self._context.embed([state.model])
-        ranking = rank(self._context.protocol, embeddings)
+        ranking = rank(self._context.protocol, embeddings, self._context.run.mesh)
         metrics = summarize(ranking.precision, ranking.first)
         return {f"retrieval/{name}": value for name, value in metrics.items()}
 
@@ -86,7 +87,7 @@ class BaselineEvaluator:
         """Returns "baselines", metrics by name; empty unless `evaluation.baselines` is set."""
         embeddings = self._context.encoded(state).embeddings
         rankings = {
-            name: rank(self._context.protocol, table)
+            name: rank(self._context.protocol, table, self._context.run.mesh)
             for name, table in embeddings.items()
             if name != MODEL
         }
