@@ -48,7 +48,7 @@ def test_a_process_on_its_own_has_no_label():
     assert process_label() == ""
 
 
-def test_a_process_that_fails_does_not_wait_for_the_others():
+def test_a_process_that_fails_ends_the_others_with_a_line_that_names_it():
     program = """
 import sys, time
 from capret_jax.command_line import run
@@ -78,7 +78,12 @@ run(main)
         _, errors = second.communicate(timeout=30)
         assert second.returncode == 2
         assert errors.splitlines()[-1] == "error in process 1 of 2: wrong here"
-        assert first.poll() is None
+        _, errors = first.communicate(timeout=5)
+        assert first.returncode == 2
+        assert errors.splitlines()[-1] == (
+            "error in process 0 of 2: process 1 of 2 ended: wrong here; start all of them again to "
+            "go on from the newest checkpoint"
+        )
     finally:
         first.kill()
         first.communicate()
