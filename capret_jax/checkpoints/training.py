@@ -20,6 +20,7 @@ from capret_jax.checkpoints.damage import (
 from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.distributed.mesh import first_process_first, path_name
+from capret_jax.distributed.process_group import end_unless_done
 from capret_jax.errors import InputError, first_line
 
 _policies = ocp.training.preservation_policies
@@ -27,6 +28,8 @@ _policies = ocp.training.preservation_policies
 State = TypeVar("State")
 FOLDER = "checkpoints"
 _KEEP = 2
+# Seconds in which all processes have to have read a checkpoint that one could not read.
+_COMPARE_SECONDS = 40
 # Name in Orbax's metrics of the score by which the best checkpoint is kept.
 _SCORE = "score"
 
@@ -211,7 +214,17 @@ class Checkpoints:
             state = self._load_here(step, abstract_state, iterator)
         except Exception as error:  # Orbax raises many types, even plain `Exception`
             failure = error
-        verdict = worst(severity(failure))
+        # The others may wait for this process in a collective of Orbax, and never come to compare.
+        limit = (
+            contextlib.nullcontext()
+            if failure is None
+            else end_unless_done(
+                _COMPARE_SECONDS,
+                f"step {step} of {self._checkpointer.directory} cannot be read: {first_line(failure)}",
+            )
+        )
+        with limit:
+            verdict = worst(severity(failure))
         if verdict == WHOLE:
             return state
         folder = self._checkpointer.directory / str(step)

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -123,11 +124,13 @@ def _watch_for_failures() -> None:
             os._exit(2)
 
 
-def _announce_failure(line: str) -> None:
-    """Tells the other processes why this one ends, unless another one failed before."""
+def _announce_failure(line: str) -> bool:
+    """Tells the other processes why this one ends; returns False if another one failed before."""
     place = f"process {jax.process_index()} of {jax.process_count()}"
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # announced, or process 0 is gone
         key_value_store().key_value_set(_FAILURE, f"{place} ended: {line}")
+        return True
+    return False
 
 
 def _end(problem: str) -> None:
@@ -160,6 +163,30 @@ def describe_lost_process(error: BaseException) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def end_unless_done(seconds: float, line: str) -> Iterator[None]:
+    """Ends this process with code 2, and all others, if a `with` block takes longer than a limit.
+
+    For collectives that follow a failure of this process, to which the others may not come.
+
+    Args:
+        seconds: the limit.
+        line: the reason, which all processes print.
+    """
+
+    def end() -> None:
+        print(f"error{process_label()}: {line}", file=sys.stderr, flush=True)
+        exit_after_error(2, line)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def exit_after_error(code: int, line: str | None) -> NoReturn:
     """Ends this process with an exit code, and all others of its group with one line that names it.
 
@@ -175,7 +202,8 @@ def exit_after_error(code: int, line: str | None) -> NoReturn:
     sys.stderr.flush()
     _ending.set()
     if line is not None:
-        _announce_failure(line)
+        announced = _announce_failure(line)
         # Collectives fail as soon as a process is gone, and JAX may abort: first the others look.
-        time.sleep(_SECONDS_TO_END)
+        if announced or jax.process_index() == 0:
+            time.sleep(_SECONDS_TO_END)
     os._exit(code)

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -119,3 +120,17 @@ def test_the_end_of_another_process_is_one_line(monkeypatch):
     assert line.startswith("another of the 1 processes ended")
     assert "[10.0.0.2]:7)" in line and "\n" not in line
     assert describe_lost_process(ValueError("a bug")) is None
+
+
+def test_a_block_that_takes_too_long_ends_the_process(monkeypatch, capsys):
+    ended = threading.Event()
+    codes = []
+    monkeypatch.setattr(
+        process_group, "exit_after_error", lambda *reason: (codes.append(reason), ended.set())
+    )
+    with process_group.end_unless_done(60, "not this"):
+        pass
+    with process_group.end_unless_done(0.01, "the file cannot be read"):
+        assert ended.wait(10)
+    assert codes == [(2, "the file cannot be read")]
+    assert capsys.readouterr().err == "error: the file cannot be read\n"
