@@ -215,14 +215,11 @@ class Checkpoints:
         except Exception as error:  # Orbax raises many types, even plain `Exception`
             failure = error
         # The others may wait for this process in a collective of Orbax, and never come to compare.
-        limit = (
-            contextlib.nullcontext()
-            if failure is None
-            else end_unless_done(
-                _COMPARE_SECONDS,
-                f"step {step} of {self._checkpointer.directory} cannot be read: {first_line(failure)}",
-            )
-        )
+        limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if failure is not None:
+            place = self._checkpointer.directory / str(step)
+            line = f"{place} cannot be read: {first_line(failure)}"
+            limit = end_unless_done(_COMPARE_SECONDS, line)
         with limit:
             verdict = worst(severity(failure))
         if verdict == WHOLE:
