@@ -15,7 +15,7 @@ from capret_jax.distributed.process_group import (
     exit_after_error,
     process_label,
 )
-from capret_jax.errors import InputError, describe_system_error
+from capret_jax.errors import InputError, describe_system_error, first_line
 
 # Stands for the arguments that are no flags, among names of flags.
 ARGUMENTS = "arguments"
@@ -43,15 +43,19 @@ def run(main: Callable[[list[str]], None], buckets: Collection[str] = ()) -> Non
     try:
         app.run(checked, flags_parser=_parse_flags)
     except (InputError, FloatingPointError) as error:
-        print(f"error{process_label()}: {' '.join(str(error).split())}", file=sys.stderr)
-        exit_after_error(2)
+        line = " ".join(str(error).split())
+        print(f"error{process_label()}: {line}", file=sys.stderr)
+        exit_after_error(2, line)
     except Exception as error:
-        if line := describe_system_error(error) or describe_lost_process(error):
-            print(f"error{process_label()}: {line}", file=sys.stderr)
-            exit_after_error(2)
+        if lost := describe_lost_process(error):
+            print(f"error{process_label()}: {lost}", file=sys.stderr, flush=True)
+            exit_after_error(2, None)
+        if problem := describe_system_error(error):
+            print(f"error{process_label()}: {problem}", file=sys.stderr)
+            exit_after_error(2, problem)
         traceback.print_exc()
         print(f"failed{process_label()}", file=sys.stderr)
-        exit_after_error(1)
+        exit_after_error(1, f"{type(error).__name__}: {first_line(error)}")
 
 
 def _adopt_flags(module: types.ModuleType) -> None:

@@ -44,6 +44,10 @@ def _wait(processes: list[subprocess.Popen]) -> int:
     while True:
         codes = [process.poll() for process in processes]
         failed = [code for code in codes if code]
+        for index, code in enumerate(codes):
+            if code and code < 0:  # it could not say so itself
+                name = signal.Signals(-code).name
+                print(f"process {index} of {len(codes)} was ended by {name}", file=sys.stderr)
         if failed or all(code == 0 for code in codes):
             return failed[0] if failed else 0
         time.sleep(0.1)

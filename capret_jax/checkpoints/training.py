@@ -21,6 +21,7 @@ from capret_jax.checkpoints.damage import (
 from capret_jax.checkpoints.fingerprints import checksum
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.distributed.mesh import first_process_first, path_name
+from capret_jax.distributed.process_group import end_unless_done
 from capret_jax.errors import InputError, first_line
 
 _policies = ocp.training.preservation_policies
@@ -28,6 +29,8 @@ _policies = ocp.training.preservation_policies
 State = TypeVar("State")
 FOLDER = "checkpoints"
 _KEEP = 2
+# Seconds in which all processes have to have read a checkpoint that one could not read.
+_COMPARE_SECONDS = 40
 # Name in Orbax's metrics of the score by which the best checkpoint is kept.
 _SCORE = "score"
 
@@ -212,7 +215,14 @@ class Checkpoints:
             state = self._load_here(step, abstract_state, iterator)
         except Exception as error:  # Orbax raises many types, even plain `Exception`
             failure = error
-        verdict = worst(severity(failure))
+        # The others may wait for this process in a collective of Orbax, and never come to compare.
+        limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if failure is not None:
+            place = self._checkpointer.directory / str(step)
+            line = f"{place} cannot be read: {first_line(failure)}"
+            limit = end_unless_done(_COMPARE_SECONDS, line)
+        with limit:
+            verdict = worst(severity(failure))
         if verdict == WHOLE:
             return state
         folder = self._checkpointer.directory / str(step)

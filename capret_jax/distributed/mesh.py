@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from capret_jax.config import MeshConfig
+from capret_jax.distributed.first_process import first_process_only
 from capret_jax.errors import InputError
 
 T = TypeVar("T")
@@ -170,8 +170,8 @@ def first_process_first(function: Callable[[], T]) -> T:
         The result of this process's call.
     """
     if jax.process_index():
-        multihost_utils.sync_global_devices("first_process_first")
+        first_process_only(lambda: None)
         return function()
     result = function()
-    multihost_utils.sync_global_devices("first_process_first")
+    first_process_only(lambda: None)
     return result

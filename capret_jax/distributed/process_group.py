@@ -1,12 +1,19 @@
 """Process group of a run on several hosts: joining it, and exit after an error."""
 
+import atexit
+import contextlib
 import os
 import re
 import sys
 import threading
-from typing import NoReturn
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import jax
+
+# JAX has no public name for the client of its key-value store.
+from jax._src import distributed
 
 from capret_jax.errors import InputError, causes, first_line
 
@@ -14,10 +21,19 @@ from capret_jax.errors import InputError, causes, first_line
 _JAX_LATER = 60
 # Messages of JAX and Gloo about a process that is gone.
 _LOST = re.compile(
-    r"Gloo \w+ failed|closed by peer|reset by peer|heartbeat|Barrier .* failed", re.I
+    r"Gloo \w+ failed|closed by peer|reset by peer|heartbeat|Socket closed|Barrier .* failed", re.I
 )
 # Seconds without a sign of life after which a process counts as dead, and all others end.
 _HEARTBEAT = 30
+# Key of the reason why the first process that failed did so.
+_FAILURE = "capret_jax/failure"
+# Seconds between two looks at it, and in which all processes look and end.
+_WATCH_SECONDS, _SECONDS_TO_END = 0.5, 2
+# Set when this process ends.
+_ending = threading.Event()
+# Set when this process has reported the failure of another one.
+_reported = threading.Event()
+atexit.register(_ending.set)
 
 
 def join(
@@ -77,8 +93,44 @@ def join(
         raise InputError(f"the processes cannot be joined: {error}{remedy}") from error
     finally:
         watchdog.cancel()
+    threading.Thread(target=_watch_for_failures, daemon=True).start()
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def key_value_store() -> Any:
+    """Returns the client of the key-value store that process 0 has for all processes."""
+    return distributed.global_state.client
+
+
+def _watch_for_failures() -> None:
+    """Ends this process after another one has announced its failure.
+
+    The main thread may wait for that process in a collective, and not every backend notices.
+    """
+    while not _ending.wait(_WATCH_SECONDS):
+        try:
+            notice = key_value_store().key_value_try_get(_FAILURE)
+        except jax.errors.JaxRuntimeError as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # process 0 is gone, or this process is about to end
+        if not _ending.is_set():
+            _reported.set()
+            remedy = "start all of them again to go on from the newest checkpoint"
+            print(f"error{process_label()}: {notice}; {remedy}", file=sys.stderr, flush=True)
+            # The others need process 0's key-value store to know, and to end in order.
+            time.sleep(0 if jax.process_index() else _SECONDS_TO_END + _WATCH_SECONDS)
+            os._exit(2)
+
+
+def _announce_failure(line: str) -> bool:
+    """Tells the other processes why this one ends; returns False if another one failed before."""
+    place = f"process {jax.process_index()} of {jax.process_count()}"
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # announced, or process 0 is gone
+        key_value_store().key_value_set(_FAILURE, f"{place} ended: {line}")
+        return True
+    return False
 
 
 def _end(problem: str) -> None:
@@ -101,6 +153,8 @@ def describe_lost_process(error: BaseException) -> str | None:
     """
     for cause in causes(error) if jax.distributed.is_initialized() else ():
         if _LOST.search(str(cause)):
+            while _reported.is_set():
+                time.sleep(1)  # until the thread that reported it ends this process
             return (
                 f"another of the {jax.process_count()} processes ended, and has the reason in its "
                 f"own output ({first_line(cause)}); start all of them again to go on from the "
@@ -109,13 +163,47 @@ def describe_lost_process(error: BaseException) -> str | None:
     return None
 
 
-def exit_after_error(code: int) -> NoReturn:
-    """Ends this process with an exit code.
+@contextlib.contextmanager
+def end_unless_done(seconds: float, line: str) -> Iterator[None]:
+    """Ends this process with code 2, and all others, if a `with` block takes longer than a limit.
+
+    For collectives that follow a failure of this process, to which the others may not come.
+
+    Args:
+        seconds: the limit.
+        line: the reason, which all processes print.
+    """
+
+    def end() -> None:
+        print(f"error{process_label()}: {line}", file=sys.stderr, flush=True)
+        exit_after_error(2, line)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def exit_after_error(code: int, line: str | None) -> NoReturn:
+    """Ends this process with an exit code, and all others of its group with one line that names it.
 
     A process of a group ends at once: an orderly exit would wait for the others, which wait for
     this one in a collective.
+
+    Args:
+        code: the exit code.
+        line: the reason, for the other processes; None if they know it: another one ended first.
     """
     if not jax.distributed.is_initialized():
         sys.exit(code)
     sys.stderr.flush()
+    _ending.set()
+    if line is not None:
+        announced = _announce_failure(line)
+        # Collectives fail as soon as a process is gone, and JAX may abort: first the others look.
+        if announced or jax.process_index() == 0:
+            time.sleep(_SECONDS_TO_END)
     os._exit(code)

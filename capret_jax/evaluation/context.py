@@ -18,9 +18,10 @@ from capret_jax.evaluation.detected_embeddings import (
     SplitDetections,
     local_params,
 )
+from capret_jax.evaluation.mesh_ranking import Ranking
 from capret_jax.evaluation.photograph_reader import PhotographReader
 from capret_jax.evaluation.protocol import make_protocol, read_ground_truth
-from capret_jax.evaluation.ranking import Ranking, rank
+from capret_jax.evaluation.ranking import rank
 from capret_jax.retrieval.embedding import Embedder
 from capret_jax.retrieval.vision_tokens import VisionTokens, VisionTokenStore, check_space
 from capret_jax.train.run import Run
@@ -123,7 +124,7 @@ class EvaluationContext:
         return self._results[name]
 
     def _rank(self, state: TrainState) -> Ranking:
-        return rank(self.protocol, self.encoded(state).embeddings[MODEL])
+        return rank(self.protocol, self.encoded(state).embeddings[MODEL], self.run.mesh)
 
     def _make_detector(self, state: TrainState) -> PhraseDetector:
         config = self.run.config

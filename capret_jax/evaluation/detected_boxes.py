@@ -5,6 +5,7 @@ import json
 import os
 
 import numpy as np
+from jax.sharding import Mesh
 
 from capret_jax.buckets.access import staged
 from capret_jax.data.batch import NO_IDENTITY
@@ -13,13 +14,12 @@ from capret_jax.data.json_values import as_box, as_int, as_number
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.detection.boxes import box_iou
 from capret_jax.errors import InputError
+from capret_jax.evaluation.mesh_ranking import LabelledEmbeddings, rank_on_mesh
 from capret_jax.evaluation.official_scorer import GALLERY_IOU, Entry, assign_detections, score
 from capret_jax.evaluation.protocol import RESULTS_PER_QUERY, Protocol, result_entries
-from capret_jax.retrieval.engines import ExactEngine
-from capret_jax.retrieval.metrics import average_precision
 
-# Queries ranked over the whole gallery in one call.
-_CHUNK = 512
+# Identity of detections for which no item is relevant; the data has none below NO_IDENTITY.
+_UNASSIGNED = NO_IDENTITY - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _detection(entry: Entry) -> Entry:
 
 
 def rank_detections(
-    detections: DetectionTable, embeddings: np.ndarray, protocol: Protocol
+    detections: DetectionTable, embeddings: np.ndarray, protocol: Protocol, mesh: Mesh
 ) -> DetectedRanking:
     """Ranks the detections in shop pictures for every detection in consumers' photographs.
 
@@ -149,24 +149,27 @@ def rank_detections(
         detections: the detections in the split's photographs.
         embeddings: (n, E) float32 embeddings of the detections, compared by inner products.
         protocol: the split's queries and gallery.
+        mesh: mesh of all devices of all processes, which all have to call it.
     """
     table, ground_truth = detections.items, protocol.ground_truth
     queries, gallery = np.flatnonzero(~table.is_shop), np.flatnonzero(table.is_shop)
-    index = ExactEngine(embeddings[gallery])
-    neighbours, _ = index.search(embeddings[queries], RESULTS_PER_QUERY)
+    entry_identities = _gallery_entry_identities(protocol)
+    shop = LabelledEmbeddings(
+        embeddings[gallery], _shop_identities(detections, gallery, protocol, entry_identities)
+    )
+    consumer = LabelledEmbeddings(embeddings[queries], np.full(len(queries), _UNASSIGNED))
+    neighbours = rank_on_mesh(mesh, consumer, shop, RESULTS_PER_QUERY).neighbours
     scores = detections.scores[queries]
     results = result_entries(table, queries, gallery, neighbours, scores)
     assigned = assign_detections(results, ground_truth.queries)[protocol.query_positions]
-    entry_identities = _gallery_entry_identities(protocol)
-    identities = _shop_identities(detections, gallery, protocol, entry_identities)
     relevant = (entry_identities == protocol.query_identity[:, None]).sum(axis=1)
     precision = np.zeros(len(assigned))
     detected = np.flatnonzero(assigned >= 0)
-    for chunk in (detected[i : i + _CHUNK] for i in range(0, len(detected), _CHUNK)):
-        order, _ = index.search(embeddings[queries[assigned[chunk]]], len(gallery))
-        precision[chunk] = average_precision(
-            identities[order], protocol.query_identity[chunk], relevant[chunk]
-        )
+    chosen = LabelledEmbeddings(
+        embeddings[queries[assigned[detected]]], protocol.query_identity[detected]
+    )
+    ranking = rank_on_mesh(mesh, chosen, shop, 1, relevant[detected])
+    precision[detected] = ranking.precision
     official = score(results, ground_truth.queries, ground_truth.gallery)
     return DetectedRanking(results, precision, official.first[protocol.query_positions])
 

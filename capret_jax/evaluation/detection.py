@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from capret_jax.data.pipeline import Split
@@ -16,10 +15,12 @@ from capret_jax.detection.threshold import (
     match_detections,
     write_threshold,
 )
+from capret_jax.distributed.first_process import first_process_only
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.distributed.part import Part
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.detected_boxes import rank_detections
+from capret_jax.evaluation.detected_embeddings import SplitDetections
 from capret_jax.evaluation.retrieval import official_metrics, tables
 from capret_jax.train.state import TrainState
 
@@ -52,13 +53,20 @@ class DetectionEvaluator:
         overlap = run.config.evaluation.detection.overlap
         detector = self._context.detector(state)
         calibration = _calibrate(detector, run.dataset.train, run.part, overlap)
-        validation = run.dataset.validation
+        step = int(state.step)
+        return first_process_only(lambda: self._measure(detected, calibration, step))
+
+    def _measure(
+        self, detected: SplitDetections, calibration: ThresholdCalibration, step: int
+    ) -> dict[str, Any]:
+        """Computes the metrics, and writes the threshold; see `run`."""
+        run = self._context.run
+        overlap, validation = run.config.evaluation.detection.overlap, run.dataset.validation
         images = validation.items["image_id"][detected.rows]
         entries = coco_entries(images, detected.by_photograph)
         counted = _suppress(detected.by_photograph, calibration.threshold, overlap)
         matched = _match(validation, detected.rows, counted)
-        if jax.process_index() == 0:
-            write_threshold(run.files.folder, int(state.step), calibration)
+        write_threshold(run.files.folder, step, calibration)
         metrics = {
             **average_precision(entries, validation.items),
             **at_threshold(matched, calibration.threshold)._asdict(),
@@ -87,15 +95,17 @@ class DetectedBoxEvaluator:
         boxes, protocol = detected.boxes, context.protocol
         if len(np.unique(boxes.items.is_shop)) < 2:
             return {}
-        ranked = rank_detections(boxes, detected.embeddings, protocol)
+        ranked = rank_detections(boxes, detected.embeddings, protocol, context.run.mesh)
         context.files["deepfashion2_retrieval_detected.json"] = ranked.results
         items = context.run.dataset.validation.items
-        metrics = {
-            **tables(items, protocol, ranked.precision, ranked.first),
-            "detections": len(boxes.items),
-            "skipped_detections": boxes.skipped,
-            "official": official_metrics(protocol, ranked.results),
-        }
+        metrics = first_process_only(
+            lambda: {
+                **tables(items, protocol, ranked.precision, ranked.first),
+                "detections": len(boxes.items),
+                "skipped_detections": boxes.skipped,
+                "official": official_metrics(protocol, ranked.results),
+            }
+        )
         return {"detected": metrics}
 
 

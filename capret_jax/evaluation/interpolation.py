@@ -45,7 +45,9 @@ class InterpolationEvaluator:
             config.init_from, state.model, config.model.image_size, context.run.mesh
         )
         models = [interpolate(start, state.model, share) for share in shares]
-        rankings = [rank(context.protocol, table) for table in context.embed(models)]
+        rankings = [
+            rank(context.protocol, table, context.run.mesh) for table in context.embed(models)
+        ]
         rows = [summarize(ranking.precision, ranking.first) for ranking in rankings]
         return {
             "interpolation": [

@@ -1,62 +1,31 @@
 """Exact rankings of the gallery, and their metrics per query."""
 
-import dataclasses
-
 import numpy as np
+from jax.sharding import Mesh
 
+from capret_jax.evaluation.mesh_ranking import LabelledEmbeddings, Ranking, rank_on_mesh
 from capret_jax.evaluation.protocol import RESULTS_PER_QUERY, Protocol
-from capret_jax.retrieval.engines import ExactEngine, Neighbours
-from capret_jax.retrieval.metrics import average_precision, first_hit
-
-# Queries ranked in one call.
-_CHUNK = 512
-# Neighbours of each query that are kept.
-_KEPT = RESULTS_PER_QUERY
+from capret_jax.retrieval.engines import Neighbours
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranking:
-    """Rankings of the gallery for Q queries.
+def rank(protocol: Protocol, embeddings: np.ndarray, mesh: Mesh) -> Ranking:
+    """Searches the whole gallery exactly for every query, on all devices of a mesh.
 
-    Attributes:
-        neighbours: (Q, K) int64 positions in the gallery, best first.
-        scores: (Q, K) float32 inner products of the neighbours with the query.
-        precision: (Q,) float64 average precision over the whole gallery.
-        first: (Q,) int64 rank of the first relevant item, from 0.
-    """
-
-    neighbours: np.ndarray
-    scores: np.ndarray
-    precision: np.ndarray
-    first: np.ndarray
-
-
-def rank(protocol: Protocol, embeddings: np.ndarray) -> Ranking:
-    """Searches the whole gallery exactly for every query.
+    Every process of the mesh has to call it.
 
     Args:
         protocol: rows of the queries and of the gallery.
         embeddings: (n, E) float32 by row of the item table, compared by inner products.
+        mesh: mesh of all devices of all processes.
+
+    Returns:
+        The ranking, with the neighbours that the official result file has.
     """
-    queries, gallery = embeddings[protocol.queries], embeddings[protocol.gallery]
-    # In chunks: all of DeepFashion2's 12 k x 37 k ranks at once would take 4 GB.
-    chunks = [
-        _rank_chunk(
-            queries[rows], gallery, protocol.query_identity[rows], protocol.gallery_identity
-        )
-        for rows in (slice(i, i + _CHUNK) for i in range(0, len(queries), _CHUNK))
-    ]
-    return Ranking(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
-
-
-def _rank_chunk(queries, gallery, query_identity, gallery_identity):
-    order, scores = ExactEngine(gallery).search(queries, len(gallery))
-    identities = gallery_identity[order]
-    return (
-        order[:, :_KEPT],
-        scores[:, :_KEPT],
-        average_precision(identities, query_identity),
-        first_hit(identities, query_identity),
+    return rank_on_mesh(
+        mesh,
+        LabelledEmbeddings(embeddings[protocol.queries], protocol.query_identity),
+        LabelledEmbeddings(embeddings[protocol.gallery], protocol.gallery_identity),
+        RESULTS_PER_QUERY,
     )
 
 

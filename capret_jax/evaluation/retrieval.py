@@ -6,10 +6,12 @@ import numpy as np
 
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, LEVELS
+from capret_jax.distributed.first_process import first_process_only
 from capret_jax.evaluation.context import MODEL, EvaluationContext
+from capret_jax.evaluation.mesh_ranking import Ranking
 from capret_jax.evaluation.official_scorer import FLOOR_KEY, QUERY_IOU_FLOOR, Entry, score
 from capret_jax.evaluation.protocol import RESULTS_PER_QUERY, Protocol, result_entries
-from capret_jax.evaluation.ranking import Ranking, rank
+from capret_jax.evaluation.ranking import rank
 from capret_jax.retrieval.engines import ExactEngine, ScannEngine
 from capret_jax.retrieval.metrics import recall, summarize
 from capret_jax.retrieval.tuning import timed
@@ -28,7 +30,7 @@ class CurveEvaluator:
     def run(self, state: TrainState) -> dict[str, float]:
         """Returns "retrieval/mAP", "retrieval/top_1" ... of the state's embeddings."""
         (embeddings,) = self._context.embed([state.model])
-        ranking = rank(self._context.protocol, embeddings)
+        ranking = rank(self._context.protocol, embeddings, self._context.run.mesh)
         metrics = summarize(ranking.precision, ranking.first)
         return {f"retrieval/{name}": value for name, value in metrics.items()}
 
@@ -40,15 +42,20 @@ class RetrievalEvaluator:
         self._context = context
 
     def run(self, state: TrainState) -> dict[str, Any]:
-        """Measures the model's embeddings of the validation items.
+        """Measures the model's embeddings of the validation items; process 0 for all.
 
         Returns:
             "mAP", "top_1" ... "top_20", "queries", "gallery"; "by" condition and level;
             "more_than_5_answers", metrics of the published subset; "view", "embedding" and
             "captions" of the config; "official", metrics by the official scorer; and "index". The
-            official result file and `queries.json` are added to the context's files.
+            official result file and `queries.json` are added to the context's files on process 0.
         """
-        context, ranking = self._context, self._context.ranking(state)
+        ranking = self._context.ranking(state)
+        embeddings = self._context.encoded(state).embeddings[MODEL]
+        return first_process_only(lambda: self._measure(ranking, embeddings))
+
+    def _measure(self, ranking: Ranking, embeddings: np.ndarray) -> dict[str, Any]:
+        context = self._context
         items, protocol = context.run.dataset.validation.items, context.protocol
         entries = result_entries(
             items,
@@ -72,7 +79,7 @@ class RetrievalEvaluator:
             },
             # The official scorer reads the boxes of the results only.
             "official": official_metrics(protocol, entries),
-            "index": _measure_index(protocol, context.encoded(state).embeddings[MODEL]),
+            "index": _measure_index(protocol, embeddings),
         }
 
 
@@ -86,7 +93,7 @@ class BaselineEvaluator:
         """Returns "baselines", metrics by name; empty unless `evaluation.baselines` is set."""
         embeddings = self._context.encoded(state).embeddings
         rankings = {
-            name: rank(self._context.protocol, table)
+            name: rank(self._context.protocol, table, self._context.run.mesh)
             for name, table in embeddings.items()
             if name != MODEL
         }

@@ -1,17 +1,16 @@
 """The evaluators of a config, and the folder that their results are written to."""
 
 import json
-import pathlib
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from capret_jax.distributed.first_process import first_process_only
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.detection import DetectedBoxEvaluator, DetectionEvaluator
 from capret_jax.evaluation.interpolation import InterpolationEvaluator
+from capret_jax.evaluation.mesh_ranking import Ranking
 from capret_jax.evaluation.report import ReportExamples, write_report
 from capret_jax.evaluation.reranking import RerankingEvaluator
 from capret_jax.evaluation.retrieval import BaselineEvaluator, RetrievalEvaluator
@@ -56,13 +55,12 @@ class EvaluationSuite:
         metrics: dict[str, Any] = {}
         for evaluator in self._evaluators:
             metrics |= evaluator.run(state)
-        if jax.process_index() == 0:
-            self._write(state, metrics)
+        ranking = self.context.ranking(state)
         # A process that ended earlier would end the process group for the others.
-        multihost_utils.sync_global_devices("evaluation")
+        first_process_only(lambda: self._write(int(state.step), metrics, ranking))
         return metrics
 
-    def _write(self, state: TrainState, metrics: dict[str, Any]) -> None:
+    def _write(self, step: int, metrics: dict[str, Any], ranking: Ranking) -> None:
         run = self.context.run
         partial = self.folder.with_name(self.folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -73,22 +71,15 @@ class EvaluationSuite:
                 np.save(partial / name, content)
             else:
                 (partial / name).write_text(json.dumps(content))
-        title = f"Photo → shop item: {run.config.data.name}, step {int(state.step)}"
+        title = f"Photo → shop item: {run.config.data.name}, step {step}"
         if metric := run.config.loop.keep_best:
             title += f", the best by {metric}"
-        self._write_report(partial / "report.html", title, metrics, state)
+        split = run.dataset.validation
+        examples = ReportExamples(split, self.context.protocol, ranking)
+        write_report(partial / "report.html", title, metrics, examples)
         shutil.rmtree(self.folder, ignore_errors=True)
         partial.replace(self.folder)
         run.files.publish(replaced=self.folder.name)
-
-    def _write_report(
-        self, path: pathlib.Path, title: str, metrics: dict[str, Any], state: TrainState
-    ) -> None:
-        context = self.context
-        ranking = context.ranking(state)
-        split = context.run.dataset.validation
-        examples = ReportExamples(split, context.protocol, ranking)
-        write_report(path, title, metrics, examples)
 
 
 def _choose(context: EvaluationContext) -> list[Evaluator]:

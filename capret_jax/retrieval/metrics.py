@@ -29,6 +29,26 @@ def average_precision(
     return np.divide(total, count, out=np.full(len(ranked), np.nan), where=count > 0)
 
 
+def average_precision_of_ranks(
+    ranks: np.ndarray, gallery_size: int, relevant_items: np.ndarray
+) -> np.ndarray:
+    """Returns the average precision of each query from the ranks of its relevant items.
+
+    Args:
+        ranks: (Q, R) int ranks from 0, in any order; `gallery_size` for padding.
+        gallery_size: number of gallery items.
+        relevant_items: (Q,) int number of relevant items, see `average_precision`.
+
+    Returns:
+        (Q,) float64; NaN for a query without any relevant item.
+    """
+    ranks = np.sort(ranks, axis=1)
+    precision = np.arange(1, ranks.shape[1] + 1) / (ranks + 1)
+    total = np.where(ranks < gallery_size, precision, 0).sum(axis=1)
+    undefined = np.full(len(ranks), np.nan)
+    return np.divide(total, relevant_items, out=undefined, where=relevant_items > 0)
+
+
 def first_hit(ranked: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Returns the (Q,) rank, from 0, of each query's first relevant item; G where it has none.
 

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_a_process_on_its_own_has_no_label():
     assert process_label() == ""
 
 
-def test_a_process_that_fails_does_not_wait_for_the_others():
+def test_a_process_that_fails_ends_the_others_with_a_line_that_names_it():
     program = """
 import sys, time
 from capret_jax.command_line import run
@@ -78,7 +79,12 @@ run(main)
         _, errors = second.communicate(timeout=30)
         assert second.returncode == 2
         assert errors.splitlines()[-1] == "error in process 1 of 2: wrong here"
-        assert first.poll() is None
+        _, errors = first.communicate(timeout=5)
+        assert first.returncode == 2
+        assert errors.splitlines()[-1] == (
+            "error in process 0 of 2: process 1 of 2 ended: wrong here; start all of them again to "
+            "go on from the newest checkpoint"
+        )
     finally:
         first.kill()
         first.communicate()
@@ -114,3 +120,17 @@ def test_the_end_of_another_process_is_one_line(monkeypatch):
     assert line.startswith("another of the 1 processes ended")
     assert "[10.0.0.2]:7)" in line and "\n" not in line
     assert describe_lost_process(ValueError("a bug")) is None
+
+
+def test_a_block_that_takes_too_long_ends_the_process(monkeypatch, capsys):
+    ended = threading.Event()
+    codes = []
+    monkeypatch.setattr(
+        process_group, "exit_after_error", lambda *reason: (codes.append(reason), ended.set())
+    )
+    with process_group.end_unless_done(60, "not this"):
+        pass
+    with process_group.end_unless_done(0.01, "the file cannot be read"):
+        assert ended.wait(10)
+    assert codes == [(2, "the file cannot be read")]
+    assert capsys.readouterr().err == "error: the file cannot be read\n"

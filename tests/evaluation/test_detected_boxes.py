@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from capret_jax.config import MeshConfig
 from capret_jax.data.items import ItemTable
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.evaluation.detected_boxes import rank_detections, read_detections
 from capret_jax.evaluation.protocol import make_protocol
@@ -69,7 +71,7 @@ def test_rankings_of_detected_boxes(detections, items):
     cosines = [1.0, 0.0, 0.9, 0.7, 0.8, 0.6, 0.5]
     embeddings = np.stack([cosines, np.sqrt(1 - np.square(cosines))], 1).astype(np.float32)
     protocol = make_protocol(items)
-    ranking = rank_detections(detections, embeddings, protocol)
+    ranking = rank_detections(detections, embeddings, protocol, make_mesh(MeshConfig()))
     # The top: row 2 is not relevant (IoU 1/3), rows 4 and 3 are of image 3. For the official scorer
     # row 4 is relevant, at rank 1 (from 0). For average precision only the more confident row 3 is,
     # at rank 2: precision 1/3. The top of image 2 has no detection, so AP = (1/3) / 2. The trousers

@@ -1,12 +1,13 @@
-"""Rankings in chunks, numbers of relevant items, and the published subset of queries."""
+"""Rankings of the rows of a protocol, numbers of relevant items, and the published subset."""
 
 import numpy as np
 import pytest
 
-from capret_jax.evaluation import ranking
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.evaluation.protocol import GroundTruth, Protocol
 from capret_jax.evaluation.ranking import rank
-from capret_jax.retrieval import engines
+from capret_jax.retrieval.metrics import average_precision
 
 
 @pytest.fixture
@@ -20,18 +21,15 @@ def protocol():
     )
 
 
-def test_chunks_change_nothing(protocol, monkeypatch):
+def test_rows_of_the_protocol_are_ranked(protocol):
     embeddings = np.random.default_rng(0).normal(size=(27, 8)).astype(np.float32)
-    whole = rank(protocol, embeddings)
-    monkeypatch.setattr(ranking, "_CHUNK", 3)
-    monkeypatch.setattr(engines, "_MAX_SCORES_IN_MEMORY", 40)  # two queries
-    chunked = rank(protocol, embeddings)
-    np.testing.assert_array_equal(chunked.neighbours, whole.neighbours)
-    np.testing.assert_array_equal(chunked.precision, whole.precision)
-    np.testing.assert_array_equal(chunked.first, whole.first)
+    ranking = rank(protocol, embeddings, make_mesh(MeshConfig()))
     scores = embeddings[protocol.queries] @ embeddings[protocol.gallery].T
-    expected = -np.sort(-scores, axis=1)
-    np.testing.assert_allclose(chunked.scores, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(ranking.neighbours, np.argsort(-scores, axis=1))
+    np.testing.assert_allclose(ranking.scores, -np.sort(-scores, axis=1), rtol=1e-5, atol=1e-6)
+    identities = protocol.gallery_identity[ranking.neighbours]
+    expected = average_precision(identities, protocol.query_identity)
+    np.testing.assert_allclose(ranking.precision, expected)
 
 
 def test_relevant_items_are_counted_and_the_subset_has_more_than_five(protocol):

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.evaluation.protocol import GroundTruth, Protocol
 from capret_jax.evaluation.ranking import RerankedMetrics, rank
 from capret_jax.retrieval.engines import Neighbours
@@ -22,7 +24,7 @@ def test_precision_after_reordering_is_that_of_the_whole_ranking():
         gallery_identity,
     )
     embeddings = rng.normal(size=(38, 5)).astype(np.float32)
-    ranking = rank(protocol, embeddings)
+    ranking = rank(protocol, embeddings, make_mesh(MeshConfig()))
     k = 6
     rows = ranking.neighbours.copy()
     shuffled = rng.permuted(rows[:, :k], axis=1)
