@@ -13,6 +13,7 @@ from tqdm import tqdm
 from capret_jax.config import PrepareConfig
 from capret_jax.data import schema
 from capret_jax.data.deepfashion2 import SPLITS, list_files
+from capret_jax.data.items import load_items
 from capret_jax.data.preparation_report import check_broken, make_report
 from capret_jax.data.record_shards import (
     NAME,
@@ -24,7 +25,7 @@ from capret_jax.data.record_shards import (
     replace_json,
     write_shard,
 )
-from capret_jax.data.records import damaged_metadata
+from capret_jax.data.records import Records, damaged_metadata
 from capret_jax.errors import InputError
 
 VERSION = "1.0.0"
@@ -76,6 +77,10 @@ def prepare_deepfashion2(
             f"data.prepared_dir={str(prepared_dir)!r} cannot hold the dataset ({error.strerror}): "
             "set --config.data.prepared_dir to a folder with room."
         ) from error
+    return _open(folder)
+
+
+def _open(folder: pathlib.Path) -> tfds.core.DatasetBuilder:
     with damaged_metadata(folder):
         return tfds.builder_from_directory(folder)
 
@@ -96,6 +101,9 @@ def _prepare(source: pathlib.Path, folder: pathlib.Path, config: PrepareConfig) 
     if not config.allow_broken:
         check_broken(source, report)
     _write_metadata(folder, written)
+    builder = _open(folder)
+    for split in builder.info.splits:
+        load_items(Records(builder, split))  # kept for the first run, which would wait for it
     # The report marks the dataset as complete.
     replace_json(folder / REPORT, {"source": str(source), "splits": report})
     for shard in shards:
