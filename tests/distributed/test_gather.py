@@ -1,17 +1,11 @@
 """Rows of several processes, gathered bit for bit."""
 
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from capret_jax.distributed.gather import gather_rows
+from tests.multiprocess.group import run_group
 
-ROOT = pathlib.Path(__file__).parents[2]
 # Arrays of process 0 and of process 1.
 CASES = {
     # None of these but 0 and infinity is a float32.
@@ -31,9 +25,10 @@ import numpy as np
 from capret_jax.distributed.gather import gather_rows
 from tests.distributed.test_gather import CASES
 
-address, index, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-jax.distributed.initialize(address, 2, index)
-np.savez(path, **{name: gather_rows(parts[index]) for name, parts in CASES.items()})
+folder, address, count, index = sys.argv[1:]
+jax.distributed.initialize(address, int(count), int(index))
+rows = {name: gather_rows(arrays[int(index)]) for name, arrays in CASES.items()}
+np.savez(f"{folder}/{index}.npz", **rows)
 """
 
 
@@ -45,28 +40,8 @@ def test_the_rows_of_one_process_stay_as_they_are(name):
 
 @pytest.mark.slow
 def test_all_processes_get_the_rows_of_all_bit_for_bit(tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        address = f"localhost:{listener.getsockname()[1]}"
+    run_group(["-c", PROGRAM, str(tmp_path)], 2)
     paths = [tmp_path / f"{index}.npz" for index in range(2)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, address, str(index), str(path)],
-            cwd=ROOT,
-            env={**os.environ, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index, path in enumerate(paths)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
     for path in paths:
         gathered = np.load(path)
         for name, parts in CASES.items():

@@ -1,6 +1,6 @@
 """Trains and evaluates with every layout of the mesh, as one process of a group.
 
-    python -m tests.multiprocess.layouts PREPARED_DIR OUT COORDINATOR COUNT INDEX
+    python -m tests.multiprocess.layouts PREPARED_DIR OUT LAYOUTS COORDINATOR COUNT INDEX
 
 A process of each group starts once for all layouts, since starting takes longer than training.
 """
@@ -33,6 +33,7 @@ LAYOUTS = {
     "data 2 x tensor 2": MeshConfig(data=2, tensor=2),
     "tensor 4": MeshConfig(data=1, tensor=4),
 }
+ONE_DEVICE = "one device"
 
 
 def shrunk(prepared_dir: str, mesh: MeshConfig) -> ExperimentConfig:
@@ -53,12 +54,21 @@ def shrunk(prepared_dir: str, mesh: MeshConfig) -> ExperimentConfig:
     )
 
 
-def main(prepared_dir: str, out: str, coordinator: str, count: str, index: str) -> None:
-    """Trains and evaluates in folders of OUT that have the names of the layouts."""
+def main(prepared_dir: str, out: str, layouts: str, *group: str) -> None:
+    """Trains and evaluates in folders of OUT that have the names of the layouts.
+
+    Args:
+        prepared_dir: folder of prepared datasets.
+        out: OUT.
+        layouts: names from `LAYOUTS`, or `ONE_DEVICE`, with commas between them.
+        group: address of the coordinator, number of processes, index of this one.
+    """
+    coordinator, count, index = group
     if int(count) > 1:
         join(coordinator, int(count), int(index))
-    assert len(jax.devices()) == 4
-    for name, mesh in LAYOUTS.items():
+    for name in layouts.split(","):
+        mesh = LAYOUTS.get(name, MeshConfig())
+        assert len(jax.devices()) == (1 if name == ONE_DEVICE else 4)
         workdir = pathlib.Path(out) / name
         workdir.mkdir(parents=True, exist_ok=True)
         run = Run(shrunk(prepared_dir, mesh), workdir)

@@ -38,7 +38,6 @@ SHRUNK = (
 )
 ONE = ["-m", "capret_jax.main"], 4
 TWO = ["launch/local_processes.py", "2"], 2
-FOUR = ["launch/local_processes.py", "4"], 1
 EVALUATED = "--config.mode=train_and_evaluate"
 
 
@@ -123,22 +122,6 @@ def test_two_processes_train_like_one(one, two):
 
 def mean_precision(workdir: pathlib.Path) -> float:
     return json.loads((workdir / "evaluation" / "metrics.json").read_text())["mAP"]
-
-
-@pytest.mark.parametrize(
-    "launcher, axes",
-    [
-        pytest.param(FOUR, {"data": 2, "tensor": 2}, id="data 2, tensor 2 over 4"),
-        pytest.param(TWO, {"data": 1, "fsdp": 4}, id="fsdp 4 over 2"),
-    ],
-)
-def test_every_layout_trains_and_evaluates_like_one_process(one, train, tmp_path, launcher, axes):
-    flags = [f"--config.mesh.{name}={size}" for name, size in axes.items()]
-    curve = train(*launcher, tmp_path, EVALUATED, *flags)
-    assert len(curve) == len(one[1])
-    for here, there in zip(one[1], curve, strict=True):
-        assert here == pytest.approx(there, rel=3e-3, abs=3e-4)
-    assert mean_precision(tmp_path) == pytest.approx(mean_precision(one[0]), abs=5e-3)
 
 
 def saved_state(workdir: pathlib.Path, step: int) -> dict:

@@ -1,0 +1,67 @@
+"""Layouts of the mesh train and evaluate alike over one, two and four processes.
+
+Each takes ten seconds or more, mostly to compile in every process. So the layouts that differ most
+are tested always, and all of them over one, two and four processes with CAPRET_ALL_LAYOUTS=1.
+"""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+from tests.multiprocess.group import run_group
+from tests.multiprocess.layouts import LAYOUTS, ONE_DEVICE
+
+pytestmark = pytest.mark.slow
+
+
+# Number of processes -> layouts.
+TESTED = {2: ("fsdp 4", "tensor 4"), 4: ("data 2 x tensor 2",)}
+if os.environ.get("CAPRET_ALL_LAYOUTS"):
+    TESTED = dict.fromkeys((1, 2, 4), tuple(LAYOUTS))
+
+
+@pytest.fixture(scope="module")
+def trained(request, prepared_dir, tmp_path_factory) -> pathlib.Path:
+    """Folder of the runs of a number of processes."""
+    return train(request.param, prepared_dir, tmp_path_factory, *TESTED[request.param])
+
+
+@pytest.fixture(scope="module")
+def reference(prepared_dir, tmp_path_factory) -> pathlib.Path:
+    """The run of one process of one device."""
+    return train(1, prepared_dir, tmp_path_factory, ONE_DEVICE) / ONE_DEVICE
+
+
+def train(processes: int, prepared_dir, tmp_path_factory, *layouts: str) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp(f"over_{processes}")
+    program = ["-m", "tests.multiprocess.layouts", str(prepared_dir), str(folder)]
+    devices = 1 if layouts == (ONE_DEVICE,) else 4
+    run_group([*program, ",".join(layouts)], processes, devices // processes)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "trained, layout",
+    [(processes, layout) for processes, layouts in TESTED.items() for layout in layouts],
+    indirect=["trained"],
+)
+def test_it_trains_and_evaluates_like_one_process(layout, trained, reference):
+    ours, theirs = curve(trained / layout), curve(reference)
+    assert len(ours) == len(theirs) == 3
+    for here, there in zip(ours, theirs, strict=True):
+        assert here == pytest.approx(there, rel=3e-3, abs=3e-4)
+    assert metrics(trained / layout) == pytest.approx(metrics(reference), abs=5e-3)
+
+
+def curve(workdir: pathlib.Path) -> list[dict]:
+    points = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for point in points:
+        point.pop("images_per_second")
+    return points
+
+
+def metrics(workdir: pathlib.Path) -> dict[str, float]:
+    content = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    return {name: content[name] for name in ("mAP", "top_1", "top_20")}
