@@ -80,8 +80,9 @@ class EvaluationContext:
     @functools.cached_property
     def embedder(self) -> Embedder:
         """The jitted embedding of items."""
-        config = self.run.setup.config
-        return Embedder(config.model, config.data.view, config.compute, self.run.mesh)
+        setup = self.run.setup
+        config = setup.config
+        return Embedder(config.model, config.data.view, setup.compute, setup.mesh)
 
     def encoded(self, state: TrainState) -> EncodedSplit:
         """Encodes the validation split.

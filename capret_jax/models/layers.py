@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capret_jax.config import ComputeConfig
-from capret_jax.models.attention import OUTPUT_NAME
+from capret_jax.models.kernels.cudnn_attention import CUDNN_FORWARD
+from capret_jax.models.kernels.tpu_attention import OUTPUT_NAME
 
 # Matrices start at zero here and get their values in `x2vlm.init_params`, from a single draw: XLA
 # compiles every draw separately, which for 40 matrices took 10 s on a CPU.
@@ -85,7 +86,7 @@ def run_layers(
         return nnx.merge(graphdef, state)(x, *context, **kwargs)
 
     if compute.remat != "none":
-        call = jax.checkpoint(call, policy=_REMAT_POLICIES[compute.remat])
+        call = jax.checkpoint(call, policy=REMAT_POLICIES[compute.remat])
     states = [nnx.state(layer) for layer in layers]
     if not compute.scan:
         for state, kwargs in zip(states, layer_arguments, strict=True):
@@ -101,11 +102,16 @@ def run_layers(
     return jax.lax.scan(body, x, stacked)[0]
 
 
-_REMAT_POLICIES = {
+def _keeps_attention(primitive, *arguments, **parameters) -> bool:
+    """Keeps outputs of attention: those with a name, and those of cuDNN's kernel."""
+    named = jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME)
+    return primitive.name == CUDNN_FORWARD or named(primitive, *arguments, **parameters)
+
+
+REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME),
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _keeps_attention
     ),
 }
 

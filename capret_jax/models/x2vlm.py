@@ -56,7 +56,7 @@ class X2VLM(nnx.Module):
         self.bbox_head = MlpHead(config.text_width, 4)
         self.mlm_head = MaskedLmHead(config)
         if config.decoder_layers:
-            self.decoder = AnswerDecoder(config)
+            self.decoder = AnswerDecoder(config, text_compute)
         self.embedding = config.embedding
         if config.embedding == "fusion":
             self.fusion_proj = dense(config.text_width, config.embed_dim)

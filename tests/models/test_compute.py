@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from capret_jax.config import SIZES, ComputeConfig, MeshConfig
+from capret_jax.config.attention import misfit
 from capret_jax.distributed.mesh import make_mesh, replicated
 from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
@@ -108,9 +109,10 @@ class TestKernel:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), actual, expected)
 
     def test_only_heads_that_fill_a_register_are_supported(self):
-        assert tpu_attention.fits(12, 64) and tpu_attention.fits(4, 32)
-        assert not tpu_attention.fits(11, 64) and not tpu_attention.fits(12, 48)
-        assert not tpu_attention.fits(0, 64)
+        for heads, width in [(12, 64), (4, 32)]:
+            assert misfit("tpu", heads, width, "float32") == ""
+        for heads, width in [(11, 64), (12, 48), (0, 64)]:
+            assert misfit("tpu", heads, width, "float32")
 
     def test_under_a_mesh_each_device_has_its_images_and_heads(self, monkeypatch):
         original, shapes = tpu_attention.biased_attention, []

@@ -11,15 +11,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
-# Lanes of a vector register. Columns are read in multiples of it, which is two heads of 64.
-_LANES = 128
+from capret_jax.config.attention import TPU_LANES
 
-
-def fits(heads: int, head_width: int) -> bool:
-    """Returns True if the kernel supports these sizes."""
-    return heads > 0 and _LANES % head_width == 0 and heads % (_LANES // head_width) == 0
+# Name of the output in rematerialisation policies: XLA does not see a kernel as a matrix product.
+OUTPUT_NAME = "attention"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -40,7 +38,8 @@ def biased_attention(
 
 
 def _forward(query, key, value, bias, interpret):
-    output = _call_forward(query, key, value, bias, interpret)
+    # Named here, because the backward pass needs this value and not a copy with a name.
+    output = checkpoint_name(_call_forward(query, key, value, bias, interpret), OUTPUT_NAME)
     return output, (query, key, value, bias, output)
 
 
@@ -56,10 +55,10 @@ class _Sizes:
 
     def __init__(self, query: jax.Array):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.heads_per_block = _LANES // self.width
+        self.heads_per_block = TPU_LANES // self.width
         self.grid = (self.heads // self.heads_per_block, self.batch)
         # Images are the inner axis, so that a block of the bias stays and its gradient accumulates.
-        self.rows = pl.BlockSpec((None, self.tokens, _LANES), lambda h, b: (b, 0, h))
+        self.rows = pl.BlockSpec((None, self.tokens, TPU_LANES), lambda h, b: (b, 0, h))
         self.bias = pl.BlockSpec(
             (self.heads_per_block, self.tokens, self.tokens), lambda h, b: (h, 0, 0)
         )
@@ -130,7 +129,7 @@ def _probabilities(query, key, bias, scale):
 
 def _heads(width):
     """Index and columns of each head in a block."""
-    return [(i, slice(i * width, (i + 1) * width)) for i in range(_LANES // width)]
+    return [(i, slice(i * width, (i + 1) * width)) for i in range(TPU_LANES // width)]
 
 
 def _forward_kernel(query, key, value, bias, output, *, width, scale):
