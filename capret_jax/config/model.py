@@ -83,7 +83,7 @@ class ModelConfig:
 
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full", "vision")
+REMAT = ("none", "dots", "attention", "full", "vision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,9 @@ class ComputeConfig:
         dtype: dtype of activations, and of the copies of parameters in matrix products. The
             parameters, softmax, statistics of norms and losses are float32.
         remat: rematerialisation in the backward pass: "none" recomputes nothing, "dots" everything
-            but matrix products and attention, "full" whole layers, "vision" whole layers in the
-            vision encoder, whose sequences are long, and like "dots" in other layers.
+            but matrix products and attention, "attention" everything but attention, "full" whole
+            layers, "vision" is "attention" in the vision encoder, whose sequences are long, and
+            "dots" in other layers.
         scan: True to compile layers once, as the body of a scan, False to unroll them.
         attention: "xla", a kernel that keeps the attention weights on the chip, or "auto" for the
             platform's kernel wherever it fits. "tpu" is for encoders with position bias; "cudnn"

@@ -10,6 +10,7 @@ from capret_jax.config.attention import KERNEL_PLATFORMS, misfit
 from capret_jax.distributed.mesh import divides_over_devices, heads_per_device, per_device
 from capret_jax.models.kernels import cudnn_attention, tpu_attention
 from capret_jax.models.kernels.tpu_attention import OUTPUT_NAME
+from capret_jax.models.precision import einsum
 
 # The reference adds this to the logits of padded keys; its exponential is 0 in float32.
 MASKED_LOGIT = -10000.0
@@ -65,7 +66,7 @@ def _fits(implementation, query, key, bias, masked) -> bool:
 
 def _xla(query, key, value, *, bias, masked, drop):
     query = query * query.shape[-1] ** -0.5
-    logits = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    logits = einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
     if masked is not None:
@@ -74,7 +75,7 @@ def _xla(query, key, value, *, bias, masked, drop):
     # stay in front until the end, so that XLA on CPU fuses nothing into the inputs of the products.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     kept = weights if drop is None else drop(weights)
-    output = jnp.einsum("bhts,bshd->bhtd", kept.astype(value.dtype), value)
+    output = einsum("bhts,bshd->bhtd", kept.astype(value.dtype), value)
     # Named before the division, because the gradient of the division needs this value.
     output = checkpoint_name(output, OUTPUT_NAME) / weights.sum(axis=-1, keepdims=True)
     return output.astype(value.dtype).swapaxes(1, 2)

@@ -44,7 +44,7 @@ class X2VLM(nnx.Module):
     def __init__(self, config: ModelConfig, compute: ComputeConfig = PLAIN):
         vision_compute = text_compute = compute
         if compute.remat == "vision":
-            vision_compute = dataclasses.replace(compute, remat="full")
+            vision_compute = dataclasses.replace(compute, remat="attention")
             text_compute = dataclasses.replace(compute, remat="dots")
         self.vision = VisionEncoder(config, vision_compute)
         self.text = TextEncoder(config, text_compute)

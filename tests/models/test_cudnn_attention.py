@@ -76,8 +76,7 @@ def test_outputs_and_gradients_equal_plain_attention(case, calls):
     jax.tree.map(check, results("cudnn"), results("xla"))
     ((library, shapes, options),) = calls
     assert library == "cudnn"
-    if options.get("bias") is not None:  # then cuDNN wants even lengths
-        assert all(shape[1] % 2 == 0 for shape in shapes)
+    assert all(shape[1] % 2 == 0 for shape in shapes)  # cuDNN refuses odd lengths in training
 
 
 def test_under_a_mesh_each_device_has_its_rows_and_heads(calls):

@@ -38,15 +38,28 @@ def fused_attention(
     Returns:
         (B, T, H, d) in the dtype of `value`.
     """
-    added = _additive(query, key, bias, masked)
-    if added is None:
-        return jax.nn.dot_product_attention(query, key, value, implementation=library)
+    added, lengths = _additive(query, key, bias, masked), None
+    if added is not None:
+        added = _even(_even(added, axis=3, fill=_PADDED_LOGIT), axis=2)
+    elif key.shape[1] % 2:
+        lengths = jnp.full(len(key), key.shape[1], jnp.int32)
     tokens = query.shape[1]
-    # The kernel's gradient of a bias needs even lengths, and images have 1 + N = 577 tokens.
+    # In training the kernel needs even lengths, and images have 1 + N = 577 tokens.
     query, key, value = (_even(x, axis=1) for x in (query, key, value))
-    added = _even(_even(added, axis=3, fill=_PADDED_LOGIT), axis=2)
-    output = jax.nn.dot_product_attention(query, key, value, bias=added, implementation=library)
+    output = jax.nn.dot_product_attention(
+        query, key, value, bias=added, key_value_seq_lengths=lengths, implementation=library
+    )
     return output[:, :tokens]
+
+
+def even_lengths(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Appends a token to an odd number of them, which the bias hides, as a key, from all others.
+
+    Args:
+        x: (B, T, D) states, from which queries, keys and values are computed.
+        bias: (H, T, T).
+    """
+    return _even(x, axis=1), _even(_even(bias, axis=2, fill=_PADDED_LOGIT), axis=1)
 
 
 def _additive(query, key, bias, masked):

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
 from capret_jax.config.attention import TPU_LANES
+from capret_jax.models.precision import dot_general
 
 # Name of the output in rematerialisation policies: XLA does not see a kernel as a matrix product.
 OUTPUT_NAME = "attention"
@@ -113,7 +114,7 @@ def _call_backward(saved, gradient, interpret):
 
 
 def _dot(a, b, contract):
-    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    return dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
 _ROW_BY_ROW = ((1,), (1,))  # a b^T
