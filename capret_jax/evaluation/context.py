@@ -129,7 +129,11 @@ class EvaluationContext:
     def _make_detector(self, state: TrainState) -> PhraseDetector:
         config = self.run.config
         return PhraseDetector(
-            config.model, local_params(state.model), self.run.encode, config.evaluation.detection
+            config.model,
+            local_params(state.model),
+            self.run.encode,
+            config.evaluation.detection,
+            self.run.setup.compute,
         )
 
     def _encode(self, state: TrainState) -> EncodedSplit:

@@ -24,7 +24,16 @@ def program_flops(jaxpr: Jaxpr) -> float:
     Raises:
         ValueError: a kernel declares no cost.
     """
-    return sum(_flops(equation) for equation in jaxpr.eqns)
+    read = {id(x) for x in jaxpr.outvars} | {id(x) for y in jaxpr.eqns for x in y.invars}
+    return sum(_flops(equation) for equation in jaxpr.eqns if not _is_dead(equation, read))
+
+
+def _is_dead(equation, read: set[int]) -> bool:
+    """Returns True for a kernel whose results nobody reads.
+
+    Where its output is kept for the backward pass, JAX leaves such a call there; XLA removes it.
+    """
+    return equation.primitive.name == "pallas_call" and read.isdisjoint(map(id, equation.outvars))
 
 
 def _flops(equation) -> float:

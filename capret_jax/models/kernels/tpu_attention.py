@@ -39,9 +39,10 @@ def biased_attention(
 
 
 def _forward(query, key, value, bias, interpret):
-    # Named here, because the backward pass needs this value and not a copy with a name.
-    output = checkpoint_name(_call_forward(query, key, value, bias, interpret), OUTPUT_NAME)
-    return output, (query, key, value, bias, output)
+    # Named here, because the backward pass needs this value and not a copy with a name; and before
+    # the heads are split, in the layout that both kernels have.
+    flat = checkpoint_name(_call_forward(query, key, value, bias, interpret), OUTPUT_NAME)
+    return flat.reshape(value.shape), (query, key, value, bias, flat)
 
 
 def _backward(interpret, saved, gradient):
@@ -82,7 +83,7 @@ class _Sizes:
 
 def _call_forward(query, key, value, bias, interpret):
     sizes = _Sizes(query)
-    output = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_forward_kernel, width=sizes.width, scale=sizes.scale),
         grid=sizes.grid,
         in_specs=[sizes.rows] * 3 + [sizes.bias],
@@ -92,7 +93,6 @@ def _call_forward(query, key, value, bias, interpret):
         interpret=interpret,
         name="biased_attention",
     )(sizes.flat(query), sizes.flat(key), sizes.flat(value), bias)
-    return output.reshape(value.shape)
 
 
 def _call_backward(saved, gradient, interpret):
@@ -108,7 +108,7 @@ def _call_backward(saved, gradient, interpret):
         cost_estimate=sizes.cost(5, 8, bias, value.dtype),
         interpret=interpret,
         name="biased_attention_backward",
-    )(*map(sizes.flat, (query, key, value)), bias, sizes.flat(output), sizes.flat(gradient))
+    )(*map(sizes.flat, (query, key, value)), bias, output, sizes.flat(gradient))
     gradients = [x.reshape(value.shape) for x in gradients]
     return (*gradients, bias_gradient.astype(bias.dtype))
 
