@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from capret_jax.checkpoints.relative_position import with_image_size
-from capret_jax.config import ModelConfig
+from capret_jax.config import ComputeConfig, ModelConfig
+from capret_jax.config.model import PLAIN
 from capret_jax.errors import InputError
 from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.beam_search import BeamConfig
@@ -28,10 +29,16 @@ class LoadedModel:
     Attributes:
         params: parameters at the model's image size, a nested dict on the device.
         config: shapes of `params`.
+        compute: dtype and implementation of the computation.
     """
 
     def __init__(
-        self, params: dict, config: ModelConfig, untrained_parts: list[str], image_size: int
+        self,
+        params: dict,
+        config: ModelConfig,
+        untrained_parts: list[str],
+        image_size: int,
+        compute: ComputeConfig = PLAIN,
     ):
         """
         Args:
@@ -39,13 +46,15 @@ class LoadedModel:
             config: shapes of the parameters.
             untrained_parts: parts of the model that methods refuse to use.
             image_size: pixels, for `self.params` and `self.config`.
+            compute: dtype and implementation of the computation, resolved for the device.
         """
+        self.compute = compute
         # Always interpolated from the trained tables, since repeated interpolation adds errors.
         self._source = params, config
         self._at_size = functools.lru_cache(maxsize=4)(self._interpolated)
         self.params, self.config = self._at_size(image_size)
         self._untrained_parts = frozenset(untrained_parts)
-        self._compiled = functools.cache(_compile)
+        self._compiled = functools.cache(functools.partial(_compile, compute))
 
     def encode_image(self, pixels: Array) -> jax.Array:
         """Encodes (B, S, S, 3) normalised float images, S any multiple of 16, as (B, 1+N, D).
@@ -180,9 +189,22 @@ class LoadedModel:
                 )
 
 
-def _compile(config: ModelConfig, function: Callable, /, **options):
-    """Compiles `function(model, *arguments)` to a function of parameters and arguments."""
-    graphdef, _ = abstract_model(config)
-    return jax.jit(
-        lambda params, *arguments: function(bind(graphdef, params), *arguments, **options)
+def _compile(compute: ComputeConfig, config: ModelConfig, function: Callable, /, **options):
+    """Compiles `function(model, *arguments)` to a function of parameters and arguments.
+
+    Arguments are rounded to the dtype of the computation; results are float32.
+    """
+    graphdef, _ = abstract_model(config, compute)
+
+    def call(params, *arguments):
+        model = bind(graphdef, params, compute.dtype)
+        return _cast(function(model, *_cast(arguments, compute.dtype), **options), "float32")
+
+    return jax.jit(call)
+
+
+def _cast(tree, dtype: str):
+    """Converts the floating-point arrays of a tree."""
+    return jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
     )

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,8 @@ from capret_jax.checkpoints.fingerprints import check_vocabulary
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.names import COMPLETE
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
-from capret_jax.config import AugmentConfig, ModelConfig, ViewConfig
+from capret_jax.config import AugmentConfig, ComputeConfig, ModelConfig, ViewConfig
+from capret_jax.config.model import DTYPES
 from capret_jax.data.tokenizer import open_tokenizer
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
@@ -143,8 +145,11 @@ class ModelFolder:
             return load_params(self.path, abstract)
         return self._checkpoints.restore_model(abstract)
 
-    def load_model(self, image_size: int | None = None) -> LoadedModel:
+    def load_model(self, image_size: int | None = None, precision: str = "float32") -> LoadedModel:
         """Loads the model; see the function `load_model`."""
+        if precision not in DTYPES:
+            raise InputError(f"precision={precision!r} is none of {', '.join(DTYPES)}.")
+        compute = ComputeConfig(precision).on(jax.devices()[0].platform)
         params = self.load_params()
         untrained = model_parts(self.card.fresh)
         if untrained and self._checkpoints is not None:
@@ -153,21 +158,25 @@ class ModelFolder:
             warnings.warn(f"{self.path} never trained {names}: random values", stacklevel=2)
             untrained = []
         size = self.card.config.image_size if image_size is None else image_size
-        return LoadedModel(params, self.card.config, untrained, size)
+        return LoadedModel(params, self.card.config, untrained, size, compute)
 
 
-def load_model(folder: str | os.PathLike, image_size: int | None = None) -> LoadedModel:
+def load_model(
+    folder: str | os.PathLike, image_size: int | None = None, precision: str = "float32"
+) -> LoadedModel:
     """Loads a model from a folder.
 
     Args:
         folder: folder that convert_torch_ckpt.py wrote, or training workdir.
         image_size: pixels, a multiple of 16; None for the image size of the checkpoint. The model
             also encodes images of other sizes; it interpolates its tables at the first use of each.
+        precision: "float32" for matrix products that are exact to float32 on every device, or
+            "bfloat16", which is several times as fast on GPUs and TPUs; results are float32.
 
     Raises:
-        InputError: the folder holds no model, or the image size is impossible.
+        InputError: the folder holds no model, or image size or precision are impossible.
     """
-    return ModelFolder(folder).load_model(image_size)
+    return ModelFolder(folder).load_model(image_size, precision)
 
 
 def open_model_tokenizer(setup: Setup, model: ModelConfig) -> PreTrainedTokenizerBase:

@@ -60,6 +60,7 @@ class ExperimentConfig:
                 f"config.data.max_tokens={self.data.max_tokens} is more than "
                 f"config.model.max_positions={self.model.max_positions}."
             )
+        self.compute.check_kernel(self.model, self.mesh.tensor)
         if self.loss.vqa and not self.model.decoder_layers:
             raise InputError(
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from capret_jax.config.attention import ATTENTION, KERNEL_PLATFORMS, misfit
 from capret_jax.errors import InputError
 
 PATCH_SIZE = 16
@@ -82,8 +83,7 @@ class ModelConfig:
 
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full", "vision")
-ATTENTION = ("auto", "xla", "tpu")
+REMAT = ("none", "dots", "attention", "full", "vision")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +94,13 @@ class ComputeConfig:
         dtype: dtype of activations, and of the copies of parameters in matrix products. The
             parameters, softmax, statistics of norms and losses are float32.
         remat: rematerialisation in the backward pass: "none" recomputes nothing, "dots" everything
-            but matrix products and attention, "full" whole layers, "vision" whole layers in the
-            vision encoder, whose sequences are long, and like "dots" in other layers.
+            but matrix products and attention, "attention" everything but attention, "full" whole
+            layers, "vision" is "attention" in the vision encoder, whose sequences are long, and
+            "dots" in other layers.
         scan: True to compile layers once, as the body of a scan, False to unroll them.
-        attention: "xla", "tpu" (a fused kernel, for encoders with position bias), or "auto" for
-            "tpu" on TPUs and "xla" on other platforms.
+        attention: "xla", a kernel that keeps the attention weights on the chip, or "auto" for the
+            platform's kernel wherever it fits. "tpu" is for encoders with position bias; "cudnn"
+            is for all attention on NVIDIA GPUs, in bfloat16.
     """
 
     dtype: str = "float32"
@@ -113,10 +115,54 @@ class ComputeConfig:
                 raise InputError(f"compute.{name}={value!r} is none of {', '.join(known)}.")
 
     def on(self, platform: str) -> "ComputeConfig":
-        """Returns the settings with "auto" resolved for a platform, a `jax.Device.platform`."""
-        if self.attention != "auto":
-            return self
-        return dataclasses.replace(self, attention="tpu" if platform == "tpu" else "xla")
+        """Returns the settings with "auto" resolved for a platform, a `jax.Device.platform`.
+
+        Raises:
+            InputError: the kernel that `attention` names is for another platform.
+        """
+        if self.attention == "auto":
+            return dataclasses.replace(self, attention=self._fastest_attention(platform))
+        if KERNEL_PLATFORMS.get(self.attention, platform) != platform:
+            raise InputError(
+                f"compute.attention={self.attention!r} is a kernel for "
+                f"{KERNEL_PLATFORMS[self.attention]} devices, and these are {platform} devices: "
+                "set compute.attention='auto'."
+            )
+        return self
+
+    def _fastest_attention(self, platform: str) -> str:
+        if platform == "gpu" and self.dtype != "bfloat16":
+            return "xla"
+        return {place: kernel for kernel, place in KERNEL_PLATFORMS.items()}.get(platform, "xla")
+
+    def check_kernel(self, model: ModelConfig, tensor: int = 1) -> None:
+        """Checks that the kernel that `attention` names, if any, fits a model in training.
+
+        Args:
+            model: shapes of the model.
+            tensor: devices that heads are split over.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        if self.attention not in KERNEL_PLATFORMS:
+            return
+        reasons = []
+        # Texts have masks in place of a position bias, and only cuDNN's kernel takes them.
+        for encoder in ("vision", "text")[: 1 if self.attention == "tpu" else 2]:
+            heads, width = getattr(model, f"{encoder}_heads"), getattr(model, f"{encoder}_width")
+            split = 0 if heads % tensor else heads // tensor
+            reason = misfit(self.attention, split, width // heads, self.dtype)
+            if reason:
+                reasons.append(f"{reason} (model.{encoder}_width={width}, {encoder}_heads={heads})")
+        if self.attention == "cudnn" and model.attention_dropout:
+            rate = model.attention_dropout
+            reasons.append(f"it drops no weights (model.attention_dropout={rate})")
+        if reasons:
+            raise InputError(
+                f"compute.attention={self.attention!r} does not fit: {reasons[0]}. "
+                "compute.attention='auto' takes the kernel where it fits."
+            )
 
 
 # Runs on any platform, in float32.

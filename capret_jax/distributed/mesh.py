@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from capret_jax.config import MeshConfig
 from capret_jax.distributed.first_process import first_process_only
@@ -98,7 +98,13 @@ def heads_per_device(heads: int) -> int:
     return 0 if heads % parts else heads // parts
 
 
-def batch_parts(mesh: Mesh) -> int:
+def divides_over_devices(rows: int) -> bool:
+    """Returns True if this many rows can be split over the devices of the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or rows % batch_parts(mesh) == 0
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 

@@ -81,8 +81,9 @@ class EvaluationContext:
     @functools.cached_property
     def embedder(self) -> Embedder:
         """The jitted embedding of items."""
-        config = self.run.setup.config
-        return Embedder(config.model, config.data.view, config.compute, self.run.mesh)
+        setup = self.run.setup
+        config = setup.config
+        return Embedder(config.model, config.data.view, setup.compute, setup.mesh)
 
     def encoded(self, state: TrainState) -> EncodedSplit:
         """Encodes the validation split.
@@ -129,7 +130,11 @@ class EvaluationContext:
     def _make_detector(self, state: TrainState) -> PhraseDetector:
         config = self.run.config
         return PhraseDetector(
-            config.model, local_params(state.model), self.run.encode, config.evaluation.detection
+            config.model,
+            local_params(state.model),
+            self.run.encode,
+            config.evaluation.detection,
+            self.run.setup.compute,
         )
 
     def _encode(self, state: TrainState) -> EncodedSplit:

@@ -156,7 +156,7 @@ class _LocalEmbedding:
             share = -(-batch // run.part.count)
             batch = -(-share // len(devices)) * len(devices)
         self._batch = batch
-        compute = run.setup.config.compute
+        compute = run.setup.compute
         self._embedder = Embedder(config.model, config.data.view, compute, mesh)
         self._views: list[View] = []
         self._features: list[np.ndarray] = []

@@ -42,7 +42,8 @@ class RerankingEvaluator:
         tokens = context.encoded(state).tokens
         assert tokens is not None, "chosen only where evaluation.rerank is set"
         config = run.config.model
-        model = LoadedModel(local_params(state.model), config, [], config.image_size)
+        params, compute = local_params(state.model), run.setup.compute
+        model = LoadedModel(params, config, [], config.image_size, compute)
         matcher = Matcher(model, run.encode)
         queries = np.array_split(np.arange(len(protocol.queries)), run.part.count)[run.part.index]
         start = time.perf_counter()

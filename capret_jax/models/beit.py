@@ -11,6 +11,7 @@ from capret_jax.config import ComputeConfig, ModelConfig
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
+from capret_jax.models.kernels.cudnn_attention import even_lengths
 from capret_jax.models.layers import (
     Mlp,
     dense,
@@ -18,9 +19,11 @@ from capret_jax.models.layers import (
     layer_norm,
     merge_heads,
     run_layers,
+    scaled_dense,
     split_heads,
     split_key,
 )
+from capret_jax.models.precision import matmul
 
 _EPSILON = 1e-6
 _MLP_RATIO = 4
@@ -68,20 +71,26 @@ class VisionAttention(nnx.Module):
         )
         self.out = dense(width, width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes (B, 1+N, D) outputs from (B, 1+N, D) states."""
-        bias = jnp.concatenate(
-            [self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]]
-        )
-        query, key, value = (
-            split_heads(part, self.heads) for part in jnp.split(self.qkv(x) + bias, 3, axis=-1)
-        )
+    def __call__(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        """Computes (B, 1+N, D) outputs, times a (D,) scale, from (B, 1+N, D) states."""
+        tokens = x.shape[1]
         index = relative_position_index(self.grid)
         position_bias = jnp.moveaxis(self.relative_position_bias[...][index], -1, 0)
+        if self.implementation == "cudnn":
+            # Before the projections, which then write what the kernel reads.
+            x, position_bias = even_lengths(x, position_bias)
+        # Three products, because splitting the result of one would be a copy of it.
+        to_query, to_key, to_value = jnp.split(self.qkv.kernel[...], 3, axis=1)
+        projected = (
+            matmul(x, to_query) + self.q_bias[...],
+            matmul(x, to_key),
+            matmul(x, to_value) + self.v_bias[...],
+        )
+        query, key, value = (split_heads(part, self.heads) for part in projected)
         attended = attention(
             query, key, value, bias=position_bias, implementation=self.implementation
         )
-        return self.out(merge_heads(attended))
+        return scaled_dense(self.out, merge_heads(attended), scale)[:, :tokens]
 
 
 class VisionBlock(nnx.Module):
@@ -104,9 +113,9 @@ class VisionBlock(nnx.Module):
     ) -> jax.Array:
         """Computes (B, 1+N, D) states from (B, 1+N, D); `key` turns stochastic depth on."""
         attention_key, mlp_key = split_key(key, 2)
-        branch = self.gamma_1[...] * self.attention(self.norm1(x))
+        branch = self.attention(self.norm1(x), self.gamma_1[...])
         x = x + drop_path(branch, drop_path_rate, attention_key)
-        branch = self.gamma_2[...] * self.mlp(self.norm2(x))
+        branch = self.mlp(self.norm2(x), self.gamma_2[...])
         return x + drop_path(branch, drop_path_rate, mlp_key)
 
 

@@ -59,8 +59,9 @@ class BertAttention(nnx.Module):
     keys, so that several texts can attend to one image without copies of it.
     """
 
-    def __init__(self, config: ModelConfig, context_width: int):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, context_width: int):
         width = config.text_width
+        self.implementation = compute.attention
         self.heads = config.text_heads
         self.dropout_rate, self.weights_dropout_rate = config.dropout, config.attention_dropout
         self.query = dense(width, width)
@@ -113,19 +114,24 @@ class BertAttention(nnx.Module):
         if key is not None and self.weights_dropout_rate:
             rate, weights_key = self.weights_dropout_rate, jax.random.fold_in(key, 1)
             drop = functools.partial(dropout, rate=rate, key=weights_key)
-        update = merge_heads(attention(query, *keys_values, mask=mask, drop=drop)).reshape(x.shape)
+        attended = attention(
+            query, *keys_values, mask=mask, implementation=self.implementation, drop=drop
+        )
+        update = merge_heads(attended).reshape(x.shape)
         return self.norm(x + dropout(self.out(update), self.dropout_rate, key))
 
 
 class BertLayer(nnx.Module):
     """Self-attention, cross-attention when `context_width` is given, and a feed-forward network."""
 
-    def __init__(self, config: ModelConfig, context_width: int | None = None):
+    def __init__(
+        self, config: ModelConfig, compute: ComputeConfig, context_width: int | None = None
+    ):
         width = config.text_width
         self.dropout_rate = config.dropout
-        self.attention = BertAttention(config, width)
+        self.attention = BertAttention(config, compute, width)
         if context_width is not None:
-            self.cross_attention = BertAttention(config, context_width)
+            self.cross_attention = BertAttention(config, compute, context_width)
         self.mlp = Mlp(width, config.text_hidden)
         self.norm = layer_norm(width, EPSILON)
 
@@ -198,7 +204,7 @@ class TextEncoder(nnx.Module):
     def __init__(self, config: ModelConfig, compute: ComputeConfig):
         self.compute = compute
         self.embeddings = TextEmbeddings(config)
-        self.layers = nnx.List([BertLayer(config) for _ in range(config.text_layers)])
+        self.layers = nnx.List([BertLayer(config, compute) for _ in range(config.text_layers)])
 
     def __call__(
         self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None

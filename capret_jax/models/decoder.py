@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from capret_jax.config import ModelConfig
+from capret_jax.config import ComputeConfig, ModelConfig
 from capret_jax.models.bert import BertLayer, TextEmbeddings, causal_mask
 from capret_jax.models.heads import MaskedLmHead
 from capret_jax.models.layers import split_key
@@ -15,11 +15,11 @@ class AnswerDecoder(nnx.Module):
     Its embeddings are separate from the text encoder's.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
         self.embeddings = TextEmbeddings(config)
         self.layers = nnx.List(
             [
-                BertLayer(config, context_width=config.text_width)
+                BertLayer(config, compute, context_width=config.text_width)
                 for _ in range(config.decoder_layers)
             ]
         )

@@ -15,7 +15,7 @@ class FusionEncoder(nnx.Module):
         self.compute = compute
         self.layers = nnx.List(
             [
-                BertLayer(config, context_width=config.vision_width)
+                BertLayer(config, compute, context_width=config.vision_width)
                 for _ in range(config.fusion_layers)
             ]
         )

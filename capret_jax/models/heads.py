@@ -7,6 +7,7 @@ from flax import nnx
 from capret_jax.config import ModelConfig
 from capret_jax.models.bert import EPSILON
 from capret_jax.models.layers import dense, gelu, layer_norm
+from capret_jax.models.precision import matmul
 
 _HEAD_EPSILON = 1e-5
 
@@ -34,7 +35,7 @@ class MaskedLmHead(nnx.Module):
 
     def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
         """Computes (..., vocab) logits from x (..., D) and word_table (vocab, D)."""
-        return self.norm(gelu(self.dense(x))) @ word_table.T + self.bias[...]
+        return matmul(self.norm(gelu(self.dense(x))), word_table.T) + self.bias[...]
 
 
 def normalize(x: jax.Array) -> jax.Array:

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capret_jax.config import ComputeConfig
-from capret_jax.models.attention import OUTPUT_NAME
+from capret_jax.models.kernels.cudnn_attention import CUDNN_FORWARD
+from capret_jax.models.kernels.tpu_attention import OUTPUT_NAME
+from capret_jax.models.precision import dot_general, matmul
 
 # Matrices start at zero here and get their values in `x2vlm.init_params`, from a single draw: XLA
 # compiles every draw separately, which for 40 matrices took 10 s on a CPU.
@@ -19,7 +21,14 @@ _NO_RNGS: Any = types.SimpleNamespace(params=lambda: None)
 
 def dense(inputs: int, outputs: int, use_bias: bool = True) -> nnx.Linear:
     """Makes a linear layer, `x @ kernel + bias`."""
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=_DRAWN_LATER, rngs=_NO_RNGS)
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        kernel_init=_DRAWN_LATER,
+        dot_general=dot_general,
+        rngs=_NO_RNGS,
+    )
 
 
 def embedding(rows: int, width: int) -> nnx.Embed:
@@ -47,6 +56,24 @@ def merge_heads(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
+def scaled_dense(layer: nnx.Linear, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """Computes `scale * layer(x)`, with the scale in the parameters.
+
+    The gradient of the scale then needs no output of the layer, which rematerialisation would
+    compute again for it alone.
+
+    Args:
+        layer: linear layer of I inputs and O outputs, with bias.
+        x: (..., I).
+        scale: (O,); None for 1.
+    """
+    if scale is None:
+        return layer(x)
+    return matmul(x, layer.kernel[...] * scale) + (
+        0.0 if layer.bias is None else layer.bias[...] * scale
+    )
+
+
 class Mlp(nnx.Module):
     """Two linear layers with a GELU between them: D -> hidden -> D."""
 
@@ -54,9 +81,9 @@ class Mlp(nnx.Module):
         self.up = dense(width, hidden)
         self.down = dense(hidden, width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Computes (..., D) from (..., D)."""
-        return self.down(gelu(self.up(x)))
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """Computes (..., D) from (..., D), multiplied by a (D,) scale if there is one."""
+        return scaled_dense(self.down, gelu(self.up(x)), scale)
 
 
 def run_layers(
@@ -85,7 +112,7 @@ def run_layers(
         return nnx.merge(graphdef, state)(x, *context, **kwargs)
 
     if compute.remat != "none":
-        call = jax.checkpoint(call, policy=_REMAT_POLICIES[compute.remat])
+        call = jax.checkpoint(call, policy=REMAT_POLICIES[compute.remat])
     states = [nnx.state(layer) for layer in layers]
     if not compute.scan:
         for state, kwargs in zip(states, layer_arguments, strict=True):
@@ -101,11 +128,17 @@ def run_layers(
     return jax.lax.scan(body, x, stacked)[0]
 
 
-_REMAT_POLICIES = {
+def _keeps_attention(primitive, *arguments, **parameters) -> bool:
+    """Keeps outputs of attention: those with a name, and those of cuDNN's kernel."""
+    named = jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME)
+    return primitive.name == CUDNN_FORWARD or named(primitive, *arguments, **parameters)
+
+
+REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": _keeps_attention,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME),
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _keeps_attention
     ),
 }
 

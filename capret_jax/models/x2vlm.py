@@ -44,7 +44,7 @@ class X2VLM(nnx.Module):
     def __init__(self, config: ModelConfig, compute: ComputeConfig = PLAIN):
         vision_compute = text_compute = compute
         if compute.remat == "vision":
-            vision_compute = dataclasses.replace(compute, remat="full")
+            vision_compute = dataclasses.replace(compute, remat="attention")
             text_compute = dataclasses.replace(compute, remat="dots")
         self.vision = VisionEncoder(config, vision_compute)
         self.text = TextEncoder(config, text_compute)
@@ -56,7 +56,7 @@ class X2VLM(nnx.Module):
         self.bbox_head = MlpHead(config.text_width, 4)
         self.mlm_head = MaskedLmHead(config)
         if config.decoder_layers:
-            self.decoder = AnswerDecoder(config)
+            self.decoder = AnswerDecoder(config, text_compute)
         self.embedding = config.embedding
         if config.embedding == "fusion":
             self.fusion_proj = dense(config.text_width, config.embed_dim)

@@ -8,8 +8,11 @@ from capret_jax.config import ExperimentConfig, ModelConfig
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.data.masking import MAX_MASKED
 from capret_jax.data.vqa import ANSWER_TOKENS
+from capret_jax.models.kernels.cudnn_attention import CUDNN_BACKWARD, CUDNN_FORWARD
 
 _MLP_RATIO = 4
+# Matrix products of cuDNN's attention; the backward pass computes the logits again.
+_CUDNN_PRODUCTS = {CUDNN_FORWARD: 2, CUDNN_BACKWARD: 5}
 
 
 def program_flops(jaxpr: Jaxpr) -> float:
@@ -21,7 +24,16 @@ def program_flops(jaxpr: Jaxpr) -> float:
     Raises:
         ValueError: a kernel declares no cost.
     """
-    return sum(_flops(equation) for equation in jaxpr.eqns)
+    read = {id(x) for x in jaxpr.outvars} | {id(x) for y in jaxpr.eqns for x in y.invars}
+    return sum(_flops(equation) for equation in jaxpr.eqns if not _is_dead(equation, read))
+
+
+def _is_dead(equation, read: set[int]) -> bool:
+    """Returns True for a kernel whose results nobody reads.
+
+    Where its output is kept for the backward pass, JAX leaves such a call there; XLA removes it.
+    """
+    return equation.primitive.name == "pallas_call" and read.isdisjoint(map(id, equation.outvars))
 
 
 def _flops(equation) -> float:
@@ -30,6 +42,9 @@ def _flops(equation) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
         return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    if name in _CUDNN_PRODUCTS:
+        (rows, queries, heads, width), (_, keys, *_) = (x.aval.shape for x in equation.invars[:2])
+        return 2.0 * _CUDNN_PRODUCTS[name] * rows * heads * queries * keys * width
     if name == "pallas_call":
         estimate = params["cost_estimate"]
         if estimate is None:

@@ -9,7 +9,6 @@ import numpy as np
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.loading import ModelFolder, Setup, digest, open_model_tokenizer
 from capret_jax.config import DetectionConfig, MeshConfig
-from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
@@ -44,10 +43,10 @@ class Encoder:
         tokenizer = open_model_tokenizer(setup, model.config)
         self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens)
         self.detector: Detector = PhraseDetector(
-            model.config, model.params, self.tokenize, detection
+            model.config, model.params, self.tokenize, detection, model.compute
         )
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        self._embedder = Embedder(model.config, setup.view, PLAIN, mesh)
+        self._embedder = Embedder(model.config, setup.view, model.compute, mesh)
 
     @classmethod
     def from_dir(

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from capret_jax.checkpoints.initialization import initialised_parameters
-from capret_jax.config import ExperimentConfig
+from capret_jax.config import ComputeConfig, ExperimentConfig
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
 from capret_jax.train.optimizer import make_optimizer
@@ -20,7 +20,7 @@ class StepSetup:
     """Everything that a training step is compiled for.
 
     Attributes:
-        config: configuration of the run, with `compute` resolved for the mesh's platform.
+        config: configuration of the run.
         mesh: devices that state and batch are sharded over.
         class_sizes: (C,) int, number of training examples per identity.
         graphdef: the model's structure.
@@ -50,10 +50,14 @@ class StepSetup:
                 parameter to pull.
         """
         compute = config.compute.on(mesh.devices.flat[0].platform)
-        config = dataclasses.replace(config, compute=compute)
         anchored = _anchored(config) if config.optimizer.drift_penalty else ()
         graphdef, _ = abstract_model(config.model, compute)
         return cls(config, mesh, class_sizes, graphdef, make_optimizer(config), anchored)
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """Settings of the computation, resolved for the mesh's platform."""
+        return self.config.compute.on(self.mesh.devices.flat[0].platform)
 
 
 def _anchored(config: ExperimentConfig) -> tuple[str, ...]:

@@ -66,6 +66,24 @@ def test_the_whole_interface_equals_the_reference(model, golden):
     assert model.masked_lm_logits(fused).shape == (*mask.shape, 120)
 
 
+def test_bfloat16_is_close_and_its_results_are_float32(converted_dirs, golden):
+    model = capret_jax.load_model(converted_dirs / "pretrain", precision="bfloat16")
+    image = model.encode_image(golden["image"])
+    text = model.encode_text(golden["text_ids"], golden["text_mask"])
+    fused = model.fuse(text, golden["text_mask"], image)
+    found = model.image_features(image), model.text_features(text), model.predict_boxes(fused)
+    names = ("image_feat", "text_feat", "box_pred_cxcywh")
+    for actual, expected in zip(found, map(golden.get, names), strict=True):
+        assert actual.dtype == np.float32
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        assert 1e-5 < error < 0.05
+
+
+def test_an_unknown_precision_is_refused(converted_dirs):
+    with pytest.raises(InputError, match="precision='half' is none of float32, bfloat16"):
+        capret_jax.load_model(converted_dirs / "pretrain", precision="half")
+
+
 @pytest.mark.parametrize("image_size", [None, 96, 32])
 def test_any_image_size_is_accepted(converted_dirs, image_size):
     expected = np.load(DATA / "x2vlm_tiny_pretrain_at96.npz")

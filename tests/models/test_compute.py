@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from capret_jax.config import SIZES, ComputeConfig, MeshConfig
+from capret_jax.config.attention import misfit
 from capret_jax.distributed.mesh import make_mesh, replicated
 from capret_jax.errors import InputError
 from capret_jax.models.attention import attention
 from capret_jax.models.kernels import tpu_attention
+from capret_jax.models.layers import REMAT_POLICIES
 from capret_jax.models.x2vlm import abstract_model, bind, init_params
+from capret_jax.roofline.flops import program_flops
 
 MODEL = dataclasses.replace(
     SIZES["tiny"], image_size=32, vision_depth=2, text_layers=2, fusion_layers=2
@@ -108,9 +111,10 @@ class TestKernel:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), actual, expected)
 
     def test_only_heads_that_fill_a_register_are_supported(self):
-        assert tpu_attention.fits(12, 64) and tpu_attention.fits(4, 32)
-        assert not tpu_attention.fits(11, 64) and not tpu_attention.fits(12, 48)
-        assert not tpu_attention.fits(0, 64)
+        for heads, width in [(12, 64), (4, 32)]:
+            assert misfit("tpu", heads, width, "float32") == ""
+        for heads, width in [(11, 64), (12, 48), (0, 64)]:
+            assert misfit("tpu", heads, width, "float32")
 
     def test_under_a_mesh_each_device_has_its_images_and_heads(self, monkeypatch):
         original, shapes = tpu_attention.biased_attention, []
@@ -137,6 +141,23 @@ class TestKernel:
         assert shapes[0] == [(1, 5, 2, 64)] * 3 + [(2, 5, 5)]
         expected = jax.value_and_grad(unsharded)(bias)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), actual, expected)
+
+    @pytest.mark.parametrize(("remat", "forward"), [("attention", 1), ("dots", 1), ("full", 2)])
+    def test_its_output_is_kept_for_the_backward_pass(self, remat, forward):
+        mesh, bias = make_mesh(MeshConfig()), jnp.zeros((2, 4, 4))
+        rows = len(mesh.devices.flat)
+        layer = jax.checkpoint(
+            lambda x: jnp.sin(attention(x, x, x, bias=bias, implementation="tpu")),
+            policy=REMAT_POLICIES[remat],
+        )
+
+        def loss(x):
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return layer(x).sum()
+
+        traced = jax.make_jaxpr(jax.grad(loss))(jnp.ones((rows, 4, 2, 64)))
+        product = 2 * rows * 2 * 4 * 4 * 64
+        assert program_flops(traced.jaxpr) == (2 * forward + 5) * product
 
 
 @pytest.mark.parametrize("key", ["dtype", "remat", "attention"])

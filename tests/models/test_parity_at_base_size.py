@@ -16,6 +16,7 @@ from capret_jax.checkpoints.beit_bert import from_beit_and_bert
 from capret_jax.checkpoints.conversion import convert_tensors, parameter_shapes
 from capret_jax.checkpoints.names import reference_names
 from capret_jax.config import SIZES
+from capret_jax.config.model import PLAIN
 from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.x2vlm import abstract_model, bind
 
@@ -146,7 +147,7 @@ def test_answer_decoder(torch):
     params = unflatten_dict(
         {path.removeprefix("decoder/"): array for path, array in arrays.items()}, sep="/"
     )
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: AnswerDecoder(config)))
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: AnswerDecoder(config, PLAIN)))
     decoder = bind(graphdef, params)
 
     ids, mask = text_batch()

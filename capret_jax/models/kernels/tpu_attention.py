@@ -11,15 +11,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
-# Lanes of a vector register. Columns are read in multiples of it, which is two heads of 64.
-_LANES = 128
+from capret_jax.config.attention import TPU_LANES
+from capret_jax.models.precision import dot_general
 
-
-def fits(heads: int, head_width: int) -> bool:
-    """Returns True if the kernel supports these sizes."""
-    return heads > 0 and _LANES % head_width == 0 and heads % (_LANES // head_width) == 0
+# Name of the output in rematerialisation policies: XLA does not see a kernel as a matrix product.
+OUTPUT_NAME = "attention"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -40,8 +39,10 @@ def biased_attention(
 
 
 def _forward(query, key, value, bias, interpret):
-    output = _call_forward(query, key, value, bias, interpret)
-    return output, (query, key, value, bias, output)
+    # Named here, because the backward pass needs this value and not a copy with a name; and before
+    # the heads are split, in the layout that both kernels have.
+    flat = checkpoint_name(_call_forward(query, key, value, bias, interpret), OUTPUT_NAME)
+    return flat.reshape(value.shape), (query, key, value, bias, flat)
 
 
 def _backward(interpret, saved, gradient):
@@ -56,10 +57,10 @@ class _Sizes:
 
     def __init__(self, query: jax.Array):
         self.batch, self.tokens, self.heads, self.width = query.shape
-        self.heads_per_block = _LANES // self.width
+        self.heads_per_block = TPU_LANES // self.width
         self.grid = (self.heads // self.heads_per_block, self.batch)
         # Images are the inner axis, so that a block of the bias stays and its gradient accumulates.
-        self.rows = pl.BlockSpec((None, self.tokens, _LANES), lambda h, b: (b, 0, h))
+        self.rows = pl.BlockSpec((None, self.tokens, TPU_LANES), lambda h, b: (b, 0, h))
         self.bias = pl.BlockSpec(
             (self.heads_per_block, self.tokens, self.tokens), lambda h, b: (h, 0, 0)
         )
@@ -82,7 +83,7 @@ class _Sizes:
 
 def _call_forward(query, key, value, bias, interpret):
     sizes = _Sizes(query)
-    output = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_forward_kernel, width=sizes.width, scale=sizes.scale),
         grid=sizes.grid,
         in_specs=[sizes.rows] * 3 + [sizes.bias],
@@ -92,7 +93,6 @@ def _call_forward(query, key, value, bias, interpret):
         interpret=interpret,
         name="biased_attention",
     )(sizes.flat(query), sizes.flat(key), sizes.flat(value), bias)
-    return output.reshape(value.shape)
 
 
 def _call_backward(saved, gradient, interpret):
@@ -108,13 +108,13 @@ def _call_backward(saved, gradient, interpret):
         cost_estimate=sizes.cost(5, 8, bias, value.dtype),
         interpret=interpret,
         name="biased_attention_backward",
-    )(*map(sizes.flat, (query, key, value)), bias, sizes.flat(output), sizes.flat(gradient))
+    )(*map(sizes.flat, (query, key, value)), bias, output, sizes.flat(gradient))
     gradients = [x.reshape(value.shape) for x in gradients]
     return (*gradients, bias_gradient.astype(bias.dtype))
 
 
 def _dot(a, b, contract):
-    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    return dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
 _ROW_BY_ROW = ((1,), (1,))  # a b^T
@@ -130,7 +130,7 @@ def _probabilities(query, key, bias, scale):
 
 def _heads(width):
     """Index and columns of each head in a block."""
-    return [(i, slice(i * width, (i + 1) * width)) for i in range(_LANES // width)]
+    return [(i, slice(i * width, (i + 1) * width)) for i in range(TPU_LANES // width)]
 
 
 def _forward_kernel(query, key, value, bias, output, *, width, scale):
