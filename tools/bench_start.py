@@ -155,7 +155,7 @@ def _record(number: int, jpeg: bytes) -> dict:
             {
                 "number": style,
                 "style": style,
-                "bounding_box": np.float32([40, 40, 300, 400]),
+                "bounding_box": np.array([40, 40, 300, 400], np.float32),
                 "category_id": int(rng.integers(1, 14)),
                 **{name: int(rng.integers(1, 4)) for name in schema.LEVELS},
                 "outline": "[]",
