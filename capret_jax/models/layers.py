@@ -112,7 +112,10 @@ def run_layers(
         return nnx.merge(graphdef, state)(x, *context, **kwargs)
 
     if compute.remat != "none":
-        call = jax.checkpoint(call, policy=REMAT_POLICIES[compute.remat])
+        # A scan keeps XLA from merging recomputation with the forward pass by itself; the barriers
+        # that otherwise do so would keep it from fusing.
+        policy = REMAT_POLICIES[compute.remat]
+        call = jax.checkpoint(call, policy=policy, prevent_cse=not compute.scan)
     states = [nnx.state(layer) for layer in layers]
     if not compute.scan:
         for state, kwargs in zip(states, layer_arguments, strict=True):

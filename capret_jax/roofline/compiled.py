@@ -172,29 +172,44 @@ class _Program:
             for line in body.values()
             if (match := re.search(r" parameter\((\d+)\)", line.line))
         }
-        total, in_place = 0, 0
+        total, in_place = 0.0, 0.0
         for i, operand in enumerate(fusion.operands):
-            size = self._shape_bytes(operand, table)
+            size: float = self._shape_bytes(operand, table)
             users = [x for x in body.values() if parameters.get(i) in x.operands]
-            slices = [
-                array_bytes(x.shape, hbm_only=False)
-                for x in users
-                if x.operation in ("dynamic-slice", "slice", "gather")
-                and x.operands[0] == parameters.get(i)
-            ]
             updates = [
                 x
                 for x in users
                 if x.operation == "dynamic-update-slice" and x.operands[0] == parameters.get(i)
             ]
-            if size and users and len(slices) == len(users):
-                size = min(size, sum(slices))
-            elif size and updates and len(updates) == len(users):
+            if size and updates and len(updates) == len(users):
                 in_place += size
                 size = sum(array_bytes(body[x.operands[1]].shape, hbm_only=False) for x in updates)
                 in_place -= size
+            elif size and users:
+                size = min(size, self._read_bytes(fusion.called("calls"), i))
             total += size
         return total + max(array_bytes(fusion.shape) - in_place, 0)
+
+    @functools.cache  # noqa: B019 - a program lives as long as its measurement
+    def _read_bytes(self, computation: str, parameter: int) -> float:
+        """Returns the bytes that a fusion reads of a parameter: slices of it, or all of it.
+
+        A slice may be in a fusion inside of the fusion, as for the operands of a product on a TPU.
+        """
+        body, total = self._computations[computation], 0.0
+        position = rf" parameter\({parameter}\)"
+        names = {x.name for x in body.values() if re.search(position, x.line)}
+        for x in body.values():
+            if names.isdisjoint(x.operands):
+                continue
+            if x.operation in ("dynamic-slice", "slice", "gather") and x.operands[0] in names:
+                total += array_bytes(x.shape, hbm_only=False)
+            elif x.operation == "fusion":
+                inside = [i for i, operand in enumerate(x.operands) if operand in names]
+                total += sum(self._read_bytes(x.called("calls"), i) for i in inside)
+            else:
+                return math.inf
+        return total
 
     def _operand_bytes(self, instruction, table, hbm_only: bool = True) -> int:
         return sum(self._shape_bytes(name, table, hbm_only) for name in instruction.operands)

@@ -99,6 +99,22 @@ def test_fusions_read_what_they_use(inside, expected):
     assert bytes_of(entry, fused) == expected
 
 
+def test_fusions_inside_of_fusions_read_what_they_use():
+    result = f"f32[10,100]{LAYOUT}"
+    fused = f"""%g (r: f32[1000,100]) -> f32[10,100] {{
+  %r = {BIG} parameter(0)
+  ROOT %s = {result} dynamic-slice(%r, %z, %z)
+}}
+
+%f (q: f32[1000,100]) -> f32[10,100] {{
+  %q = {BIG} parameter(0)
+  %g.1 = {result} fusion(%q), kind=kLoop, calls=%g
+  ROOT %n = {result} negate(%g.1)
+}}"""
+    entry = f"%p = {BIG} parameter(0)\n%a = {result} fusion(%p), kind=kOutput, calls=%f"
+    assert bytes_of(entry, fused) == 2 * 4_000
+
+
 def test_updates_in_place_write_the_update_alone():
     fused = f"""%f (q: f32[1000,100], u: f32[10,100]) -> f32[1000,100] {{
   %q = {BIG} parameter(0)
