@@ -79,8 +79,6 @@ EXTRAS = {
 EXTRAS["dev"] += ["playwright>=1.49,<2", "httpx>=0.28"]
 # Generates wrong inputs.
 EXTRAS["dev"] += ["hypothesis>=6.100,<7"]
-# Generates wrong inputs.
-EXTRAS["dev"] += ["hypothesis>=6.100,<7"]
 # Both cores; a notebook that is run as a test.
 EXTRAS["dev"] += ["pytest-xdist>=3.6,<4", "nbclient>=0.10", "ipykernel>=6.29"]
 EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"] + EXTRAS["captioning"]
