@@ -1,7 +1,6 @@
 """The iterator of training batches, read ahead by threads or by worker processes."""
 
 import contextlib
-import gc
 import multiprocessing
 import os
 import re
@@ -132,8 +131,6 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         if self._reading is not None:
             self._reading.close()
             self._reading = None
-            if self._read.workers:
-                gc.collect()  # batches that were ready: their shared memory goes with them
 
 
 def _source(batches: BatchSource, workers: int) -> grain.MapDataset:
