@@ -4,9 +4,11 @@ Each takes ten seconds or more, mostly to compile in every process. So the layou
 are tested always, and all of them over one, two and four processes with CAPRET_ALL_LAYOUTS=1.
 """
 
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import pytest
 
@@ -23,31 +25,26 @@ if os.environ.get("CAPRET_ALL_LAYOUTS"):
 
 
 @pytest.fixture(scope="module")
-def trained(request, prepared_dir, tmp_path_factory) -> pathlib.Path:
-    """Folder of the runs of a number of processes."""
-    return train(request.param, prepared_dir, tmp_path_factory, *TESTED[request.param])
+def train(prepared_dir, tmp_path_factory) -> Callable[..., pathlib.Path]:
+    """Runs a number of processes with some layouts, once; returns the folder of the runs."""
 
+    @functools.cache
+    def run(processes: int, *layouts: str) -> pathlib.Path:
+        folder = tmp_path_factory.mktemp(f"over_{processes}")
+        program = ["-m", "tests.multiprocess.layouts", str(prepared_dir), str(folder)]
+        devices = 1 if layouts == (ONE_DEVICE,) else 4
+        run_group([*program, ",".join(layouts)], processes, devices // processes)
+        return folder
 
-@pytest.fixture(scope="module")
-def reference(prepared_dir, tmp_path_factory) -> pathlib.Path:
-    """The run of one process of one device."""
-    return train(1, prepared_dir, tmp_path_factory, ONE_DEVICE) / ONE_DEVICE
-
-
-def train(processes: int, prepared_dir, tmp_path_factory, *layouts: str) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp(f"over_{processes}")
-    program = ["-m", "tests.multiprocess.layouts", str(prepared_dir), str(folder)]
-    devices = 1 if layouts == (ONE_DEVICE,) else 4
-    run_group([*program, ",".join(layouts)], processes, devices // processes)
-    return folder
+    return run
 
 
 @pytest.mark.parametrize(
-    "trained, layout",
+    "processes, layout",
     [(processes, layout) for processes, layouts in TESTED.items() for layout in layouts],
-    indirect=["trained"],
 )
-def test_it_trains_and_evaluates_like_one_process(layout, trained, reference):
+def test_it_trains_and_evaluates_like_one_device(processes, layout, train):
+    reference, trained = train(1, ONE_DEVICE) / ONE_DEVICE, train(processes, *TESTED[processes])
     ours, theirs = curve(trained / layout), curve(reference)
     assert len(ours) == len(theirs) == 3
     for here, there in zip(ours, theirs, strict=True):
