@@ -37,7 +37,7 @@ from tqdm import tqdm
 from capret_jax.command_line import run
 from capret_jax.data import schema
 from capret_jax.data.items import load_items
-from capret_jax.data.preparation import REPORT, VERSION
+from capret_jax.data.preparation import REPORT, VERSION, write_metadata
 from capret_jax.data.record_shards import NAME, file_template
 from capret_jax.data.records import Records
 
@@ -103,14 +103,7 @@ def _prepare(folder: pathlib.Path) -> None:
         _write_split(folder, split, count, jpegs)
         for split, count in (("train", _COUNT.value), ("validation", _VALIDATION))
     ]
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=schema.features(outlines=True),
-        split_infos=splits,
-        version=VERSION,
-        filename_template=file_template(folder, None),
-        check_data=False,
-    )
+    write_metadata(folder, splits)
     (folder / REPORT).write_text(json.dumps({"source": "", "splits": {}}))
     builder, start = tfds.builder_from_directory(folder), time.perf_counter()
     for split in builder.info.splits:

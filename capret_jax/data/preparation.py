@@ -100,7 +100,7 @@ def _prepare(source: pathlib.Path, folder: pathlib.Path, config: PrepareConfig) 
     report = make_report(written)
     if not config.allow_broken:
         check_broken(source, report)
-    _write_metadata(folder, written)
+    _write_splits(folder, written)
     builder = _open(folder)
     for split in builder.info.splits:
         load_items(Records(builder, split))  # kept for the first run, which would wait for it
@@ -174,8 +174,7 @@ def _write_on_beam(missing: list[Shard], config: PrepareConfig) -> None:
         _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(write_shard)
 
 
-def _write_metadata(folder: pathlib.Path, written: dict[Shard, ShardSummary]) -> None:
-    """Writes the files by which TFDS finds splits, shards and features."""
+def _write_splits(folder: pathlib.Path, written: dict[Shard, ShardSummary]) -> None:
     splits = []
     for split in SPLITS:
         shards = [shard for shard in written if shard.split == split]
@@ -188,6 +187,16 @@ def _write_metadata(folder: pathlib.Path, written: dict[Shard, ShardSummary]) ->
                     filename_template=file_template(folder, split),
                 )
             )
+    write_metadata(folder, splits)
+
+
+def write_metadata(folder: pathlib.Path, splits: list[tfds.core.SplitInfo]) -> None:
+    """Writes the files by which TFDS finds splits, shards and features.
+
+    Args:
+        folder: folder of the prepared dataset, with the shards of all splits.
+        splits: lengths and file names of the shards.
+    """
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
         features=schema.features(outlines=True),

@@ -182,8 +182,8 @@ def test_a_kernel_forced_where_it_does_not_fit_is_refused(compute, changes, tens
 
 
 def test_forced_kernels_that_fit_are_accepted():
-    ExperimentConfig(compute=GPU, model=BASE)
-    ExperimentConfig(compute=ComputeConfig(attention="tpu"), model=BASE)
+    for compute in (GPU, ComputeConfig(attention="tpu")):
+        assert ExperimentConfig(compute=compute, model=BASE).compute is compute
 
 
 def test_padding_goes_to_one_key_more():

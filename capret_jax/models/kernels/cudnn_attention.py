@@ -24,6 +24,7 @@ def fused_attention(
     value: jax.Array,
     bias: jax.Array | None,
     masked: jax.Array | None,
+    *,
     library: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """Computes softmax(query key^T / sqrt(d) + bias + masked) value for every head.
