@@ -69,9 +69,8 @@ def scaled_dense(layer: nnx.Linear, x: jax.Array, scale: jax.Array | None) -> ja
     """
     if scale is None:
         return layer(x)
-    return matmul(x, layer.kernel[...] * scale) + (
-        0.0 if layer.bias is None else layer.bias[...] * scale
-    )
+    assert layer.bias is not None
+    return matmul(x, layer.kernel[...] * scale) + layer.bias[...] * scale
 
 
 class Mlp(nnx.Module):
