@@ -82,6 +82,8 @@ EXTRAS["dev"] += ["hypothesis>=6.100,<7"]
 # Both cores; a notebook that is run as a test.
 EXTRAS["dev"] += ["pytest-xdist>=3.6,<4", "nbclient>=0.10", "ipykernel>=6.29"]
 EXTRAS["dev"] += EXTRAS["beam"] + EXTRAS["serve"] + EXTRAS["export"] + EXTRAS["captioning"]
+# The tests of buckets speak the protocol with a local server.
+EXTRAS["dev"] += EXTRAS["buckets"]
 
 # Modules with a function `cli`. The scripts in tools/ run the same functions.
 COMMANDS = {
