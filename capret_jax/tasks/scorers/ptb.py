@@ -15,7 +15,9 @@ _JOINED = {
     word.replace(" ", ""): word
     for word in ("can not", "gon na", "wan na", "got ta", "lem me", "gim me", "y' all")
 }
-_ABBREVIATIONS = "mr mrs ms dr st mt ave jr sr vs etc co inc ft sgt gen prof jan feb aug sept oct nov dec".split()
+_ABBREVIATIONS = """
+    mr mrs ms dr st mt ave jr sr vs etc co inc ft sgt gen prof jan feb aug sept oct nov dec
+""".split()
 _TOKEN = re.compile(
     r"""
     no\.(?=[ ]?\d) | (?<!\S)-\d+\b | \.\d+

@@ -75,7 +75,7 @@ def _without_punctuation(text: str) -> str:
     """Deletes marks beside a space, all marks of a text with a comma in a number, and periods that
     no digit follows; other marks become spaces."""
     delete_all = bool(_COMMA_IN_NUMBER.search(text))
-    table = {
+    table: dict[str, str | int | None] = {
         mark: "" if delete_all or f"{mark} " in text or f" {mark}" in text else " "
         for mark in _PUNCTUATION
     }
