@@ -1,0 +1,74 @@
+"""Pictures of an evaluation, read ahead of their use."""
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+
+from capret_jax.config import ReadConfig
+from capret_jax.data.images import Photograph
+from capret_jax.errors import InputError
+from capret_jax.tasks.evaluators.mesh_model import Batch, batch_rows
+from capret_jax.tasks.evaluators.task_run import TaskRun
+
+# Largest number of pictures that are read ahead.
+_MAX_READY = 256
+
+
+def read_picture(path: pathlib.Path, size: int, read: ReadConfig) -> np.ndarray:
+    """Reads a picture, squashed to S x S as in X2-VLM's evaluations.
+
+    Args:
+        path: the file.
+        size: S, pixels.
+        read: how pictures are resized.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
+
+    Raises:
+        InputError: the file cannot be read, or is no picture.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"picture {path} cannot be read: {error.strerror}.") from error
+    photograph = Photograph(content, str(path))
+    return photograph.crop(np.array([0, 0, photograph.width, photograph.height]), size)
+
+
+def picture_batches(
+    run: TaskRun, paths: Sequence[str], arrays: Batch = ()
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yields this process's part of each batch of pictures, with their rows of other arrays.
+
+    A batch has `evaluation.batch_size` rows, see `batch_rows`.
+
+    Args:
+        run: the folder of pictures, their size, and the process's share of a batch.
+        paths: n paths below the folder.
+        arrays: a tree of (n, ...) arrays.
+
+    Yields:
+        (b, S, S, 3) uint8 pictures and the (b, ...) rows.
+
+    Raises:
+        InputError: a picture cannot be read.
+    """
+    config = run.config
+    folder, read = pathlib.Path(config.task.images), config.data.read
+    size = config.model.image_size
+    batches = batch_rows(run, len(paths), config.evaluation.batch_size)
+    dataset = grain.MapDataset.source(batches.reshape(-1)).map(
+        lambda row: read_picture(folder / paths[row], size, read)
+    )
+    ready = max(min(read.prefetch * batches.shape[1], _MAX_READY), 1)
+    options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=ready)
+    pictures = iter(dataset.to_iter_dataset(options))
+    for rows in batches:
+        yield (
+            np.stack([next(pictures) for _ in rows]),
+            jax.tree.map(lambda x, rows=rows: x[rows], arrays),
+        )
