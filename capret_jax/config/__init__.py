@@ -20,6 +20,7 @@ from capret_jax.config.experiment import ExperimentConfig
 from capret_jax.config.loss import LossConfig
 from capret_jax.config.mesh import MeshConfig
 from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
+from capret_jax.config.task import TaskConfig
 from capret_jax.config.training import LoopConfig, OptimizerConfig
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "ReadConfig",
+    "TaskConfig",
     "ViewConfig",
     "build",
     "check_same_shapes",

@@ -21,12 +21,31 @@ NON_SEMANTIC_KEYS = (
     "loop.log_every",
     "loop.checkpoint_every",
     "loop.evaluate_every",
+    # The content of these files is compared instead.
+    "task.train",
+    "task.images",
+    "task.refs",
+    "task.instances",
 )
 # Keys that may change between the runs of one workdir, since the trained model stays the same.
-_FREE_KEYS = (*NON_SEMANTIC_KEYS, "mode", "evaluation", "embedding.captions", "embedding.file")
+_FREE_KEYS = (
+    *NON_SEMANTIC_KEYS,
+    "mode",
+    "evaluation",
+    "embedding.captions",
+    "embedding.file",
+    "task.test",
+    "task.allow_missing",
+    "task.answers",
+    "task.answers_ranked",
+    "task.beams",
+    "task.min_tokens",
+    "task.max_tokens",
+    "task.top_k",
+)
 # Fields that may differ between a model and the checkpoint that it starts from.
 _RATES = ("drop_path", "dropout", "attention_dropout")
-_FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding")
+_FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding", "nlvr")
 
 
 def check_same_training(saved: dict, current: dict, workdir: str) -> None:

@@ -4,13 +4,20 @@ import dataclasses
 
 from capret_jax.config.data import DataConfig
 from capret_jax.config.evaluation import EmbeddingConfig, EvaluationConfig
-from capret_jax.config.loss import LossConfig
+from capret_jax.config.loss import TERMS, LossConfig
 from capret_jax.config.mesh import MeshConfig
 from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
-from capret_jax.config.training import LoopConfig, OptimizerConfig
+from capret_jax.config.task import TASK_LOSSES, TASK_METRICS, TaskConfig
+from capret_jax.config.training import CURVE_METRICS, LoopConfig, OptimizerConfig
 from capret_jax.errors import InputError
 
 MODES = ("train_and_evaluate", "train", "evaluate")
+# Keys that a task reads; others have to keep their defaults.
+_TASK_KEYS = {
+    "data": ("tokenizer", "max_tokens", "augment", "read"),
+    "evaluation": ("batch_size", "cache_mb", "cache_dir"),
+    "embedding": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,7 @@ class ExperimentConfig:
             loss and gradients, at the price of a second forward pass.
         init_from: folder of a converted checkpoint, or of a finished run, whose model a new run
             starts from; empty starts from scratch. A run's own checkpoint comes before it.
+        task: a task of X2-VLM in place of photographs and shop items.
         embedding, model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
             `model.embedding` follows `embedding.kind`.
     """
@@ -34,6 +42,7 @@ class ExperimentConfig:
     batch_size: int = 64
     accumulation: int = 1
     init_from: str = ""
+    task: TaskConfig = TaskConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     model: ModelConfig = SIZES["base"]
     compute: ComputeConfig = ComputeConfig()
@@ -61,10 +70,15 @@ class ExperimentConfig:
                 f"config.model.max_positions={self.model.max_positions}."
             )
         self.compute.check_kernel(self.model, self.mesh.tensor)
+        self._check_task()
         if self.loss.vqa and not self.model.decoder_layers:
             raise InputError(
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "
                 "config.model.decoder_layers."
+            )
+        if bool(self.loss.nlvr) and not self.model.nlvr:
+            raise InputError(
+                "config.loss.nlvr trains a head that the model lacks: set config.model.nlvr."
             )
         if self.loss.identities and not self.data.shows_classes:
             term = "arcface" if self.loss.arcface else "supcon"
@@ -106,4 +120,42 @@ class ExperimentConfig:
             raise InputError(
                 f"config.embedding.kind={self.embedding.kind!r} reads a caption of every item, and "
                 "detected boxes have none: leave evaluation.detect and evaluation.detections out."
+            )
+
+    def _check_task(self):
+        """Checks losses, metric and input pipeline against the task."""
+        name, task = self.task.name, f"config.task.name={self.task.name!r}"
+        metrics = TASK_METRICS.get(name, CURVE_METRICS)
+        if self.loop.keep_best not in ("", *metrics):
+            raise InputError(
+                f"config.loop.keep_best={self.loop.keep_best!r} is none of {', '.join(metrics)}."
+            )
+        if not name:
+            if self.loss.nlvr:
+                raise InputError(
+                    "config.loss.nlvr compares a sentence with two pictures: set config.task.name="
+                    "'nlvr2'."
+                )
+            return
+        if self.mode != "evaluate" and not self.task.train:
+            raise InputError(f"{task} needs config.task.train to train: name its files.")
+        losses = TASK_LOSSES[name]
+        for term in TERMS:
+            if getattr(self.loss, term) and term not in losses:
+                raise InputError(
+                    f"config.loss.{term}={getattr(self.loss, term)} cannot be computed of {task}, "
+                    f"which is trained by {' and '.join(losses)}: set it to 0."
+                )
+        for group, read in _TASK_KEYS.items():
+            values = getattr(self, group)
+            for field in dataclasses.fields(values):
+                if field.name not in read and getattr(values, field.name) != field.default:
+                    raise InputError(
+                        f"config.{group}.{field.name} is for photographs and shop items, and "
+                        f"{task} does not read it: leave it out."
+                    )
+        if self.data.augment.wide and name != "grounding":
+            raise InputError(
+                f"config.data.augment.wide={self.data.augment.wide} shows windows around a box, "
+                f"and {task} has no boxes: leave it out."
             )

@@ -5,8 +5,9 @@ import math
 
 from capret_jax.errors import InputError
 
-TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon", "distill")
+TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon", "distill", "nlvr")
 ITC_KINDS = ("softmax", "sigmoid")
+VQA_REDUCTIONS = ("token_mean", "weighted_sum")
 ARCFACE_GRADIENTS = ("textbook", "straight_through")
 
 
@@ -23,8 +24,12 @@ class LossConfig:
         arcface: weight of the identity loss.
         supcon: weight of the supervised contrastive loss between images of the batch.
         distill: weight of the distillation of `data.teacher`'s similarities between images.
+        nlvr: weight of the loss on sentences that are true of two pictures or not.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
+        vqa_reduction: "token_mean" over the tokens of all answers; or "weighted_sum" over the
+            answers of an item, each the sum of its tokens' cross entropies by its weight, averaged
+            over the items, as in X2-VLM.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         supcon_temperature: divisor of the cosines of the supervised contrastive loss.
         supcon_memory: M, number of examples of earlier batches that this loss compares with, too
@@ -52,7 +57,9 @@ class LossConfig:
     arcface: float = 1.0
     supcon: float = 0.0
     distill: float = 0.0
+    nlvr: float = 0.0
     mlm_causal: bool = False
+    vqa_reduction: str = "token_mean"
     itc_kind: str = "softmax"
     supcon_temperature: float = 0.2
     supcon_memory: int = 0
@@ -71,6 +78,10 @@ class LossConfig:
                 raise InputError(f"loss.{name}={getattr(self, name)} is negative.")
         if self.itc_kind not in ITC_KINDS:
             raise InputError(f"loss.itc_kind={self.itc_kind!r} is neither 'softmax' nor 'sigmoid'.")
+        if self.vqa_reduction not in VQA_REDUCTIONS:
+            raise InputError(
+                f"loss.vqa_reduction={self.vqa_reduction!r} is none of {', '.join(VQA_REDUCTIONS)}."
+            )
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
         self._check_arcface()

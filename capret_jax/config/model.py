@@ -21,6 +21,7 @@ class ModelConfig:
         vocab_size, max_positions: rows of the token and position tables.
         embed_dim: E, the width of the retrieval embedding.
         decoder_layers: number of layers of the VQA answer decoder; 0 for no decoder.
+        nlvr: True for a head that compares a sentence with two pictures.
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
         drop_path: rate of stochastic depth in the last vision block; it grows linearly from 0.
         dropout: rate on the hidden states of the text, fusion and decoder layers.
@@ -42,6 +43,7 @@ class ModelConfig:
     vocab_size: int
     embed_dim: int
     decoder_layers: int = 0
+    nlvr: bool = False
     max_positions: int = 512
     layer_scale: float = 0.1
     drop_path: float = 0.1

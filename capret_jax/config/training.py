@@ -18,7 +18,8 @@ class LoopConfig:
         log_every: steps between points of the training curve; also between checks for NaN.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         evaluate_every: steps between evaluations in training; 0 for none but the final one.
-        keep_best: metric of these evaluations, one of `CURVE_METRICS`, by which the best model is
+        keep_best: metric of these evaluations, one of `CURVE_METRICS` or of a task's
+            (`config.task.TASK_METRICS`), by which the best model is
             kept beside the newest one; evaluation, serving and `init_from` then use it. Training
             goes on from the newest. The last step is evaluated as well; a step at which SIGTERM
             stopped the run is not compared. The model is then chosen on the validation split that
@@ -32,10 +33,6 @@ class LoopConfig:
     keep_best: str = ""
 
     def __post_init__(self):
-        if self.keep_best not in ("", *CURVE_METRICS):
-            raise InputError(
-                f"loop.keep_best={self.keep_best!r} is none of {', '.join(CURVE_METRICS)}."
-            )
         if self.keep_best and not self.evaluate_every:
             raise InputError(
                 f"loop.keep_best={self.keep_best!r} compares models by evaluations in training: "
