@@ -7,9 +7,9 @@ import numpy as np
 
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 from capret_jax.tasks.evaluators.grouping import PictureGroups
+from capret_jax.tasks.evaluators.inputs import EvaluationInputs, TaskResults
 from capret_jax.tasks.evaluators.mesh_model import MeshFunction
 from capret_jax.tasks.evaluators.pictures import picture_batches
-from capret_jax.tasks.evaluators.task_run import TaskResults, TaskRun
 from capret_jax.tasks.evaluators.texts import stack_tokens
 from capret_jax.tasks.examples import ReferringExpression
 from capret_jax.tasks.scorers.boxes import box_accuracy
@@ -21,7 +21,7 @@ _PHRASES = 4
 class GroundingMeasurement:
     """Predicts the box of each phrase from the fusion of picture and phrase."""
 
-    def __init__(self, run: TaskRun):
+    def __init__(self, run: EvaluationInputs):
         self._run, self._predict = run, MeshFunction(run, _predict)
 
     def __call__(self, params: dict) -> TaskResults:

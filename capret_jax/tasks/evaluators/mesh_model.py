@@ -9,7 +9,7 @@ import numpy as np
 from capret_jax.distributed.batch_share import to_global
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.models.x2vlm import abstract_model, bind
-from capret_jax.tasks.evaluators.task_run import TaskRun, compute_settings
+from capret_jax.tasks.evaluators.inputs import EvaluationInputs, compute_settings
 
 # Trees of arrays with the rows of a batch first.
 Batch = Any
@@ -18,7 +18,7 @@ Batch = Any
 class MeshFunction:
     """A function of the model and a batch; batches are split over all devices of a mesh."""
 
-    def __init__(self, run: TaskRun, function: Callable[..., Any]):
+    def __init__(self, run: EvaluationInputs, function: Callable[..., Any]):
         """
         Args:
             run: shapes of the model, precision and mesh.
@@ -67,7 +67,7 @@ class MeshFunction:
         return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
 
 
-def batch_rows(run: TaskRun, rows: int, size: int) -> np.ndarray:
+def batch_rows(run: EvaluationInputs, rows: int, size: int) -> np.ndarray:
     """Returns the rows that this process provides in each batch.
 
     Args:
@@ -83,7 +83,7 @@ def batch_rows(run: TaskRun, rows: int, size: int) -> np.ndarray:
     return (np.arange(0, rows, size)[:, None] + own).clip(max=rows - 1)
 
 
-def array_batches(run: TaskRun, arrays: Batch, size: int) -> Iterator[Batch]:
+def array_batches(run: EvaluationInputs, arrays: Batch, size: int) -> Iterator[Batch]:
     """Yields this process's part of each batch of a tree of (n, ...) arrays."""
     for rows in batch_rows(run, len(jax.tree.leaves(arrays)[0]), size):
         yield jax.tree.map(lambda x, rows=rows: x[rows], arrays)

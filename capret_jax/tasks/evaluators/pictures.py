@@ -10,8 +10,8 @@ import numpy as np
 from capret_jax.config import ReadConfig
 from capret_jax.data.images import Photograph
 from capret_jax.errors import InputError
+from capret_jax.tasks.evaluators.inputs import EvaluationInputs
 from capret_jax.tasks.evaluators.mesh_model import Batch, batch_rows
-from capret_jax.tasks.evaluators.task_run import TaskRun
 
 # Largest number of pictures that are read ahead.
 _MAX_READY = 256
@@ -40,7 +40,7 @@ def read_picture(path: pathlib.Path, size: int, read: ReadConfig) -> np.ndarray:
 
 
 def picture_batches(
-    run: TaskRun, paths: Sequence[str], arrays: Batch = ()
+    run: EvaluationInputs, paths: Sequence[str], arrays: Batch = ()
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """Yields this process's part of each batch of pictures, with their rows of other arrays.
 

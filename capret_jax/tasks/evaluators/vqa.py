@@ -9,9 +9,9 @@ from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 from capret_jax.tasks.evaluators.grouping import PictureGroups
+from capret_jax.tasks.evaluators.inputs import EvaluationInputs, TaskResults
 from capret_jax.tasks.evaluators.mesh_model import MeshFunction
 from capret_jax.tasks.evaluators.pictures import picture_batches
-from capret_jax.tasks.evaluators.task_run import TaskResults, TaskRun
 from capret_jax.tasks.evaluators.texts import stack_tokens
 from capret_jax.tasks.examples import VisualQuestion
 from capret_jax.tasks.readers.vqa import read_answers
@@ -24,7 +24,7 @@ _QUESTIONS = 4
 class VqaMeasurement:
     """Answers each question with the best of `task.answers`, as X2-VLM's evaluation does."""
 
-    def __init__(self, run: TaskRun):
+    def __init__(self, run: EvaluationInputs):
         """
         Args:
             run: the questions, and the list of answers.

@@ -10,7 +10,7 @@ from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.tasks.readers import Examples
 
 
-class TaskRun(Protocol):
+class EvaluationInputs(Protocol):
     """What an evaluation reads of a training run, or of a checkpoint that is evaluated alone.
 
     Attributes:
@@ -45,6 +45,6 @@ class TaskResults(NamedTuple):
     files: dict[str, Any] = {}
 
 
-def compute_settings(run: TaskRun) -> ComputeConfig:
+def compute_settings(run: EvaluationInputs) -> ComputeConfig:
     """Returns the settings of the computation, resolved for the mesh's platform."""
     return run.config.compute.on(run.mesh.devices.flat[0].platform)
