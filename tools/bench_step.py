@@ -29,7 +29,6 @@ from capret_jax.roofline.flops import ideal_embedding_flops, ideal_step_flops
 from capret_jax.roofline.peak import matmul_peak
 from capret_jax.train.run import Run
 from capret_jax.train.step import make_step
-from capret_jax.train.trainer import training_batches
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "Config file.")
 _BATCHES = flags.DEFINE_integer("batches", 20, "Number of batches to time.", lower_bound=1)
@@ -49,14 +48,14 @@ def main(argv: list[str]) -> None:
 
 
 def _bench_input(bench: Run) -> None:
-    iterator = training_batches(bench)
+    iterator = bench.training_batches()
     next(iterator)
     _show("input", bench.config.batch_size, _seconds(lambda: next(iterator)))
     iterator.close()
 
 
 def _bench_step(bench: Run, peak: float) -> None:
-    iterator = training_batches(bench)
+    iterator = bench.training_batches()
     batch = to_global(bench.mesh, next(iterator))
     iterator.close()
     step, state = make_step(bench.setup), bench.fresh_state()

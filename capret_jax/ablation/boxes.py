@@ -12,7 +12,6 @@ from capret_jax.ablation.grid import IMAGE, Cell, EvaluationRun, Grid
 from capret_jax.config import ExperimentConfig
 from capret_jax.losses.box import corners, iou_and_giou
 from capret_jax.train.run import Run
-from capret_jax.train.trainer import training_batches
 
 # Boxes of training views that the constant box is fitted to.
 _BOXES = 400
@@ -54,7 +53,7 @@ def _training_boxes(config: ExperimentConfig) -> np.ndarray:
     boxes: list[np.ndarray] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config, pathlib.Path(folder))
-        with contextlib.closing(training_batches(run)) as batches:
+        with contextlib.closing(run.training_batches()) as batches:
             for batch in batches:
                 boxes += list(batch.box[batch.counted_boxes])
                 if len(boxes) >= _BOXES:

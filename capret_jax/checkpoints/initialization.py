@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Iterable
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -98,12 +99,32 @@ def check_projection(source: str | os.PathLike, model: ModelConfig) -> None:
     Raises:
         InputError: it lacks a projection, so that the embedding would be random.
     """
+    remedy = "start from a pretrain or retrieval checkpoint"
+    check_parts(source, model, _PROJECTIONS[model.embedding], remedy)
+
+
+def check_parts(
+    source: str | os.PathLike,
+    model: ModelConfig,
+    parts: Iterable[str],
+    remedy: str = "start from a checkpoint of this task",
+) -> None:
+    """Checks that a checkpoint has parts of the model that are evaluated.
+
+    Args:
+        source: folder of the checkpoint.
+        model: shapes of the model.
+        parts: names of the parts.
+        remedy: what to do besides training, for the message.
+
+    Raises:
+        InputError: it lacks a part, whose output would be random.
+    """
     card = ModelFolder(source).card
     fresh = model_parts(_fresh(card, model))
-    for part in _PROJECTIONS[model.embedding]:
+    for part in parts:
         if part in fresh:
             raise InputError(
-                f"config.init_from={source} (a {card.kind} checkpoint) holds no "
-                f"{part}, so its embedding would be random: train first, or start from a pretrain "
-                "or retrieval checkpoint."
+                f"config.init_from={source} (a {card.kind} checkpoint) holds no {part}, so its "
+                f"results would be random: train first, or {remedy}."
             )

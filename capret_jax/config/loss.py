@@ -135,4 +135,4 @@ class LossConfig:
     @property
     def text(self) -> bool:
         """Returns True if a term reads the unmasked captions."""
-        return bool(self.itc or self.itm or self.box)
+        return bool(self.itc or self.itm or self.box or self.nlvr)

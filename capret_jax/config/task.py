@@ -20,6 +20,8 @@ TASK_METRICS = {
     "captioning": ("CIDEr", "BLEU_4"),
     "nlvr2": ("accuracy",),
 }
+# Annotators of a question of VQAv2, and so most distinct answers that are trained together.
+VQA_ANSWERS = 10
 # Key -> the only task that reads it.
 _OWNERS = {
     "top_k": "retrieval",

@@ -40,7 +40,11 @@ class Batch:
             None without MLM.
         question_ids, question_mask: (B, T) int32 tokens of a question about the item; None without
             VQA.
-        answer_ids, answer_mask: (B, A) int32 tokens of its answer; None without VQA.
+        answer_ids, answer_mask: (BK, A) int32 tokens of its K answers; items follow each other with
+            all of their answers. None without VQA.
+        answer_weight: (BK,) float32 weights of the answers, 0 for padding; None where all have 1.
+        pair_label: (B,) int32, 1 where the text is true of both pictures of the item, 2b and
+            2b + 1, and 0 where it is not; None without NLVR2. I is 2B then, whatever M is.
     """
 
     image: Array
@@ -59,6 +63,8 @@ class Batch:
     question_mask: Array = None
     answer_ids: Array = None
     answer_mask: Array = None
+    answer_weight: Array = None
+    pair_label: Array = None
 
     @property
     def counted_boxes(self) -> Array:
@@ -81,7 +87,8 @@ class Outputs:
         match_valid: (B, 3) bool, False where no negative could be drawn.
         boxes: (B, 4) float32 predicted cx, cy, w, h as fractions of the picture.
         masked_lm_logits: (B, P, vocab) float32 at the masked positions.
-        answer_logits: (B, A-1, vocab) float32 for each next token of the answer.
+        answer_logits: (BK, A-1, vocab) float32 for each next token of the answers.
+        pair_logits: (B, 2) float32, class 1 where the text is true of both pictures.
         embedding: (B, E or 2E) float32 embeddings that compare items, L2-normalised; None where
             these are the image features.
     """
@@ -95,6 +102,7 @@ class Outputs:
     boxes: Array = None
     masked_lm_logits: Array = None
     answer_logits: Array = None
+    pair_logits: Array = None
     embedding: Array = None
 
     @property

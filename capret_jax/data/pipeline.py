@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from capret_jax.config import DataConfig, ExperimentConfig
+from capret_jax.config.task import VQA_ANSWERS
 from capret_jax.data.batch import NO_IDENTITY, Batch
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions, mentions_sides
@@ -17,7 +18,7 @@ from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import MAX_MASKED, Masker
 from capret_jax.data.records import Records
-from capret_jax.data.sampler import Draw, Sampler
+from capret_jax.data.sampler import Draw, Sampler, ShuffledOrder
 from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import Augmentation, View, crop_view, whole_view
@@ -110,11 +111,11 @@ def training_iterator(
         InputError: there are more workers than cores.
     """
     examples = _Examples(split, sampler.identities, text, config)
-    return BatchIterator(_Batches(sampler, examples), config.data.read)
+    return BatchIterator(Batches(sampler, examples), config.data.read)
 
 
 def abstract_batch(config: ExperimentConfig) -> Batch:
-    """Returns the global shapes and dtypes of the batches that `training_iterator` yields.
+    """Returns the global shapes and dtypes of the batches that a run is trained on.
 
     Returns:
         A `Batch` of `jax.ShapeDtypeStruct`, with None for arrays that the config's losses do not
@@ -127,7 +128,7 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     batch = Batch(
-        image=array(images, size, size, 3, dtype=np.uint8),
+        image=array(images * (2 if config.loss.nlvr else 1), size, size, 3, dtype=np.uint8),
         token_ids=array(items, tokens),
         token_mask=array(items, tokens),
         identity=array(items),
@@ -149,21 +150,30 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
             masked_labels=positions,
         )
     if config.loss.vqa:
-        question, answer = array(items, tokens), array(items, ANSWER_TOKENS)
+        answers = items * (VQA_ANSWERS if config.task.name else 1)
+        question, answer = array(items, tokens), array(answers, ANSWER_TOKENS)
         batch = dataclasses.replace(
             batch,
             question_ids=question,
             question_mask=question,
             answer_ids=answer,
             answer_mask=answer,
+            answer_weight=array(answers, dtype=np.float32) if config.task.name else None,
         )
+    if config.loss.nlvr:
+        batch = dataclasses.replace(batch, pair_label=array(items))
     return batch
 
 
-class _Batches:
+class Batches:
     """This process's part of the batch of each step."""
 
-    def __init__(self, sampler: Sampler, examples: "_Examples"):
+    def __init__(self, sampler: ShuffledOrder, examples: Callable[[Draw], Batch]):
+        """
+        Args:
+            sampler: order of the examples.
+            examples: function from draws to batches of one example.
+        """
         self._sampler, self._examples = sampler, examples
 
     def __len__(self) -> int:

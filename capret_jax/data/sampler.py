@@ -58,23 +58,16 @@ class BatchOrder:
         return self.batch_size // self.share.count
 
 
-class _Sampler:
+class ShuffledOrder:
     """A random-access sequence of `Draw`s that depends on the seed and the index alone.
 
     The order is the same on all processes; each process reads the rows of its share of each batch.
 
     Attributes:
-        identities: (n,) int64 class of each item as batches may reveal it, or `NO_IDENTITY`.
-        classes: C, number of identities seen by both sources.
-        class_sizes: (C,) int64 number of items of each class.
         order: size, number and seed of the batches.
     """
 
-    def __init__(self, items: ItemTable, order: BatchOrder):
-        self.identities = items.training_identities()
-        self.classes = int(self.identities.max(initial=NO_IDENTITY)) + 1
-        known = self.identities[self.identities != NO_IDENTITY]
-        self.class_sizes = np.bincount(known, minlength=self.classes)
+    def __init__(self, order: BatchOrder):
         self.order = order
         self._slots = order.share.rows(order.batch_size)[order.share.index]
 
@@ -93,6 +86,53 @@ class _Sampler:
     @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
     def _shuffled(self, epoch: int, count: int) -> np.ndarray:
         return np.random.default_rng([self.order.seed, 0, epoch]).permutation(count)
+
+
+class RowSampler(ShuffledOrder):
+    """Batches of different rows of a table.
+
+    An epoch visits the rows in a random order, each once; when B does not divide their number, the
+    rest of them are left out until the next epoch.
+    """
+
+    def __init__(self, rows: int, order: BatchOrder):
+        """
+        Args:
+            rows: number of rows.
+            order: size, number and seed of the batches.
+
+        Raises:
+            InputError: there are fewer than B rows.
+        """
+        super().__init__(order)
+        if rows < order.batch_size:
+            raise InputError(
+                f"batch_size={order.batch_size} needs as many training examples, and there are "
+                f"{rows}."
+            )
+        self._rows = rows
+
+    def _row(self, step: int, slot: int) -> int:
+        size = self.order.batch_size
+        epoch, batch = divmod(step, self._rows // size)
+        return int(self._shuffled(epoch, self._rows)[batch * size + slot])
+
+
+class _Sampler(ShuffledOrder):
+    """An order of the items of a training split.
+
+    Attributes:
+        identities: (n,) int64 class of each item as batches may reveal it, or `NO_IDENTITY`.
+        classes: C, number of identities seen by both sources.
+        class_sizes: (C,) int64 number of items of each class.
+    """
+
+    def __init__(self, items: ItemTable, order: BatchOrder):
+        super().__init__(order)
+        self.identities = items.training_identities()
+        self.classes = int(self.identities.max(initial=NO_IDENTITY)) + 1
+        known = self.identities[self.identities != NO_IDENTITY]
+        self.class_sizes = np.bincount(known, minlength=self.classes)
 
 
 class IdentitySampler(_Sampler):

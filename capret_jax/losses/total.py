@@ -7,6 +7,7 @@ import numpy as np
 from capret_jax.config import LossConfig
 from capret_jax.data.batch import IGNORED_LABEL, Batch, Outputs
 from capret_jax.losses import Loss, Metrics, StepContext
+from capret_jax.losses.answers import weighted_answer_loss
 from capret_jax.losses.arcface import ClassHead, arcface_loss
 from capret_jax.losses.box import box_losses
 from capret_jax.losses.contrastive import ContrastiveFeatures, contrastive_loss
@@ -71,10 +72,12 @@ def _terms(
     if config.mlm:
         terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels)
     if config.vqa:
-        terms["vqa"] = masked_lm_loss(outputs.answer_logits, _next_answer_tokens(batch))
+        terms["vqa"] = _answer_loss(outputs, batch, config)
     if config.box:
         boxes = box_losses(outputs.boxes, batch.box, batch.counted_boxes)
         terms["box_l1"], terms["box_giou"] = boxes
+    if config.nlvr:
+        terms["nlvr"] = matching_loss(outputs.pair_logits, batch.pair_label, batch.valid)
     embedding = outputs.item_embedding
     if config.supcon:
         terms["supcon"] = supervised_contrastive_loss(
@@ -97,7 +100,20 @@ def _terms(
     return terms
 
 
+def _answer_loss(outputs: Outputs, batch: Batch, config: LossConfig) -> Loss:
+    labels = _next_answer_tokens(batch)
+    if config.vqa_reduction == "weighted_sum":
+        weights = batch.answer_weight
+        weights = jnp.ones(len(labels)) if weights is None else weights
+        return weighted_answer_loss(outputs.answer_logits, labels, weights, batch.valid)
+    return masked_lm_loss(outputs.answer_logits, labels)
+
+
 def _next_answer_tokens(batch: Batch) -> jax.Array:
-    """Returns (B, A-1) int32 labels of the answer decoder, `IGNORED_LABEL` for padding."""
-    real = (batch.answer_mask > 0) & batch.valid[:, None]
+    """Returns (BK, A-1) int32 labels of the answer decoder, `IGNORED_LABEL` for padding."""
+    answers = len(batch.answer_mask) // len(batch.valid)
+    valid = jnp.broadcast_to(batch.valid[:, None], (len(batch.valid), answers)).reshape(-1, 1)
+    real = (batch.answer_mask > 0) & valid
+    if batch.answer_weight is not None:
+        real &= batch.answer_weight[:, None] > 0
     return jnp.where(real, batch.answer_ids, IGNORED_LABEL)[:, 1:]

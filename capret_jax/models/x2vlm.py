@@ -57,6 +57,8 @@ class X2VLM(nnx.Module):
         self.mlm_head = MaskedLmHead(config)
         if config.decoder_layers:
             self.decoder = AnswerDecoder(config, text_compute)
+        if config.nlvr:
+            self.nlvr_head = MlpHead(2 * config.text_width, 2)
         self.embedding = config.embedding
         if config.embedding == "fusion":
             self.fusion_proj = dense(config.text_width, config.embed_dim)
@@ -135,6 +137,15 @@ class X2VLM(nnx.Module):
     def match_logits(self, fused: jax.Array) -> jax.Array:
         """Returns (B, 2) float32 logits of (B, T, D) fused states; class 1 is a match."""
         return _float32(self.itm_head(fused[:, 0]))
+
+    def pair_logits(self, fused: jax.Array) -> jax.Array:
+        """Returns (B, 2) float32 logits of sentences about two pictures; class 1 is true.
+
+        Args:
+            fused: (B, 2, T, D) states of each sentence, fused with its left and its right picture.
+        """
+        both = fused[:, :, 0].reshape(len(fused), -1)
+        return _float32(self.nlvr_head(both))
 
     def predict_boxes(self, fused: jax.Array) -> jax.Array:
         """Returns (B, 4) float32 cx, cy, w, h, fractions of the image, of (B, T, D) states."""

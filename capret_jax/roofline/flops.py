@@ -6,6 +6,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from capret_jax.config import ExperimentConfig, ModelConfig
 from capret_jax.config.model import PATCH_SIZE
+from capret_jax.config.task import VQA_ANSWERS
 from capret_jax.data.masking import MAX_MASKED
 from capret_jax.data.vqa import ANSWER_TOKENS
 from capret_jax.models.kernels.cudnn_attention import CUDNN_BACKWARD, CUDNN_FORWARD
@@ -89,7 +90,8 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
         classes: C, number of classes of the ArcFace head.
     """
     model, loss, tokens = config.model, config.loss, config.data.max_tokens
-    images, items = config.batch_size, config.batch_size * config.data.view.regions_per_image
+    items = config.batch_size * config.data.view.regions_per_image
+    images = config.batch_size * (2 if loss.nlvr else 1)
     forward = images * _vision(model) + items * 2 * model.vision_width * model.embed_dim
     if loss.text:
         forward += items * (_text(model, tokens) + 2 * model.text_width * model.embed_dim)
@@ -104,8 +106,11 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
         forward += items * _lm_head(model, MAX_MASKED)
     if loss.vqa:
         forward += items * (_text(model, tokens) + _fusion(model, tokens))
-        forward += items * _answer_decoder(model, ANSWER_TOKENS - 1, tokens)
-    if loss.itm or loss.box or loss.mlm or loss.vqa:
+        answers = VQA_ANSWERS if config.task.name else 1
+        forward += items * _answer_decoder(model, ANSWER_TOKENS - 1, tokens, answers)
+    if loss.nlvr:
+        forward += images * _fusion(model, tokens)
+    if loss.itm or loss.box or loss.mlm or loss.vqa or loss.nlvr:
         forward += images * _keys_values(model)
     if loss.arcface:
         forward += 2 * items * classes * model.item_width
@@ -120,13 +125,13 @@ def _lm_head(config: ModelConfig, positions: int) -> float:
     return 2 * positions * config.text_width * (config.text_width + config.vocab_size)
 
 
-def _answer_decoder(config: ModelConfig, tokens: int, question: int) -> float:
-    """Returns the FLOPs of decoding an answer with cross-attention to a question's tokens."""
+def _answer_decoder(config: ModelConfig, tokens: int, question: int, answers: int) -> float:
+    """Returns the FLOPs of decoding answers with cross-attention to their question's tokens."""
     width = config.text_width
     cross = 2 * tokens * width * 2 * width + 4 * tokens * question * width
     keys_values = 4 * question * width**2
-    layer = _bert_layer(config, tokens) + cross + keys_values
-    return config.decoder_layers * layer + _lm_head(config, tokens)
+    layer = answers * (_bert_layer(config, tokens) + cross) + keys_values
+    return config.decoder_layers * layer + answers * _lm_head(config, tokens)
 
 
 def _vision(config: ModelConfig) -> float:

@@ -112,6 +112,8 @@ def forward(
         )
     if loss.vqa:
         outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
+    if loss.nlvr:
+        outputs["pair_logits"] = _pair_logits(model, texts, images, fusion_key)
     if loss.embeddings and model.embedding != "image":
         outputs["embedding"] = model.item_features(*images, *texts, fused)
     return Outputs(**outputs)
@@ -125,6 +127,7 @@ _REACHED = {
     "vqa": ("vision", "text", "fusion", "decoder"),
     "box_l1": ("vision", "text", "fusion", "bbox_head"),
     "box_giou": ("vision", "text", "fusion", "bbox_head"),
+    "nlvr": ("vision", "text", "fusion", "nlvr_head"),
 }
 # Kind of embedding -> parts that the gradients of ArcFace, SupCon and distillation reach.
 _EMBEDDED = {
@@ -183,6 +186,13 @@ def _answer_logits(model, batch, images, key):
     fused = model.fuse(questions, batch.question_mask, *images, key=fusion_key)
     ids, mask = batch.answer_ids[:, :-1], batch.answer_mask[:, :-1]
     return model.answer_logits(ids, mask, fused, batch.question_mask, decoder_key)
+
+
+def _pair_logits(model, texts, images, key):
+    # Each text twice, one after the other, for the two pictures that follow each other.
+    twice = jax.tree.map(lambda x: _fold(jnp.stack([x, x], axis=1)), texts)
+    fused = model.fuse(*twice, *images, key=key)
+    return model.pair_logits(fused.reshape(-1, 2, *fused.shape[1:]))
 
 
 def _masked_lm_logits(model, batch, images, causal, key):

@@ -98,7 +98,7 @@ def run_loop(
             if evaluator is not None:
                 evaluated = evaluator.run(state)
                 services.writer.write(step, evaluated)
-                score = evaluated[f"retrieval/{config.keep_best}"] if config.keep_best else None
+                score = _score(evaluated, config.keep_best) if config.keep_best else None
                 clock = time.perf_counter()
             if saving:
                 services.checkpoints.save(step, state, batches, services.metadata, score)
@@ -109,6 +109,11 @@ def _evaluates(step: int, config: LoopConfig) -> bool:
     """Returns True for steps to evaluate; the last one is among them if the best is kept."""
     every = config.evaluate_every
     return bool(every) and (step % every == 0 or (bool(config.keep_best) and step == config.steps))
+
+
+def _score(metrics: dict, name: str) -> float:
+    """Returns the metric of a name, whatever evaluator gave it: "retrieval/mAP" for "mAP"."""
+    return next(value for key, value in metrics.items() if key.split("/")[-1] == name)
 
 
 def _postfix(metrics):

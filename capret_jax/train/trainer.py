@@ -3,19 +3,15 @@
 import contextlib
 import dataclasses
 
-from capret_jax.checkpoints.fingerprints import check_data
 from capret_jax.checkpoints.lock import sole_writer
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.data.batch_iterator import BatchIterator
-from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import TrainingText, training_iterator
-from capret_jax.data.vqa import VqaSampler, questions_about
 from capret_jax.errors import InputError
+from capret_jax.train.base_run import BaseRun
 from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.loop import LoopServices, run_loop
 from capret_jax.train.metrics import MetricsWriter
 from capret_jax.train.preemption import RESUME, PreemptionSignal
-from capret_jax.train.run import Run
 from capret_jax.train.state import TrainState
 from capret_jax.train.step import make_step
 
@@ -23,7 +19,7 @@ from capret_jax.train.step import make_step
 class Trainer:
     """Trains a run."""
 
-    def __init__(self, run: Run, evaluator: Evaluator | None = None):
+    def __init__(self, run: BaseRun, evaluator: Evaluator | None = None):
         """
         Args:
             run: the run to train.
@@ -55,7 +51,7 @@ class Trainer:
         with sole_writer(run.workdir):
             checkpoints = Checkpoints(run.workdir)
             try:
-                with contextlib.closing(training_batches(run)) as iterator:
+                with contextlib.closing(run.training_batches()) as iterator:
                     return self._resume(checkpoints, iterator)
             finally:
                 checkpoints.close()
@@ -65,8 +61,7 @@ class Trainer:
         """Trains to the last step; returns False if SIGTERM stopped it."""
         run, last, done = self._run, self._run.config.loop.steps, 0
         if checkpoints.latest_step() is not None:
-            saved = checkpoints.metadata().get("fingerprints", {})
-            check_data(saved, run.fingerprints, str(run.workdir))
+            run.check_data(checkpoints.metadata().get("fingerprints", {}))
             # Read even if the run is finished: the last checkpoint may be damaged.
             state = checkpoints.restore(run.abstract_state, iterator)
             done = int(state.step)
@@ -115,15 +110,3 @@ class Trainer:
         finally:
             writer.close()
             run.files.publish()
-
-
-def training_batches(run: Run) -> BatchIterator:
-    """Makes the iterator of this process's part of a run's training batches, from the first on."""
-    loss = run.config.loss
-    masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
-    vqa = None
-    if loss.vqa:
-        questions = questions_about(run.config.data.name)
-        vqa = VqaSampler(questions, run.dataset.train.items, run.encode)
-    text = TrainingText(run.captions, run.encode, masker, vqa)
-    return training_iterator(run.dataset.train, run.sampler, text, run.config)

@@ -19,7 +19,6 @@ from capret_jax.roofline.chips import GPUS
 from capret_jax.roofline.flops import program_flops
 from capret_jax.roofline.plan import embedding_program, open_topology, plan, training_program
 from capret_jax.train.run import Run
-from capret_jax.train.trainer import training_batches
 
 # JAX asks its plugin for a driver unless it is told to run on the CPU, as tools/plan.py does.
 CUDA = bool(importlib.util.find_spec("jax_cuda13_plugin")) and os.getenv("JAX_PLATFORMS") == "cpu"
@@ -49,7 +48,7 @@ def config(request, tiny_config) -> ExperimentConfig:
 
 
 def test_abstract_batches_are_those_of_the_training_iterator(config, tmp_path):
-    iterator = training_batches(Run(config, tmp_path))
+    iterator = Run(config, tmp_path).training_batches()
     batch, abstract = next(iterator), abstract_batch(config)
     iterator.close()
     for field in dataclasses.fields(Batch):

@@ -8,7 +8,7 @@ Visual Genome, for training: the same with one text as "answer" and "dataset": "
 
 import collections
 
-from capret_jax.config.task import TaskConfig
+from capret_jax.config.task import VQA_ANSWERS, TaskConfig
 from capret_jax.errors import InputError
 from capret_jax.tasks.examples import VisualQuestion
 from capret_jax.tasks.readers.annotations import (
@@ -22,8 +22,6 @@ from capret_jax.tasks.readers.annotations import (
 
 # Weight of the answer of Visual Genome, in X-VLM and X2-VLM.
 _GENOME_WEIGHT = 0.5
-# Answers to a question of VQAv2.
-_ANNOTATORS = 10
 
 
 def read_training_questions(config: TaskConfig) -> Examples[VisualQuestion]:
@@ -97,9 +95,9 @@ def _answers(entry: Entry, training: bool) -> tuple[tuple[str, ...], tuple[float
     if dataset != "vqa":
         raise entry.error(f"has dataset={dataset!r}, which is neither 'vqa' nor 'vg'")
     answers = entry.texts("answer")
-    if len(answers) != _ANNOTATORS:
+    if len(answers) != VQA_ANSWERS:
         raise entry.error(
-            f"has {len(answers)} answers where VQAv2 has {_ANNOTATORS}, so that shares and "
+            f"has {len(answers)} answers where VQAv2 has {VQA_ANSWERS}, so that shares and "
             "accuracy would be others"
         )
     counts = collections.Counter(answers)

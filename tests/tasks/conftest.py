@@ -1,0 +1,82 @@
+"""Runs on tiny sets in the standard format of each task, from a converted random checkpoint."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import pytest
+
+from capret_jax.checkpoints.conversion import Converted, Report
+from capret_jax.checkpoints.converted import save_converted
+from capret_jax.config import (
+    AugmentConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    ReadConfig,
+)
+from capret_jax.config.loss import TERMS
+from capret_jax.config.task import TASK_LOSSES
+from capret_jax.models.x2vlm import init_params
+from tests.conftest import ANSWERING_MODEL, SMALL_MODEL
+from tests.tasks.files import WRITERS
+
+NO_CHANGES = AugmentConfig(
+    margin=0.0, shrink=0.0, trim=0.0, flip=0.0, brightness=0.0, colour=0.0, erase=0.0
+)
+# Task -> its model, where it has parts that others lack; and settings of its losses.
+MODELS = {"vqa": ANSWERING_MODEL, "nlvr2": dataclasses.replace(SMALL_MODEL, nlvr=True)}
+LOSSES = {"captioning": {"mlm_causal": True}, "vqa": {"vqa_reduction": "weighted_sum"}}
+
+
+@pytest.fixture(scope="session")
+def starts(once) -> pathlib.Path:
+    """Converted checkpoints with random parameters: "pretrain", and "vqa" with a decoder."""
+
+    def fill(path: pathlib.Path) -> None:
+        for kind, model in (("pretrain", SMALL_MODEL), ("vqa", ANSWERING_MODEL)):
+            report = Report(kind, "tiny", model.image_size)
+            params = init_params(model, jax.random.key(0))
+            save_converted(path / kind, Converted(params, model, report))
+
+    return once("tasks_start", fill)
+
+
+@pytest.fixture
+def task_config(starts, tmp_path) -> Callable[..., ExperimentConfig]:
+    """Returns the config of a short run on a task, whose files are written for it alone."""
+
+    def make(name: str, steps: int = 2, **changes) -> ExperimentConfig:
+        folder = tmp_path / "files"
+        folder.mkdir(exist_ok=True)
+        weights = {term: float(term in TASK_LOSSES[name]) for term in TERMS}
+        config = ExperimentConfig(
+            batch_size=16,
+            init_from=str(starts / ("vqa" if name == "vqa" else "pretrain")),
+            task=WRITERS[name](folder),
+            model=MODELS.get(name, SMALL_MODEL),
+            data=DataConfig(
+                max_tokens=12,
+                augment=AugmentConfig(
+                    margin=0.0,
+                    shrink=0.0,
+                    trim=0.0,
+                    flip=0.0,
+                    brightness=0.0,
+                    colour=0.0,
+                    erase=0.0,
+                ),
+                read=ReadConfig(threads=1, prefetch=2),
+            ),
+            loss=LossConfig(**weights, **LOSSES.get(name, {}), matching_group=0),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=1),
+            loop=LoopConfig(steps=steps, log_every=max(steps // 4, 1), checkpoint_every=steps),
+            evaluation=EvaluationConfig(batch_size=8),
+        )
+        return dataclasses.replace(config, **changes)
+
+    return make

@@ -1,0 +1,143 @@
+"""Training batches of each task: what a batch holds, and that its order can be repeated."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.config.task import VQA_ANSWERS
+from capret_jax.data.pipeline import abstract_batch
+from capret_jax.errors import InputError
+from capret_jax.tasks.run import TaskRun
+from tests.tasks.files import COLOURS, LEFT, RIGHT, WRITERS
+
+
+@pytest.fixture
+def batch_of(task_config, tmp_path):
+    """Returns the run of a task and its first batch."""
+
+    def make(name: str, **changes):
+        config = task_config(name)
+        augment = dataclasses.replace(config.data.augment, **changes)
+        data = dataclasses.replace(config.data, augment=augment)
+        run = TaskRun(dataclasses.replace(config, data=data), tmp_path)
+        return run, next(run.training_batches())
+
+    return make
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_batches_have_the_shapes_that_plans_assume(name, batch_of):
+    run, batch = batch_of(name)
+    expected = abstract_batch(run.config)
+    shapes = jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), batch)
+    assert shapes == jax.tree.map(lambda x: (x.shape, np.dtype(x.dtype)), expected)
+    assert batch.valid.all()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_batch_depends_on_seed_and_step_alone(name, task_config, tmp_path):
+    run = TaskRun(task_config(name), tmp_path)
+    iterator, again = run.training_batches(), run.training_batches()
+    next(iterator)
+    again.set_state(iterator.get_state())
+    jax.tree.map(np.testing.assert_array_equal, next(iterator), next(again))
+
+
+def colours_of(images: np.ndarray) -> list[str]:
+    """Returns the name of the colour nearest to each picture's mean."""
+    table = np.array(list(COLOURS.values()))
+    means = images.reshape(len(images), -1, 3).mean(axis=1)
+    nearest = np.abs(table - means[:, None]).sum(axis=-1).argmin(axis=1)
+    return [list(COLOURS)[i] for i in nearest]
+
+
+def decode(run, ids) -> list[str]:
+    return run.encode.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def test_captions_are_of_their_pictures_and_identities(batch_of):
+    run, batch = batch_of("retrieval")
+    by_identity: dict[int, str] = {}
+    texts = decode(run, batch.token_ids)
+    for colour, text, identity in zip(
+        colours_of(batch.image), texts, batch.identity.tolist(), strict=True
+    ):
+        assert colour in text
+        assert by_identity.setdefault(identity, colour) == colour
+    assert len(set(batch.caption_id.tolist())) == len(batch.caption_id)
+    np.testing.assert_array_equal(batch.box, [[0.5, 0.5, 1, 1]] * len(texts))
+
+
+def test_questions_have_all_distinct_answers_with_their_weights(batch_of):
+    run, batch = batch_of("vqa")
+    colours = colours_of(batch.image)
+    weights = batch.answer_weight.reshape(-1, VQA_ANSWERS)
+    answers = np.array(decode(run, batch.answer_ids)).reshape(-1, VQA_ANSWERS)
+    for question, colour, row, weight in zip(
+        decode(run, batch.question_ids), colours, answers, weights, strict=True
+    ):
+        if question.startswith("what"):
+            assert row[:2].tolist() == [colour, "dark"]
+            np.testing.assert_allclose(weight, [0.8, 0.2] + [0] * 8)
+        else:
+            assert row[0] == colour
+            np.testing.assert_allclose(weight, [0.5] + [0] * 9)
+
+
+def pixels_in(batch, row: int) -> np.ndarray:
+    """Returns the mean colour at the middle of an example's box."""
+    size = batch.image.shape[1]
+    cx, cy = (batch.box[row, :2] * size).astype(int)
+    return batch.image[row, cy - 1 : cy + 2, cx - 1 : cx + 2].reshape(-1, 3).mean(axis=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": 1.0}, {"wide": 1.0}, {"wide": 1.0, "flip": 0.5}])
+def test_boxes_follow_their_phrases_through_views_and_flips(batch_of, changes):
+    run, batch = batch_of("grounding", **changes)
+    for row, text in enumerate(decode(run, batch.token_ids)):
+        colour = COLOURS[text.split()[1]]
+        assert np.abs(pixels_in(batch, row) - colour).max() < 25, text
+    if not changes:
+        expected = {(x + w / 2) / 64 for x, _, w, _ in (LEFT, RIGHT)}
+        assert {round(float(x), 4) for x in batch.box[:, 0]} == {round(x, 4) for x in expected}
+
+
+def test_a_phrase_that_mentions_a_side_is_not_flipped(batch_of, monkeypatch):
+    run, flipped = batch_of("grounding", flip=1.0)
+    rows = [row._replace(text=f"{row.text} on the left") for row in run.train.rows]
+    run.train = run.train._replace(rows=tuple(rows))
+    kept = next(run.training_batches())
+    np.testing.assert_array_equal(kept.image, flipped.image[:, :, ::-1])
+    np.testing.assert_allclose(kept.box[:, 0], 1 - flipped.box[:, 0], atol=1e-6)
+
+
+def test_sentences_have_their_left_and_then_their_right_picture(batch_of):
+    _, batch = batch_of("nlvr2")
+    colours = np.array(colours_of(batch.image)).reshape(-1, 2)
+    np.testing.assert_array_equal(batch.pair_label, colours[:, 0] == colours[:, 1])
+
+
+def test_captions_are_masked_for_a_captioner(batch_of):
+    run, batch = batch_of("captioning")
+    used = batch.masked_labels != -100
+    rows = np.nonzero(used)[0]
+    np.testing.assert_array_equal(
+        batch.token_ids[rows, batch.masked_positions[used]], batch.masked_labels[used]
+    )
+    assert used.any(axis=1).all()
+
+
+def test_a_batch_larger_than_the_training_files_is_refused(task_config, tmp_path):
+    run = TaskRun(task_config("nlvr2", batch_size=24), tmp_path)
+    with pytest.raises(InputError, match="batch_size=24 needs as many .*there are 16"):
+        run.training_batches()
+
+
+def test_a_picture_that_vanishes_in_training_is_named(task_config, tmp_path):
+    run = TaskRun(task_config("retrieval"), tmp_path)
+    for picture in (tmp_path / "files" / "images").rglob("*.*"):
+        picture.unlink()
+    with pytest.raises(InputError, match="the picture .*cannot be read: No such file"):
+        next(run.training_batches())
