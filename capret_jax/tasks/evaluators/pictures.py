@@ -1,29 +1,26 @@
 """Pictures of an evaluation, read ahead of their use."""
 
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import grain
 import jax
 import numpy as np
 
-from capret_jax.config import ReadConfig
-from capret_jax.data.images import Photograph
-from capret_jax.errors import InputError
 from capret_jax.tasks.evaluators.inputs import EvaluationInputs
 from capret_jax.tasks.evaluators.mesh_model import Batch, batch_rows
+from capret_jax.tasks.pictures import PictureFolder
 
 # Largest number of pictures that are read ahead.
 _MAX_READY = 256
 
 
-def read_picture(path: pathlib.Path, size: int, read: ReadConfig) -> np.ndarray:
+def read_picture(folder: PictureFolder, path: str, size: int) -> np.ndarray:
     """Reads a picture, squashed to S x S as in X2-VLM's evaluations.
 
     Args:
-        path: the file.
+        folder: the folder of pictures.
+        path: path of the picture below the folder.
         size: S, pixels.
-        read: how pictures are resized.
 
     Returns:
         (S, S, 3) uint8 RGB.
@@ -31,11 +28,7 @@ def read_picture(path: pathlib.Path, size: int, read: ReadConfig) -> np.ndarray:
     Raises:
         InputError: the file cannot be read, or is no picture.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"picture {path} cannot be read: {error.strerror}.") from error
-    photograph = Photograph(content, str(path))
+    photograph = folder.photograph(path)
     return photograph.crop(np.array([0, 0, photograph.width, photograph.height]), size)
 
 
@@ -58,11 +51,11 @@ def picture_batches(
         InputError: a picture cannot be read.
     """
     config = run.config
-    folder, read = pathlib.Path(config.task.images), config.data.read
+    folder, read = PictureFolder(config.task.images), config.data.read
     size = config.model.image_size
     batches = batch_rows(run, len(paths), config.evaluation.batch_size)
     dataset = grain.MapDataset.source(batches.reshape(-1)).map(
-        lambda row: read_picture(folder / paths[row], size, read)
+        lambda row: read_picture(folder, paths[row], size)
     )
     ready = max(min(read.prefetch * batches.shape[1], _MAX_READY), 1)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=ready)

@@ -1,7 +1,6 @@
 """Evaluators on a mesh of two devices, against the model called on one example at a time."""
 
 import dataclasses
-import pathlib
 
 import jax
 import numpy as np
@@ -14,12 +13,13 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens
-from capret_jax.models.x2vlm import normalize_pixels
+from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 from capret_jax.tasks.evaluators import make_evaluator
 from capret_jax.tasks.evaluators import matching as matching_module
 from capret_jax.tasks.evaluators.captioning import decode_captions
 from capret_jax.tasks.evaluators.grounding import to_pixels
 from capret_jax.tasks.evaluators.pictures import read_picture
+from capret_jax.tasks.pictures import PictureFolder
 from capret_jax.tasks.scorers.boxes import box_accuracy
 from capret_jax.tasks.scorers.vqa import vqa_accuracy
 from tests.tasks.files import WRITERS
@@ -53,8 +53,7 @@ def make_run(mesh, tmp_path):
 
 def states(run, model, path):
     """Vision states of one picture."""
-    folder, read = run.config.task.images, run.config.data.read
-    pixels = read_picture(pathlib.Path(folder) / path, MODEL.image_size, read)
+    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size)
     return np.asarray(model.encode_image(np.asarray(normalize_pixels(pixels[None]))))
 
 
@@ -210,3 +209,22 @@ def test_apostrophes_and_marks_join_their_words(tmp_path):
     text = "man ' s hat isn ' t red , un ##der . [SEP] [PAD]".split()
     ids = np.array([tokenizer.convert_tokens_to_ids(text)])
     assert decode_captions(tokenizer, ids) == ["man's hat isn't red, under."]
+
+
+def test_sentences_are_judged_from_both_pictures(make_run, model, params):
+    run = make_run("nlvr2")
+    results = make_evaluator(run).measure(params)
+    graphdef, _ = abstract_model(MODEL)
+    judged = []
+    for row in run.test.rows:
+        pair = [fused(run, model, path, row.sentence)[0] for path in row.images]
+        logits = bind(graphdef, params).pair_logits(np.stack(pair, axis=1))
+        judged.append(int(logits[0, 1] > logits[0, 0]))
+    labels = [row.label for row in run.test.rows]
+    assert results.metrics["accuracy"] == np.mean(np.equal(judged, labels))
+    assert results.metrics["sentences"] == 16
+    assert results.files["judgements.json"] == [
+        {"identifier": row.identifier, "prediction": ["False", "True"][value]}
+        for row, value in zip(run.test.rows, judged, strict=True)
+    ]
+    assert len(set(judged)) == 2
