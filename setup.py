@@ -96,6 +96,7 @@ COMMANDS = {
     "capret-collect": "capret_jax.commands.collect_captions",
     "capret-ablate": "capret_jax.commands.run_ablation",
     "capret-plan": "capret_jax.commands.plan",
+    "capret-evaluate": "capret_jax.commands.evaluate_checkpoint",
 }
 
 setuptools.setup(

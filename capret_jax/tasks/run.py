@@ -28,7 +28,7 @@ from capret_jax.train.setup import StepSetup
 # Number of texts that are tokenised to estimate the share of truncated ones.
 _TEXTS_CHECKED = 1000
 # Task -> parts of the model that are evaluated besides the three encoders.
-_PARTS = {
+TASK_PARTS = {
     "retrieval": ("vision_proj", "text_proj", "itm_head"),
     "vqa": ("decoder",),
     "grounding": ("bbox_head",),
@@ -101,7 +101,7 @@ class TaskRun(BaseRun):
 
     def _check_evaluable(self) -> None:
         config = self.config
-        check_parts(config.init_from, config.model, _PARTS[config.task.name])
+        check_parts(config.init_from, config.model, TASK_PARTS[config.task.name])
 
     def _some_texts(self) -> list[str]:
         """Returns texts of examples that are spread over the split that this mode uses."""

@@ -35,6 +35,10 @@ COMMANDS = {
         "haiku",
     ),
     "capret-plan": (["--topology=abacus"], "--topology=abacus"),
+    "capret-evaluate": (
+        ["absent", "--task=retrieval", "--data=absent.json", "--images=absent", "--out=OUT"],
+        "absent is neither",
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Official metrics of X2-VLM's tasks, as pure functions of arrays and strings."""
