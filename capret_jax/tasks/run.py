@@ -110,7 +110,16 @@ class TaskRun(BaseRun):
         return [text for row in spread for text in _encoded_texts(row)]
 
     def _texts(self) -> Iterator[str]:
-        """Yields the texts that a vocabulary is built from: those of training, with answers."""
+        """Yields the texts that a vocabulary is built from: those of training, with answers.
+
+        Raises:
+            InputError: the run does not train.
+        """
+        if not self.train.rows:
+            raise InputError(
+                "config.data.tokenizer is empty, and there is no model with a vocabulary: name the "
+                "tokenizer that the model was trained with, such as bert-base-uncased."
+            )
         for row in self.train.rows:
             yield from _encoded_texts(row)
             if isinstance(row, VisualQuestion):

@@ -16,12 +16,15 @@ from capret_jax.config import (
     ExperimentConfig,
     LoopConfig,
     LossConfig,
+    MeshConfig,
     OptimizerConfig,
     ReadConfig,
 )
 from capret_jax.config.loss import TERMS
 from capret_jax.config.task import TASK_LOSSES
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
+from capret_jax.train import base_run
 from tests.conftest import ANSWERING_MODEL, SMALL_MODEL
 from tests.tasks.files import WRITERS
 
@@ -44,6 +47,13 @@ def starts(once) -> pathlib.Path:
             save_converted(path / kind, Converted(params, model, report))
 
     return once("tasks_start", fill)
+
+
+@pytest.fixture
+def one_device(monkeypatch) -> None:
+    """Runs on one of the devices: the programs compile faster."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    monkeypatch.setattr(base_run, "make_mesh", lambda config: mesh)
 
 
 @pytest.fixture
