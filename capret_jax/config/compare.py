@@ -25,7 +25,7 @@ NON_SEMANTIC_KEYS = (
 # Keys that may change between the runs of one workdir, since the trained model stays the same.
 _FREE_KEYS = (*NON_SEMANTIC_KEYS, "mode", "evaluation", "embedding.captions", "embedding.file")
 # Fields that may differ between a model and the checkpoint that it starts from.
-_RATES = ("drop_path", "dropout", "attention_dropout")
+_RATES = ("drop_path", "dropout", "attention_dropout", "text_drop_path")
 _FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding")
 
 
