@@ -13,6 +13,7 @@ from capret_jax.config.data import (
     DataConfig,
     PrepareConfig,
     ReadConfig,
+    RegionBatchConfig,
     ViewConfig,
 )
 from capret_jax.config.evaluation import DetectionConfig, EmbeddingConfig, EvaluationConfig
@@ -40,6 +41,7 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "ReadConfig",
+    "RegionBatchConfig",
     "ViewConfig",
     "build",
     "check_same_shapes",

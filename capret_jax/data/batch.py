@@ -41,6 +41,8 @@ class Batch:
         question_ids, question_mask: (B, T) int32 tokens of a question about the item; None without
             VQA.
         answer_ids, answer_mask: (B, A) int32 tokens of its answer; None without VQA.
+        regions: another batch of the same step, whose items are regions of its pictures; None
+            without `data.region_batch`.
     """
 
     image: Array
@@ -59,6 +61,12 @@ class Batch:
     question_mask: Array = None
     answer_ids: Array = None
     answer_mask: Array = None
+    regions: Any = None
+
+    @property
+    def images(self) -> int:
+        """Number of pictures, those of `regions` included."""
+        return len(self.image) + (0 if self.regions is None else self.regions.images)
 
     @property
     def counted_boxes(self) -> Array:

@@ -88,6 +88,9 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
         config: model, losses and sizes of the global batch.
         classes: C, number of classes of the ArcFace head.
     """
+    if config.data.region_batch.images:
+        batches = config.item_batch(), config.region_batch()
+        return sum(ideal_step_flops(batch, classes) for batch in batches)
     model, loss, tokens = config.model, config.loss, config.data.max_tokens
     images, items = config.batch_size, config.batch_size * config.data.view.regions_per_image
     forward = images * _vision(model) + items * 2 * model.vision_width * model.embed_dim

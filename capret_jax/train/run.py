@@ -107,7 +107,11 @@ class Run:
         self.evaluation_captions = self._load_evaluation_captions()
         if config.data.teacher and config.mode != "evaluate":
             self._teacher = open_teacher(config.data.teacher, len(self.dataset.train.items))
-        self.setup = StepSetup.create(config, self.mesh, self.sampler.class_sizes)
+        # What was fresh at the start stays so, whatever became of `init_from` since.
+        saved = self.checkpoints.metadata() if self.checkpoints.latest_step() is not None else {}
+        self.setup = StepSetup.create(
+            config, self.mesh, self.sampler.class_sizes, saved.get("fresh")
+        )
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -285,8 +289,10 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
     Raises:
         InputError: a size does not divide; the message names it.
     """
+    each = parts * config.accumulation
     for name, size, divisor in (
-        ("batch_size", config.batch_size, parts * config.accumulation),
+        ("batch_size", config.batch_size, each),
+        ("data.region_batch.images", config.data.region_batch.images, each),
         ("evaluation.batch_size", config.evaluation.batch_size, parts),
     ):
         if size % divisor:
@@ -295,11 +301,14 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
                 f"parts and config.accumulation={config.accumulation}; make it a multiple of "
                 f"{divisor}."
             )
-    group = config.loss.matching_group
-    examples = config.batch_size // config.accumulation // parts
-    examples *= config.data.view.regions_per_image
-    if config.loss.itm and group and examples % group:
-        raise InputError(
-            f"config.loss.matching_group={group} does not divide the "
-            f"{examples} items of each of {parts} parts of the batch."
-        )
+    group, regions = config.loss.matching_group, config.data.region_batch
+    for name, images, most in (
+        ("batch", config.batch_size, config.data.view.regions_per_image),
+        ("region batch", regions.images, regions.regions_per_image),
+    ):
+        examples = images // each * most
+        if config.loss.itm and group and examples % group:
+            raise InputError(
+                f"config.loss.matching_group={group} does not divide the "
+                f"{examples} items of each of {parts} parts of the {name}."
+            )
