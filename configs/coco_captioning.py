@@ -73,7 +73,8 @@ def get_config():
             ),
             optimizer=OptimizerConfig(
                 learning_rate=5e-6,
-                warmup_steps=steps // 10,  # a tenth of all steps
+                warmup_steps=0,
+                warmup_fraction=0.1,
                 rate_multipliers=(("model/vision/", 2.0),),  # 1e-5 in the vision encoder
             ),
             # The best epoch on the validation file is kept; docs/tasks.md tests it on another.

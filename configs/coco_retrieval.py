@@ -87,9 +87,10 @@ def get_config(dataset: str = "coco"):
             ),
             optimizer=OptimizerConfig(
                 learning_rate=3e-5,
-                # A tenth of all steps. All parameters come from the checkpoint, so that the double
-                # rate of fresh ones has no effect.
-                warmup_steps=steps // 10,
+                warmup_steps=0,
+                warmup_fraction=0.1,
+                # Of parameters that the checkpoint lacks: none, with a pretrain checkpoint.
+                fresh_multiplier=2.0,
             ),
             # The best epoch on the validation file is kept; docs/tasks.md tests it on another.
             loop=LoopConfig(

@@ -65,9 +65,10 @@ def get_config():
             loss=LossConfig(itc=0.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=0.0, nlvr=1.0),
             optimizer=OptimizerConfig(
                 learning_rate=3e-5,
-                warmup_steps=steps // 10,
-                # The head is fresh.
-                rate_multipliers=(("model/nlvr_head/", 2.0),),
+                warmup_steps=0,
+                warmup_fraction=0.1,
+                # Of parameters that the checkpoint lacks: the head.
+                fresh_multiplier=2.0,
             ),
             # The best epoch on dev is kept; docs/tasks.md has the command for test-P.
             loop=LoopConfig(

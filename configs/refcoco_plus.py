@@ -42,7 +42,14 @@ def get_config():
                 refs="datasets/refcoco+/refs(unc).p",
                 instances="datasets/refcoco+/instances.json",
             ),
-            model=dataclasses.replace(SIZES["large"], image_size=384, dropout=0.0),
+            # Stochastic depth in place of dropout on hidden states.
+            model=dataclasses.replace(
+                SIZES["large"],
+                image_size=384,
+                dropout=0.0,
+                attention_dropout=0.1,
+                text_drop_path=0.1,
+            ),
             compute=ComputeConfig(dtype="bfloat16", remat="vision", scan=True),
             data=DataConfig(
                 tokenizer="bert-base-uncased",
@@ -50,7 +57,7 @@ def get_config():
                 augment=AugmentConfig(
                     # Windows that contain the box, flipped with it, and RandAugment(2, 7) of
                     # operations that move no pixels.
-                    wide=1.0,
+                    region_crop=True,
                     randaugment=2,
                     brightness=0.0,
                     colour=0.0,
@@ -61,7 +68,8 @@ def get_config():
             loss=LossConfig(itc=0.0, itm=0.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
             optimizer=OptimizerConfig(
                 learning_rate=1e-5,
-                warmup_steps=steps // 10,  # a tenth of all steps
+                warmup_steps=0,
+                warmup_fraction=0.1,
             ),
             # The best epoch on val is kept; docs/tasks.md has the command for testA and testB.
             loop=LoopConfig(

@@ -76,7 +76,8 @@ def get_config():
             ),
             optimizer=OptimizerConfig(
                 learning_rate=4e-5,
-                warmup_steps=steps // 10,  # a tenth of all steps
+                warmup_steps=0,
+                warmup_fraction=0.1,
                 # 2e-5 in the vision encoder, twice the rate in the decoder.
                 rate_multipliers=(("model/vision/", 0.5), ("model/decoder/", 2.0)),
             ),

@@ -44,7 +44,7 @@ _FREE_KEYS = (
     "task.top_k",
 )
 # Fields that may differ between a model and the checkpoint that it starts from.
-_RATES = ("drop_path", "dropout", "attention_dropout")
+_RATES = ("drop_path", "dropout", "attention_dropout", "text_drop_path")
 _FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding", "nlvr")
 
 

@@ -27,6 +27,9 @@ class ModelConfig:
         dropout: rate on the hidden states of the text, fusion and decoder layers.
         attention_dropout: rate on the attention weights of these layers, which then have no fused
             kernel in training; 0.1 in X2-VLM.
+        text_drop_path: rate of stochastic depth in the last text layer, and in the last fusion
+            layer; in each of the two stacks it grows linearly from 0. X2-VLM trains grounding with
+            0.1 in place of `dropout`, which is then 0.
         embedding: kind of the retrieval embedding, see `X2VLM.item_features`; in the config of a
             run, `config.embedding.kind`.
     """
@@ -49,6 +52,7 @@ class ModelConfig:
     drop_path: float = 0.1
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    text_drop_path: float = 0.0
     embedding: str = "image"
 
     def __post_init__(self):
@@ -56,7 +60,7 @@ class ModelConfig:
             raise InputError(
                 f"embedding.kind={self.embedding!r} is none of {', '.join(EMBEDDINGS)}."
             )
-        for name in ("dropout", "attention_dropout", "drop_path"):
+        for name in ("dropout", "attention_dropout", "drop_path", "text_drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} is not in [0, 1).")
         for name in ("vision_width", "vision_heads", "text_width", "text_heads", "embed_dim"):

@@ -55,7 +55,11 @@ def test_wrong_tasks_are_refused(changes, message):
         ({"task": TaskConfig()}, "config.loss.nlvr .*config.task.name='nlvr2'"),
         ({"data": DataConfig(view=ViewConfig("image"))}, "config.data.view is for photographs"),
         ({"data": DataConfig(name="deepfashion2")}, "config.data.name is for photographs"),
-        ({"data": DataConfig(augment=AugmentConfig(wide=0.5))}, "wide=0.5 shows windows around"),
+        ({"data": DataConfig(augment=AugmentConfig(wide=0.5))}, "augment.wide shows windows"),
+        (
+            {"data": DataConfig(augment=AugmentConfig(region_crop=True))},
+            "augment.region_crop shows",
+        ),
         ({"embedding": EmbeddingConfig("joined")}, "config.embedding.kind is for photographs"),
         ({"evaluation": EvaluationConfig(rerank=5)}, "config.evaluation.rerank is for"),
         ({"loop": LoopConfig(evaluate_every=1, keep_best="mAP")}, "'mAP' is none of accuracy"),
@@ -64,6 +68,15 @@ def test_wrong_tasks_are_refused(changes, message):
 def test_combinations_that_cannot_be_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(CONFIG, **changes)
+
+
+def test_boxes_are_not_cut_away():
+    loss = dataclasses.replace(NONE, nlvr=0, box_l1=1)
+    task = dataclasses.replace(TASK, name="grounding", refs="refs.p", instances="instances.json")
+    grounding = dataclasses.replace(CONFIG, loss=loss, task=task)
+    with pytest.raises(InputError, match="crop_area, rotate and perspective may cut away the box"):
+        augment = AugmentConfig(crop_area=0.5)
+        dataclasses.replace(grounding, data=DataConfig(augment=augment))
 
 
 def test_without_training_no_training_files_are_needed():

@@ -10,7 +10,7 @@ from capret_jax.train.trainer import Trainer
 LEARNT = {
     "retrieval": (120, {"tr_1": 0.5, "ir_1": 0.5}),
     "vqa": (80, {"accuracy": 0.5}),
-    "grounding": (150, {"accuracy": 0.6}),
+    "grounding": (350, {"accuracy": 0.6}),
     "captioning": (80, {"CIDEr": 1.0, "BLEU_4": 0.2}),
     "nlvr2": (40, {"accuracy": 0.8}),
 }
