@@ -12,23 +12,22 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from capret_jax.checkpoints.conversion import (
-    Converted,
-    Report,
-    convert_tensors,
-    dtype_notes,
-    fill_missing,
-    image_size_of_table,
-    parameter_shapes,
-    paths_by_name,
-    raise_if_any,
-)
+from capret_jax.checkpoints.conversion import Converted, fill_missing
 from capret_jax.checkpoints.names import (
     ReferenceTensor,
     fusion_names,
     mlm_head_names,
     text_names,
     vision_names,
+)
+from capret_jax.checkpoints.recognition import image_size_of_table
+from capret_jax.checkpoints.report import Report
+from capret_jax.checkpoints.tensors import (
+    convert_tensors,
+    dtype_notes,
+    parameter_shapes,
+    paths_by_name,
+    raise_if_any,
 )
 from capret_jax.config import SIZES, ModelConfig
 from capret_jax.errors import InputError

@@ -7,10 +7,10 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import ModelCard
 from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.config import ModelConfig
 from capret_jax.distributed.mesh import with_shardings
 from capret_jax.errors import InputError

@@ -29,6 +29,8 @@ SAME = Layout(lambda x: x, lambda x: x)
 TRANSPOSED = Layout(np.transpose, np.transpose)
 # The CLS token: (1, 1, D) in PyTorch, (D,) in JAX.
 FLAT = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))
+# Positions of video frames: (1, F, 1, D) in PyTorch, (F, D) in JAX.
+FRAMES = Layout(lambda x: x[0, :, 0], lambda x: x[None, :, None])
 # A 16x16 convolution of stride 16, (D, 3, 16, 16) in PyTorch; a matrix (768, D) in JAX.
 PATCHES = Layout(
     lambda x: x.transpose(2, 3, 1, 0).reshape(PATCH_SIZE * PATCH_SIZE * 3, -1),
@@ -51,11 +53,13 @@ class IgnoredTensor(NamedTuple):
         value: function that computes it from the rest of the state dict; None if it cannot be
             computed.
         shape: expected shape, with None for any length.
+        tied_to: name of the tensor of which it is a copy; empty if it is none.
     """
 
     reason: str
     value: Callable[[StateDict], np.ndarray] | None
     shape: tuple[int | None, ...]
+    tied_to: str = ""
 
 
 class Kind(NamedTuple):
@@ -63,22 +67,26 @@ class Kind(NamedTuple):
 
     Attributes:
         parts: parts of the model in the file besides the three encoders.
-        extras: names of tensors that only this kind has and that an image model does not use.
+        extras: names of tensors that only this kind has and that the model does not use.
+        optional: parts that are in some files of this kind.
+        constants: names that some files of this kind lack, whose training did not change them.
     """
 
     parts: tuple[str, ...]
     extras: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ("frame_positions",)
+    constants: tuple[str, ...] = ()
 
 
 _BUFFER = "buffer, computed anew"
 _CONTRASTIVE = ("temperature", "vision_proj", "text_proj", "itm_head")
 
 KINDS = {
-    "pretrain": Kind((*_CONTRASTIVE, "bbox_head", "mlm_head")),
+    "pretrain": Kind((*_CONTRASTIVE, "bbox_head", "mlm_head"), optional=()),
     "pretrain_stage2": Kind(
-        (*_CONTRASTIVE, "bbox_head", "mlm_head"), ("absolute_frame_pos_embed",)
+        (*_CONTRASTIVE, "bbox_head", "mlm_head", "frame_positions"), optional=()
     ),
-    "retrieval": Kind(_CONTRASTIVE),
+    "retrieval": Kind(_CONTRASTIVE, constants=("temp",)),
     "grounding": Kind(("bbox_head",)),
     "vqa": Kind(("decoder",)),
     "caption_mlm": Kind(("mlm_head",), ("crit_mask_lm_smoothed.one_hot",)),
@@ -86,6 +94,7 @@ KINDS = {
 # The kind with all parts but the VQA decoder: the default of exports of trained models, and the
 # source of the names of missing parts in reports.
 COMPLETE = "pretrain"
+FRAME_POSITIONS = "absolute_frame_pos_embed"
 
 
 def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, ReferenceTensor]:
@@ -99,14 +108,20 @@ def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, Refe
         "bbox_head": _mlp_head("bbox_head"),
         "mlm_head": mlm_head_names("text_encoder.cls."),
         "decoder": _decoder(config),
+        "frame_positions": _frame_positions(config),
     }
     names = vision_names(config, "vision_encoder.")
     names |= text_names(config, prefix)
     names |= fusion_names(config, prefix, first_layer=config.text_layers)
     names |= _cross_attentions(config, prefix)
-    for part in KINDS[kind].parts:
+    for part in (*KINDS[kind].parts, *KINDS[kind].optional):
         names |= parts[part]
     return names
+
+
+def _frame_positions(config: ModelConfig) -> dict[str, ReferenceTensor]:
+    tensor = ReferenceTensor(FRAME_POSITIONS, FRAMES)
+    return {"frame_positions": tensor} if config.frames else {}
 
 
 def ignored_names(config: ModelConfig, kind: str) -> dict[str, IgnoredTensor]:
@@ -123,19 +138,14 @@ def ignored_names(config: ModelConfig, kind: str) -> dict[str, IgnoredTensor]:
     if "decoder" in KINDS[kind].parts:
         names |= _bert_buffers(config, "text_decoder.bert.")
         names |= _tied_tensors(config, "text_decoder.")
-    extras = _extras(config)
-    return names | {name: extras[name] for name in KINDS[kind].extras}
+    return names | {name: _EXTRAS[name] for name in KINDS[kind].extras}
 
 
-def _extras(config: ModelConfig) -> dict[str, IgnoredTensor]:
-    return {
-        "absolute_frame_pos_embed": IgnoredTensor(
-            "positions of video frames", None, (1, None, 1, config.vision_width)
-        ),
-        "crit_mask_lm_smoothed.one_hot": IgnoredTensor(
-            "buffer of the label-smoothing loss", None, (1, None)
-        ),
-    }
+_EXTRAS = {
+    "crit_mask_lm_smoothed.one_hot": IgnoredTensor(
+        "buffer of the label-smoothing loss", None, (1, None)
+    ),
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -159,10 +169,13 @@ def _tied_tensors(config: ModelConfig, prefix: str) -> dict[str, IgnoredTensor]:
     bias = f"{prefix}cls.predictions.bias"
     return {
         f"{prefix}cls.predictions.decoder.weight": IgnoredTensor(
-            f"tied to {table}", lambda state: state[table], (config.vocab_size, config.text_width)
+            f"tied to {table}",
+            lambda state: state[table],
+            (config.vocab_size, config.text_width),
+            table,
         ),
         f"{prefix}cls.predictions.decoder.bias": IgnoredTensor(
-            f"tied to {bias}", lambda state: state[bias], (config.vocab_size,)
+            f"tied to {bias}", lambda state: state[bias], (config.vocab_size,), bias
         ),
     }
 

@@ -21,7 +21,6 @@ from capret_jax.checkpoints.conversion import (
     AUTO,
     Converted,
     from_reference,
-    model_parts,
     to_reference,
 )
 from capret_jax.checkpoints.converted import (
@@ -34,6 +33,7 @@ from capret_jax.checkpoints.converted import (
 from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.checkpoints.names import KINDS
 from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.checkpoints.state_dict import FORMATS, read_state_dict, write_state_dict
 from capret_jax.command_line import run
 from capret_jax.config.model import PATCH_SIZE
