@@ -8,10 +8,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from capret_jax.checkpoints.families import refuse_other_families
+from capret_jax.checkpoints.kinds import COMPLETE, KINDS
 from capret_jax.checkpoints.names import (
-    COMPLETE,
     FRAME_POSITIONS,
-    KINDS,
     IgnoredTensor,
     ReferenceTensor,
     ignored_names,
@@ -23,6 +22,7 @@ from capret_jax.checkpoints.recognition import (
     published_config,
     size_name,
     with_optional_parts,
+    without_module_prefix,
 )
 from capret_jax.checkpoints.report import Report
 from capret_jax.checkpoints.tensors import (
@@ -37,7 +37,6 @@ from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import INITIAL_TEMPERATURE, init_params
 
 AUTO = "auto"
-_MODULE_PREFIX = "module."
 
 
 @dataclasses.dataclass
@@ -85,7 +84,7 @@ def match_reference(
         InputError: a name is missing or unknown, or has another shape or dtype; the message lists
             them. Also if the file has no known size, or belongs to another family of models.
     """
-    state, notes = _without_module_prefix(state)
+    state, notes = without_module_prefix(state)
     refuse_other_families(state)
     config = at_image_size(state, config or published_config(state))
     size = size_name(config)
@@ -158,16 +157,6 @@ def to_reference(
         elif ignored.value:
             state[name] = ignored.value(state)
     return state
-
-
-def _without_module_prefix(
-    state: Mapping[str, np.ndarray],
-) -> tuple[Mapping[str, np.ndarray], list[str]]:
-    """Removes the prefix of DistributedDataParallel, if all names have it, and notes that."""
-    if not all(name.startswith(_MODULE_PREFIX) for name in state):
-        return state, []
-    note = f"every name starts with {_MODULE_PREFIX}, which is left out here"
-    return {name.removeprefix(_MODULE_PREFIX): array for name, array in state.items()}, [note]
 
 
 def _part_notes(config: ModelConfig, kind: str) -> list[str]:

@@ -26,8 +26,8 @@ from capret_jax.checkpoints.converted import (
     read_card,
 )
 from capret_jax.checkpoints.fingerprints import check_vocabulary
+from capret_jax.checkpoints.kinds import COMPLETE
 from capret_jax.checkpoints.loaded_model import LoadedModel
-from capret_jax.checkpoints.names import COMPLETE
 from capret_jax.checkpoints.report import model_parts
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
 from capret_jax.config import AugmentConfig, ComputeConfig, ModelConfig, ViewConfig

@@ -5,11 +5,12 @@ with its name and layout in the file; `ignored_names` lists the other tensors of
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from capret_jax.checkpoints.kinds import COMPLETE, KINDS
 from capret_jax.config import ModelConfig
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.models.beit import relative_position_index
@@ -62,38 +63,7 @@ class IgnoredTensor(NamedTuple):
     tied_to: str = ""
 
 
-class Kind(NamedTuple):
-    """One kind of published file.
-
-    Attributes:
-        parts: parts of the model in the file besides the three encoders.
-        extras: names of tensors that only this kind has and that the model does not use.
-        optional: parts that are in some files of this kind.
-        constants: names that some files of this kind lack, whose training did not change them.
-    """
-
-    parts: tuple[str, ...]
-    extras: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ("frame_positions",)
-    constants: tuple[str, ...] = ()
-
-
 _BUFFER = "buffer, computed anew"
-_CONTRASTIVE = ("temperature", "vision_proj", "text_proj", "itm_head")
-
-KINDS = {
-    "pretrain": Kind((*_CONTRASTIVE, "bbox_head", "mlm_head"), optional=()),
-    "pretrain_stage2": Kind(
-        (*_CONTRASTIVE, "bbox_head", "mlm_head", "frame_positions"), optional=()
-    ),
-    "retrieval": Kind(_CONTRASTIVE, constants=("temp",)),
-    "grounding": Kind(("bbox_head",)),
-    "vqa": Kind(("decoder",)),
-    "caption_mlm": Kind(("mlm_head",), ("crit_mask_lm_smoothed.one_hot",)),
-}
-# The kind with all parts but the VQA decoder: the default of exports of trained models, and the
-# source of the names of missing parts in reports.
-COMPLETE = "pretrain"
 FRAME_POSITIONS = "absolute_frame_pos_embed"
 
 
@@ -112,7 +82,7 @@ def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, Refe
     }
     names = vision_names(config, "vision_encoder.")
     names |= text_names(config, prefix)
-    names |= fusion_names(config, prefix, first_layer=config.text_layers)
+    names |= fusion_names(config, prefix)
     names |= _cross_attentions(config, prefix)
     for part in (*KINDS[kind].parts, *KINDS[kind].optional):
         names |= parts[part]
@@ -210,19 +180,37 @@ def _vision_block(path: str, name: str) -> dict[str, ReferenceTensor]:
     }
 
 
-def text_names(config: ModelConfig, prefix: str) -> dict[str, ReferenceTensor]:
-    """Returns path -> tensor of the text encoder: BERT's embeddings and first layers."""
+def text_names(
+    config: ModelConfig, prefix: str, layers: Sequence[int] | None = None
+) -> dict[str, ReferenceTensor]:
+    """Returns path -> tensor of the text encoder: BERT's embeddings and layers.
+
+    Args:
+        config: shapes of the model.
+        prefix: start of the names.
+        layers: number in the file of each text layer; None for the first ones in order.
+    """
     names = _bert_embeddings("text/embeddings", prefix)
-    for i in range(config.text_layers):
-        names |= _bert_layer(f"text/layers/{i}", f"{prefix}encoder.layer.{i}")
+    for i, layer in enumerate(range(config.text_layers) if layers is None else layers):
+        names |= _bert_layer(f"text/layers/{i}", f"{prefix}encoder.layer.{layer}")
     return names
 
 
-def fusion_names(config: ModelConfig, prefix: str, first_layer: int) -> dict[str, ReferenceTensor]:
-    """Returns path -> tensor of fusion layers from BERT's `first_layer`, no cross-attention."""
+def fusion_names(
+    config: ModelConfig, prefix: str, layers: Sequence[int] | None = None
+) -> dict[str, ReferenceTensor]:
+    """Returns path -> tensor of the fusion layers, without cross-attention.
+
+    Args:
+        config: shapes of the model.
+        prefix: start of the names.
+        layers: number in the file of each fusion layer; None for those behind the text layers.
+    """
+    first = config.text_layers
     names: dict[str, ReferenceTensor] = {}
-    for i in range(config.fusion_layers):
-        names |= _bert_layer(f"fusion/layers/{i}", f"{prefix}encoder.layer.{first_layer + i}")
+    behind = range(first, first + config.fusion_layers)
+    for i, layer in enumerate(behind if layers is None else layers):
+        names |= _bert_layer(f"fusion/layers/{i}", f"{prefix}encoder.layer.{layer}")
     return names
 
 

@@ -4,22 +4,18 @@ import collections
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from capret_jax.checkpoints.names import (
-    FRAME_POSITIONS,
-    KINDS,
-    ignored_names,
-    reference_names,
-)
+from capret_jax.checkpoints.kinds import KINDS
+from capret_jax.checkpoints.names import FRAME_POSITIONS, ignored_names, reference_names
 from capret_jax.config import SIZES, ModelConfig
 from capret_jax.config.model import PATCH_SIZE
-from capret_jax.errors import InputError
+from capret_jax.errors import MALFORMED_JSON, InputError
 from capret_jax.models.beit import relative_position_rows
 
-StateDict = Mapping[str, np.ndarray]
-
+_MODULE_PREFIX = "module."
 # Shapes that make a size; the other fields of a config are no shapes, or parts of a kind.
 _SIZE_FIELDS = (
     "vision_width", "vision_depth", "vision_heads",
@@ -28,8 +24,40 @@ _SIZE_FIELDS = (
 )  # fmt: skip
 
 
+def without_module_prefix(
+    state: Mapping[str, np.ndarray],
+) -> tuple[Mapping[str, np.ndarray], list[str]]:
+    """Removes the prefix of DistributedDataParallel, if all names have it, and notes that."""
+    if not all(name.startswith(_MODULE_PREFIX) for name in state):
+        return state, []
+    note = f"every name starts with {_MODULE_PREFIX}, which is left out here"
+    return {name.removeprefix(_MODULE_PREFIX): array for name, array in state.items()}, [note]
+
+
+def config_of_shapes(shapes: Mapping[str, Any]) -> ModelConfig | None:
+    """Returns the config that an export of capret_jax says; None where it says none.
+
+    Args:
+        shapes: field of `ModelConfig` -> value.
+
+    Raises:
+        InputError: these are no shapes of a model.
+    """
+    try:
+        return ModelConfig(**shapes) if shapes else None
+    except MALFORMED_JSON as error:
+        raise InputError(
+            f"the shapes that the file says are of no model ({error}): name a folder of a model "
+            "with its shapes, --like=DIR."
+        ) from error
+
+
 def published_config(state: Mapping[str, np.ndarray]) -> ModelConfig:
-    """Returns the size that most tensors have, so that errors name only the deviating tensors."""
+    """Returns the size that most tensors have, so that errors name only the deviating tensors.
+
+    Raises:
+        InputError: no published size has a vision encoder of this width.
+    """
     width = _most_common(state, "norm1.weight", axis=0)
     for config in SIZES.values():
         if width == config.vision_width:
@@ -43,6 +71,7 @@ def published_config(state: Mapping[str, np.ndarray]) -> ModelConfig:
 
 
 def at_image_size(state: Mapping[str, np.ndarray], config: ModelConfig) -> ModelConfig:
+    """Returns the config at the image size of most relative position tables of the file."""
     rows = _most_common(state, "relative_position_bias_table", axis=0)
     return image_size_of_table(config, rows)
 
@@ -80,6 +109,8 @@ def with_optional_parts(
 
 
 def detect_kind(state: Mapping[str, np.ndarray], config: ModelConfig) -> str:
+    """Returns the kind whose names deviate the least from those of the file."""
+
     def mismatches(kind: str) -> int:
         full = with_optional_parts(state, config, kind)
         names = {tensor.name for tensor in reference_names(full, kind).values()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from capret_jax.checkpoints.conversion import match_reference, to_reference
-from capret_jax.checkpoints.names import KINDS
+from capret_jax.checkpoints.kinds import KINDS
 from capret_jax.errors import InputError
 from capret_jax.models.beit import relative_position_index
 from tests.conftest import DATA
