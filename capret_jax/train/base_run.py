@@ -132,12 +132,11 @@ class BaseRun(abc.ABC):
         if not source:
             print("starting from scratch")
             return state
-        params, kind, fresh = initial_params(
-            source, state.params["model"], self.config.model.image_size, self.mesh
-        )
-        random = f"; fresh: {', '.join(fresh)}" if fresh else ""
-        print(f"starting from {source}, a {kind} checkpoint{random}")
-        return state.with_model(params)
+        start = initial_params(source, state.params["model"], self.config.model, self.mesh)
+        copies = f"; {start.copies}" if start.copies else ""
+        random = f"; fresh: {', '.join(start.fresh)}" if start.fresh else ""
+        print(f"starting from {source}, a {start.kind} checkpoint{copies}{random}")
+        return state.with_model(start.params)
 
     def state_to_evaluate(self) -> TrainState:
         """Restores the best checkpoint; without any makes the state of `config.init_from`.
