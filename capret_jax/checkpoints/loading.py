@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from capret_jax.buckets.access import open_folder
 from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import (
+    CAPTION_KIND,
     VOCABULARY,
     ModelCard,
     is_converted,
@@ -30,7 +31,8 @@ from capret_jax.checkpoints.fingerprints import check_vocabulary
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.names import COMPLETE
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
-from capret_jax.config import AugmentConfig, ComputeConfig, ModelConfig, ViewConfig
+from capret_jax.config import AugmentConfig, Cleaning, ComputeConfig, ModelConfig, ViewConfig
+from capret_jax.config.data import EARLIER_CLEANING
 from capret_jax.config.model import DTYPES
 from capret_jax.data.tokenizer import open_tokenizer
 from capret_jax.errors import InputError
@@ -38,8 +40,6 @@ from capret_jax.models.x2vlm import abstract_model
 
 # Tokenizer and text length of X2-VLM's pre-training.
 _TOKENIZER, _MAX_TOKENS = "bert-base-uncased", 40
-# The kind of published checkpoints that were trained to generate captions.
-_CAPTION_KIND = "caption_mlm"
 
 
 class Setup(NamedTuple):
@@ -52,6 +52,7 @@ class Setup(NamedTuple):
         vocabulary: fingerprint of the tokens that it was trained with; empty if it is not known.
         max_tokens: T.
         data: `config.data` of the run, as nested dicts; None for a converted checkpoint.
+        cleaning: preparation of texts; that of X2-VLM's fine-tuning for a converted checkpoint.
     """
 
     view: ViewConfig
@@ -60,6 +61,7 @@ class Setup(NamedTuple):
     vocabulary: str
     max_tokens: int
     data: dict | None
+    cleaning: Cleaning = Cleaning()
 
 
 class ModelFolder:
@@ -97,7 +99,8 @@ class ModelFolder:
         self._run_config = metadata["config"]
         self._vocabulary = metadata.get("fingerprints", {}).get("vocabulary", "")
         model = ModelConfig(**self._run_config["model"])
-        self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []))
+        prompt = self._run_config["data"]["captions"].get("prompt", "")
+        self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []), prompt=prompt)
 
     @property
     def step(self) -> int | None:
@@ -108,7 +111,7 @@ class ModelFolder:
     def writes_captions(self) -> bool:
         """Returns True if the masked LM was trained to generate text from left to right."""
         if self._checkpoints is None:
-            return self.card.kind == _CAPTION_KIND
+            return self.card.kind == CAPTION_KIND
         loss = self._run_config["loss"]
         return bool(loss["mlm"]) and loss.get("mlm_causal", False)
 
@@ -126,7 +129,10 @@ class ModelFolder:
         data = self._run_config["data"]
         tokenizer = tokenizer or data["tokenizer"] or str(own)
         view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
-        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data)
+        cleaning = EARLIER_CLEANING
+        if "cleaning" in data:
+            cleaning = Cleaning(data["cleaning"], data["max_words"])
+        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data, cleaning)
 
     def load_params(self, place: Callable[[dict], dict] = on_one_device) -> dict:
         """Reads the parameters, averaged ones if the run has averages.

@@ -66,6 +66,11 @@ class ExperimentConfig:
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "
                 "config.model.decoder_layers."
             )
+        if self.data.captions.prompt and not (self.loss.mlm and self.loss.mlm_causal):
+            raise InputError(
+                f"config.data.captions.prompt={self.data.captions.prompt!r} is what a captioner "
+                "starts from: set config.loss.mlm and config.loss.mlm_causal, or leave it empty."
+            )
         if self.loss.identities and not self.data.shows_classes:
             term = "arcface" if self.loss.arcface else "supcon"
             raise InputError(

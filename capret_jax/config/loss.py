@@ -8,6 +8,7 @@ from capret_jax.errors import InputError
 TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon", "distill")
 ITC_KINDS = ("softmax", "sigmoid")
 ARCFACE_GRADIENTS = ("textbook", "straight_through")
+MLM_SPANS = ("words", "x2vlm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,17 @@ class LossConfig:
         distill: weight of the distillation of `data.teacher`'s similarities between images.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
+        mlm_probability: share of a caption's tokens that are predicted; 0.5 in X2-VLM's
+            pre-training, 0.6 in its captioning.
+        mlm_max: P, most tokens of a caption that are predicted; 12 and 18 in X2-VLM.
+        mlm_spans: "words": runs of up to 3 words, of which those that fit the share are taken; or
+            "x2vlm": runs of up to 3 tokens, completed to whole words, [SEP] among them, the share
+            counting [CLS] and [SEP]; surplus tokens are dropped at random.
+        mlm_insert: put [MASK] before each predicted token, at the same position and seen by no
+            other token, in the token's place (Findings of ACL 2021, 393): training then shows the
+            model what it sees when it writes. Needs mlm_causal.
+        mlm_smoothing: share of the target probability that is spread over all other tokens but
+            [CLS]; 0.1 in X2-VLM's captioning.
         itc_kind: "softmax", or "sigmoid" (SigLIP), which needs no normalisation over the batch.
         supcon_temperature: divisor of the cosines of the supervised contrastive loss.
         supcon_memory: M, number of examples of earlier batches that this loss compares with, too
@@ -53,6 +65,11 @@ class LossConfig:
     supcon: float = 0.0
     distill: float = 0.0
     mlm_causal: bool = False
+    mlm_probability: float = 0.5
+    mlm_max: int = 12
+    mlm_spans: str = "words"
+    mlm_insert: bool = False
+    mlm_smoothing: float = 0.0
     itc_kind: str = "softmax"
     supcon_temperature: float = 0.2
     supcon_memory: int = 0
@@ -74,6 +91,7 @@ class LossConfig:
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
         self._check_arcface()
+        self._check_mlm()
         if self.supcon_memory < 0 or (self.supcon_memory and not self.supcon):
             raise InputError(
                 f"loss.supcon_memory={self.supcon_memory} is of the loss between images: set "
@@ -84,6 +102,23 @@ class LossConfig:
                 raise InputError(f"loss.{name}={getattr(self, name)} is not positive.")
         if self.matching_group < 0:
             raise InputError(f"loss.matching_group={self.matching_group} is negative.")
+
+    def _check_mlm(self):
+        if not 0 < self.mlm_probability <= 1:
+            raise InputError(f"loss.mlm_probability={self.mlm_probability} is not in (0, 1].")
+        if self.mlm_max < 1:
+            raise InputError(f"loss.mlm_max={self.mlm_max} is less than 1.")
+        if self.mlm_spans not in MLM_SPANS:
+            raise InputError(f"loss.mlm_spans={self.mlm_spans!r} is neither 'words' nor 'x2vlm'.")
+        if self.mlm_insert and not self.mlm_causal:
+            raise InputError("loss.mlm_insert trains a captioner: set loss.mlm_causal, too.")
+        if not 0 <= self.mlm_smoothing < 1:
+            raise InputError(f"loss.mlm_smoothing={self.mlm_smoothing} is not in [0, 1).")
+
+    @property
+    def inserted_masks(self) -> int:
+        """Number of positions that [MASK] tokens take beside those of the caption."""
+        return self.mlm_max if self.mlm_insert else 0
 
     def _check_arcface(self):
         if self.arcface_gradient not in ARCFACE_GRADIENTS:

@@ -41,7 +41,7 @@ class Encoder:
         self._overlap = detection.overlap
         self.digest = digest(jax.device_get(model.params))
         tokenizer = open_model_tokenizer(setup, model.config)
-        self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens)
+        self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
         self.detector: Detector = PhraseDetector(
             model.config, model.params, self.tokenize, detection, model.compute
         )

@@ -30,6 +30,7 @@ from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.config import ExperimentConfig, check_same_shapes, check_same_training
 from capret_jax.data.captions import (
     TrainingCaptions,
+    clean_caption,
     load_captions,
     template_captions,
     template_phrases,
@@ -37,7 +38,7 @@ from capret_jax.data.captions import (
 from capret_jax.data.sampler import make_sampler
 from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder, open_tokenizer
-from capret_jax.data.vqa import questions_about, vocabulary_of
+from capret_jax.data.vqa import answer_cleaning, answers_of, questions_about, vocabulary_of
 from capret_jax.datasets import open_dataset, provide_vocabulary
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.distributed.mesh import batch_parts, first_process_first, make_mesh
@@ -101,7 +102,8 @@ class Run:
         self._check_start()
         self.dataset = first_process_first(lambda: open_dataset(config.data))
         self.captions = TrainingCaptions(config.data.captions, self.dataset.train.items)
-        self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens)
+        cleaning = config.data.text_cleaning
+        self.encode = CaptionEncoder(self._open_tokenizer(), config.data.max_tokens, cleaning)
         self._check_words()
         self.sampler = make_sampler(self.dataset.train.items, config, self.share)
         self.evaluation_captions = self._load_evaluation_captions()
@@ -195,8 +197,9 @@ class Run:
             saved = self.checkpoints.metadata()["config"]
             check_same_training(saved, dataclasses.asdict(config), str(self.workdir))
         elif config.init_from:
-            card = ModelFolder(config.init_from).card
-            check_same_shapes(config.model, card.config, config.init_from)
+            start = ModelFolder(config.init_from)
+            check_same_shapes(config.model, start.card.config, config.init_from)
+            _report_cleaning(start, config)
 
     def _open_tokenizer(self) -> PreTrainedTokenizerBase:
         """Opens the configured tokenizer, or the run's own vocabulary, and checks its tokens.
@@ -255,9 +258,13 @@ class Run:
                 f"{config.init_from} was trained with other words than {own}: its text encoder has "
                 "to learn them anew. Name its vocabulary in --config.data.tokenizer to avoid this."
             )
-        questions = vocabulary_of(questions_about(config.data.name)) if config.loss.vqa else []
-        texts = itertools.chain(self.captions, questions, template_phrases(config.data.vocabulary))
-        provide_vocabulary(own, texts, config.model.vocab_size)
+        data, asked = config.data, questions_about(config.data.name) if config.loss.vqa else ()
+        further = [*vocabulary_of(asked), *template_phrases(data.vocabulary)]
+        if data.captions.prompt:
+            further.append(data.captions.prompt)
+        texts, size = itertools.chain(self.captions, further), config.model.vocab_size
+        raw = [clean_caption(x, answer_cleaning(data.text_cleaning)) for x in answers_of(asked)]
+        provide_vocabulary(own, texts, size, data.text_cleaning, raw)
 
     def _load_evaluation_captions(self) -> list[str]:
         config, items = self.config.embedding, self.dataset.validation.items
@@ -266,6 +273,17 @@ class Run:
         if config.captions == "oracle":
             return template_captions(self.config.data.captions.fields, items)
         return [""] * len(items)
+
+
+def _report_cleaning(start: ModelFolder, config: ExperimentConfig) -> None:
+    """Says where a run prepares texts otherwise than the run that it starts from."""
+    before, now = start.setup().cleaning, config.data.text_cleaning
+    if start.step is not None and before.kind != now.kind:
+        print(
+            f"{config.init_from} was trained on texts of data.cleaning={before.kind!r}, and this "
+            f"run has {now.kind!r}: words with marks in them look new to the model, unless "
+            f"--config.data.cleaning={before.kind}."
+        )
 
 
 def _reached(config: ExperimentConfig) -> set[str]:

@@ -7,8 +7,9 @@ from capret_jax.checkpoints.fingerprints import check_data
 from capret_jax.checkpoints.lock import sole_writer
 from capret_jax.checkpoints.training import Checkpoints
 from capret_jax.data.batch_iterator import BatchIterator
-from capret_jax.data.masking import Masker
+from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.pipeline import TrainingText, training_iterator
+from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.vqa import VqaSampler, questions_about
 from capret_jax.errors import InputError
 from capret_jax.train.evaluator import Evaluator
@@ -64,6 +65,7 @@ class Trainer:
     def _resume(self, checkpoints: Checkpoints, iterator: BatchIterator) -> bool:
         """Trains to the last step; returns False if SIGTERM stopped it."""
         run, last, done = self._run, self._run.config.loop.steps, 0
+        data = run.config.data
         if checkpoints.latest_step() is not None:
             saved = checkpoints.metadata().get("fingerprints", {})
             check_data(saved, run.fingerprints, str(run.workdir))
@@ -75,8 +77,8 @@ class Trainer:
             return True
         if share := run.truncated_captions():
             print(
-                f"config.data.max_tokens={run.config.data.max_tokens} cuts {100 * share:.1f} % of "
-                "the captions: they lose their ends."
+                f"config.data.max_words={data.max_words} and config.data.max_tokens="
+                f"{data.max_tokens} cut {100 * share:.1f} % of the captions: they lose their ends."
             )
         if done:
             print(f"resuming from step {done} of {last}")
@@ -119,11 +121,15 @@ class Trainer:
 
 def training_batches(run: Run) -> BatchIterator:
     """Makes the iterator of this process's part of a run's training batches, from the first on."""
-    loss = run.config.loss
-    masker = Masker(run.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
+    loss, data = run.config.loss, run.config.data
+    masker = None
+    if loss.mlm:
+        tokenizer, prompt = run.encode.tokenizer, data.captions.prompt
+        prompted = CaptionEncoder(tokenizer, data.max_tokens, data.text_cleaning, prompt)
+        masker = MaskedCaptions(prompted, loss)
     vqa = None
     if loss.vqa:
-        questions = questions_about(run.config.data.name)
+        questions = questions_about(data.name)
         vqa = VqaSampler(questions, run.dataset.train.items, run.encode)
     text = TrainingText(run.captions, run.encode, masker, vqa)
     return training_iterator(run.dataset.train, run.sampler, text, run.config)
