@@ -34,7 +34,7 @@ from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
 # Version of the prompts and rules of captions; increase it when these change.
-_VERSION = 3
+_VERSION = 4
 
 
 class CaptionRunner(Protocol):

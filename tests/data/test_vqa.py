@@ -17,11 +17,11 @@ from capret_jax.data.vqa import (
     SYNTHETIC_QUESTIONS,
     TEST_QUESTION_WORDS,
     VqaSampler,
-    known_answers,
-    questions_about,
     answer_encoder,
     answers_of,
+    known_answers,
     question_encoder,
+    questions_about,
     vocabulary_of,
 )
 from capret_jax.errors import InputError

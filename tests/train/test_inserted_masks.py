@@ -64,8 +64,8 @@ def inserted_batch(mask_id: int = 4):
         text, at = insert_masks(batch.token_ids[row], places, mask_id)
         ids[row, : len(text)], positions[row, : len(at)] = text, at
         labels[row, : len(at)] = batch.token_ids[row, places]
-    names = ("masked_ids", "masked_positions", "masked_labels")
-    return dataclasses.replace(batch, **dict(zip(names, (ids, positions, labels)))), chosen
+    masked = {"masked_ids": ids, "masked_positions": positions, "masked_labels": labels}
+    return dataclasses.replace(batch, **masked), chosen
 
 
 def test_the_loss_is_that_of_what_a_captioner_sees():
