@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from capret_jax.buckets.access import staged
-from capret_jax.config import DataConfig
+from capret_jax.config import Cleaning, DataConfig
 from capret_jax.data.items import load_items
 from capret_jax.data.pipeline import Split
 from capret_jax.data.preparation import VERSION, prepare_deepfashion2
@@ -63,23 +63,31 @@ def _open(config: DataConfig) -> tfds.core.DatasetBuilder:
         ) from error
 
 
-def provide_vocabulary(path: pathlib.Path, captions: Iterable[str], size: int) -> None:
+def provide_vocabulary(
+    path: pathlib.Path,
+    captions: Iterable[str],
+    size: int,
+    cleaning: Cleaning = Cleaning(),
+    raw: Iterable[str] = (),
+) -> None:
     """Builds the vocabulary of captions before a run begins, at its first start.
 
     Args:
         path: file of the vocabulary, in the workdir.
         captions: texts to build it from.
         size: maximal number of tokens.
+        cleaning: preparation of the captions.
+        raw: further texts, which are tokenised without preparation.
 
     Raises:
         InputError: there is such a file already, with other tokens.
     """
     if not path.exists():
-        build_vocabulary(captions, path, size)
+        build_vocabulary(captions, path, size, cleaning, raw)
         return
     with tempfile.TemporaryDirectory() as folder:
         built = pathlib.Path(folder) / path.name
-        build_vocabulary(captions, built, size)
+        build_vocabulary(captions, built, size, cleaning, raw)
         if built.read_bytes() != path.read_bytes():
             raise InputError(
                 f"{path} is not the vocabulary of this run's captions, and no checkpoint was "

@@ -49,6 +49,7 @@ def get_config():
             data=DataConfig(
                 tokenizer="bert-base-uncased",
                 max_tokens=40,
+                cleaning="none",  # captions are raw
                 augment=AugmentConfig(
                     # RandomResizedCrop of half the area or more, and RandAugment(2, 7).
                     crop_area=0.5,
@@ -60,13 +61,20 @@ def get_config():
                     colour=0.0,
                     erase=0.0,
                 ),
-                read=ReadConfig(threads=16, prefetch=16),
+                # As the checkpoints were trained: Pillow's bicubic filter.
+                read=ReadConfig(threads=16, prefetch=16, resize="pillow"),
             ),
             loss=LossConfig(
                 itc=0.0,
                 itm=0.0,
                 mlm=1.0,
                 mlm_causal=True,
+                # Of the tokens 0.6, at most 18, each behind a [MASK] that no other token sees.
+                mlm_probability=0.6,
+                mlm_max=18,
+                mlm_spans="x2vlm",
+                mlm_insert=True,
+                mlm_smoothing=0.1,
                 box_l1=0.0,
                 box_giou=0.0,
                 arcface=0.0,

@@ -74,7 +74,8 @@ def get_config(dataset: str = "coco"):
                     colour=0.0,
                     erase=0.0,
                 ),
-                read=ReadConfig(threads=16, prefetch=16),
+                # As the checkpoints were trained: Pillow's bicubic filter.
+                read=ReadConfig(threads=16, prefetch=16, resize="pillow"),
             ),
             loss=LossConfig(
                 itc=1.0,

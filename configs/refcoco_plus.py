@@ -63,7 +63,8 @@ def get_config():
                     colour=0.0,
                     erase=0.0,
                 ),
-                read=ReadConfig(threads=16, prefetch=16),
+                # As the checkpoints were trained: Pillow's bicubic filter.
+                read=ReadConfig(threads=16, prefetch=16, resize="pillow"),
             ),
             loss=LossConfig(itc=0.0, itm=0.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
             optimizer=OptimizerConfig(

@@ -70,6 +70,14 @@ def changed(key: str, value):
         ("embedding.captions", "generated", "needs the captions: set embedding.file"),
         ("embedding.file", "captions.jsonl", "is not read: set embedding.captions"),
         ("loss.vqa", 1.0, "trains the answer decoder, which the model lacks"),
+        ("data.cleaning", "soap", r"data\.cleaning='soap' is none of x2vlm, earlier, none"),
+        ("data.max_words", 0, r"data\.max_words=0 leaves no word"),
+        ("data.captions.prompt", "a photo of", "prompt='a photo of' is what a captioner starts"),
+        ("loss.mlm_probability", 0.0, r"loss\.mlm_probability=0\.0 is not in \(0, 1\]"),
+        ("loss.mlm_max", 0, r"loss\.mlm_max=0 is less than 1"),
+        ("loss.mlm_spans", "letters", r"mlm_spans='letters' is neither 'words' nor 'x2vlm'"),
+        ("loss.mlm_insert", True, r"loss\.mlm_insert trains a captioner: set loss\.mlm_causal"),
+        ("loss.mlm_smoothing", 1.0, r"loss\.mlm_smoothing=1\.0 is not in \[0, 1\)"),
         ("data.max_tokens", 600, r"max_tokens=600 is more than config\.model\.max_positions=512"),
     ],
 )
@@ -102,6 +110,19 @@ def test_a_run_keeps_its_resizing():
     check_same_training(saved, threads, "runs/x")
     with pytest.raises(InputError, match=r"config\.data\.read\.resize was 'fast' and is 'pillow'"):
         check_same_training(saved, pillow, "runs/x")
+
+
+def test_a_run_of_a_version_without_cleaning_goes_on_only_as_it_began():
+    saved = dataclasses.asdict(ExperimentConfig())
+    del saved["data"]["cleaning"], saved["data"]["max_words"]
+    now = dataclasses.asdict(ExperimentConfig())
+    with pytest.raises(InputError, match=r"config\.data\.cleaning was 'earlier' and is 'x2vlm'"):
+        check_same_training(saved, now, "runs/x")
+    now["data"]["cleaning"] = "earlier"
+    with pytest.raises(InputError, match=r"config\.data\.max_words was 40 and is 30"):
+        check_same_training(saved, now, "runs/x")
+    now["data"]["max_words"] = 40
+    check_same_training(saved, now, "runs/x")
 
 
 def test_evaluations_that_choose_the_model_may_not_change():

@@ -42,6 +42,7 @@ from capret_jax.config import (
     DataConfig,
     ExperimentConfig,
     LoopConfig,
+    LossConfig,
     ReadConfig,
     ViewConfig,
 )
@@ -49,7 +50,7 @@ from capret_jax.config.data import VIEWS
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions
 from capret_jax.data.images import Photograph
-from capret_jax.data.masking import Masker
+from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.sampler import make_sampler
 from capret_jax.data.schema import CATEGORIES, LEVELS
@@ -127,7 +128,7 @@ class _Pipeline:
         self._captions = TrainingCaptions(CaptionConfig(), self._split.items)
         build_vocabulary(self._captions, folder / "vocab.txt", 2000)
         self._encoder = CaptionEncoder(load_tokenizer(str(folder / "vocab.txt")), 40)
-        self._masker = Masker(self._encoder.tokenizer)
+        self._masker = MaskedCaptions(self._encoder, LossConfig())
 
     def batches(self, threads: int) -> Callable[[], object]:
         """Returns a function that reads the next batch."""
@@ -162,7 +163,7 @@ class _Pipeline:
             Augmentation(config, size).crop_view(photograph, items.box[rows[i]], rng)
 
         def text(row):
-            self._masker(self._encoder(self._captions(row, rng)), rng)
+            self._masker(self._captions(row, rng), rng)
 
         places = range(len(rows))
         picture = np.zeros((size, size, 3), np.uint8)

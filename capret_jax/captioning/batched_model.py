@@ -87,5 +87,6 @@ def batch_model(
     Raises:
         InputError: there is no such tokenizer, or the model was trained with other tokens.
     """
-    encode = CaptionEncoder(open_model_tokenizer(setup, model.config), setup.max_tokens)
+    tokenizer = open_model_tokenizer(setup, model.config)
+    encode = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
     return BatchedModel(model.config, model.params, encode, batch_size, compute)

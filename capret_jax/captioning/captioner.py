@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capret_jax.captioning.batched_model import BatchedModel
+from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens, write_captions
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
@@ -20,13 +21,20 @@ _BEAMS = 3
 class Captioner:
     """Writes captions of images with the masked language model's head."""
 
-    def __init__(self, model: BatchedModel):
+    def __init__(self, model: BatchedModel, prompt: str = ""):
         """
         Args:
             model: a model whose masked language model was trained to write from left to right.
+            prompt: words with which the model's texts begin, `ModelCard.prompt`; they are no part
+                of the captions.
+
+        Raises:
+            InputError: the prompt leaves no room for a caption, or the vocabulary lacks its words.
         """
         self._model, self._tokenizer = model, model.encode.tokenizer
-        self._max_tokens = len(model.encode("").ids) - 2
+        length, cleaning = model.encode.max_tokens, model.encode.cleaning
+        self._prompt = CaptionEncoder(self._tokenizer, length, cleaning, prompt).prompt_ids
+        self._max_tokens = length - 1 - len(self._prompt)
         self._search = model.compile(functools.partial(self._write, beams=_BEAMS))
         self._sample = model.compile(functools.partial(self._write, beams=1))
 
@@ -50,9 +58,9 @@ class Captioner:
 
     def _write(self, model: X2VLM, images, seeds, *, beams: int) -> jax.Array:
         special = SpecialTokens(self._tokenizer.mask_token_id, self._tokenizer.sep_token_id)
-        prompt = jnp.array([self._tokenizer.cls_token_id])
         config = BeamConfig(beams=beams, max_tokens=self._max_tokens)
         states = model.encode_image(normalize_pixels(images))
+        prompt = jnp.asarray(self._prompt)
         keys = jax.vmap(jax.random.key)(seeds) if beams == 1 else None
         return write_captions(model, states, prompt, special, config, keys=keys)[0]
 

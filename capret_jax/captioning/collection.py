@@ -34,7 +34,7 @@ from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 
 # Version of the prompts and rules of captions; increase it when these change.
-_VERSION = 3
+_VERSION = 4
 
 
 class CaptionRunner(Protocol):
@@ -85,6 +85,8 @@ def collect_captions(
     keys = keys[config.part.index :: config.part.count]
     model_digest = digest(jax.device_get(model.params)) if model else ""
     settings = provenance(config, data, model_digest) | {"questioner": questioner.name}
+    if folder is not None and folder.card.prompt and config.method != "conversation":
+        settings["prompt"] = folder.card.prompt
     store = CaptionStore(out, settings)
     pending = [key for key in keys if key not in store.finished]
     calibration: Calibration | None = None
@@ -99,7 +101,8 @@ def collect_captions(
                 runner = ConversationRunner(answerer, questioner, questions, store, config)
             else:
                 condenser = questioner if isinstance(questioner, PromptedQuestioner) else None
-                runner = CaptionerRunner(Captioner(batched), store, condenser, config.in_flight)
+                captioner = Captioner(batched, folder.card.prompt)
+                runner = CaptionerRunner(captioner, store, condenser, config.in_flight)
         start = time.perf_counter()
         unfinished = runner.run(pending, crops) if pending else 0
         done, seconds = len(pending) - unfinished, time.perf_counter() - start

@@ -8,14 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from capret_jax.captioning.batched_model import BatchedModel
-from capret_jax.data.tokenizer import CaptionEncoder, Tokens
-from capret_jax.data.vqa import ANSWER_TOKENS
+from capret_jax.data.tokenizer import Tokens
+from capret_jax.data.vqa import (
+    ANSWER_TOKENS,
+    TEST_QUESTION_WORDS,
+    answer_encoder,
+    question_encoder,
+)
 from capret_jax.models import answer_generation
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 
-# Number of listed answers, those with the likeliest first tokens, that are scored as a whole.
-_MAX_SCORED_ANSWERS = 32
+# Number of listed answers, those with the likeliest first tokens, that are scored as a whole;
+# X2-VLM's k_test, of which its published results are.
+MAX_SCORED_ANSWERS = 128
+# Texts longer than the model's usual length are padded to a multiple, so that few programs are
+# compiled.
+_PADDED_TO = 16
 _BEAM_SEARCH = BeamConfig(beams=3, min_tokens=1, max_tokens=ANSWER_TOKENS - 1, blocked_ngram=0)
 # Smaller probabilities are clipped before their logarithm.
 MIN_PROBABILITY = 1e-12
@@ -62,7 +71,10 @@ class VqaAnswerer:
         """
         self._model, self._dtype = model, model.compute.dtype
         self._tokenizer = model.encode.tokenizer
-        self._encode_answer = CaptionEncoder(self._tokenizer, ANSWER_TOKENS)
+        # Neither questions nor listed answers are cut at a number of tokens, as in X2-VLM's tests.
+        most = model.config.max_positions
+        self._encode_question = question_encoder(model.encode, TEST_QUESTION_WORDS, most)
+        self._encode_answer = answer_encoder(model.encode, most)
         self.temperature = self.written_temperature = 1.0
         self._encode_batch = model.compile(_encode_batch)
         self._rank_batch = model.compile(self._rank)
@@ -96,7 +108,7 @@ class VqaAnswerer:
             states: (n, 1+N, D) float16 vision states, one image per question.
             questions: n questions.
         """
-        tokens = _stack([self._model.encode(question) for question in questions])
+        tokens = self._question_tokens(questions)
         ids, scores = self._model.call_in_batches(self._write_batch, (states, tokens))
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         probabilities = np.exp(scores / self.written_temperature).tolist()
@@ -121,13 +133,19 @@ class VqaAnswerer:
         for answer in answers:
             self._encode_answer.check_words(answer)
         listed = _stack([self._encode_answer(answer) for answer in answers])
-        longest = listed.mask.sum(axis=1).max()  # padding would cost as much as words
-        listed = Tokens(listed.ids[:, :longest], listed.mask[:, :longest])
-        shared = (_stack([self._model.encode(question)]), listed)
+        # Padding would cost as much as words.
+        shared = (self._question_tokens([question]), _first(listed, _longest(listed)))
         rows, ranked = self._model.call_in_batches(self._rank_batch, (states,), shared)
         probabilities = np.zeros((len(states), len(answers)), np.float32)
         np.put_along_axis(probabilities, rows, ranked, axis=1)
         return apply_temperature(probabilities, self.temperature)
+
+    def _question_tokens(self, questions: Sequence[str]) -> Tokens:
+        tokens = _stack([self._encode_question(question) for question in questions])
+        usual, longest = self._model.encode.max_tokens, _longest(tokens)
+        if longest > usual:
+            usual = -(-longest // _PADDED_TO) * _PADDED_TO
+        return _first(tokens, usual)
 
     def _choose_answers(self, states, question, answers) -> list[Answer]:
         probabilities = self.answer_probabilities(states, question, answers)
@@ -136,7 +154,7 @@ class VqaAnswerer:
 
     def _rank(self, model: X2VLM, states: jax.Array, question: TokenArrays, answers: TokenArrays):
         listed = answer_generation.Answers(*answers)
-        k = min(_MAX_SCORED_ANSWERS, len(listed.ids))
+        k = min(MAX_SCORED_ANSWERS, len(listed.ids))
         return answer_generation.rank_answers(model, listed, self._fuse(model, states, question), k)
 
     def _write(self, model: X2VLM, states: jax.Array, question: TokenArrays):
@@ -161,6 +179,16 @@ def _encode_batch(model: X2VLM, images: jax.Array) -> jax.Array:
 
 def _stack(rows: Sequence[Tokens]) -> Tokens:
     return Tokens(np.stack([row.ids for row in rows]), np.stack([row.mask for row in rows]))
+
+
+def _longest(tokens: Tokens) -> int:
+    """Returns the number of tokens of the longest text."""
+    return int(tokens.mask.sum(axis=1).max())
+
+
+def _first(tokens: Tokens, count: int) -> Tokens:
+    """Returns the first `count` tokens of texts; the rest is padding."""
+    return Tokens(tokens.ids[:, :count], tokens.mask[:, :count])
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:

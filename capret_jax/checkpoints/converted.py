@@ -28,6 +28,8 @@ from capret_jax.errors import MALFORMED_JSON, InputError, first_line
 
 _PARAMS, _MODEL, _REPORT, _RETAINED = "params", "model.json", "report.json", "carried.safetensors"
 VOCABULARY = "vocab.txt"
+# The kind of published checkpoints that were trained to generate captions, and their prompt.
+CAPTION_KIND, _PUBLISHED_PROMPT = "caption_mlm", "a picture of"
 
 
 class ModelCard(NamedTuple):
@@ -38,12 +40,14 @@ class ModelCard(NamedTuple):
         kind: kind of the file that the model was converted from.
         fresh: paths of the parameters without trained values, which are random.
         checksum: of the parameters, see `fingerprints.checksum`; None in older folders.
+        prompt: words with which the captions that the model writes begin; empty for none.
     """
 
     config: ModelConfig
     kind: str
     fresh: list[str]
     checksum: int | None = None
+    prompt: str = ""
 
 
 def is_converted(folder: pathlib.Path) -> bool:
@@ -56,6 +60,7 @@ def save_converted(
     converted: Converted,
     overwrite: bool = False,
     vocabulary: pathlib.Path | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Writes the folder; it appears under its name only when it is complete.
 
@@ -65,6 +70,7 @@ def save_converted(
             are in memory only once.
         overwrite: True to replace an existing converted checkpoint.
         vocabulary: the tokenizer's vocab.txt, which is copied; None where there is none.
+        prompt: prompt of the model's captions; None for that of the published files.
 
     Raises:
         InputError: the folder exists and may not be overwritten, or cannot be written.
@@ -75,7 +81,7 @@ def save_converted(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             complete = pathlib.Path(scratch) / "converted"
             complete.mkdir()
-            _write(complete, converted)
+            _write(complete, converted, prompt)
             if vocabulary is not None:
                 shutil.copyfile(vocabulary, complete / VOCABULARY)
             if folder.exists():
@@ -103,7 +109,7 @@ def check_free(folder: pathlib.Path, overwrite: bool) -> None:
         )
 
 
-def _write(folder: pathlib.Path, converted: Converted) -> None:
+def _write(folder: pathlib.Path, converted: Converted, prompt: str | None) -> None:
     _move_to_cpu(converted.params)
     context = ocp.Context()
     # Without this limit, Orbax holds a second copy of all parameters.
@@ -118,11 +124,17 @@ def _write(folder: pathlib.Path, converted: Converted) -> None:
         "kind": report.kind,
         "fresh": list(report.missing.values()),
         "checksum": int(checksum(converted.params)),
+        "prompt": _published_prompt(report.kind) if prompt is None else prompt,
     }
     _write_json(folder / _MODEL, model)
     _write_json(folder / _REPORT, dataclasses.asdict(report))
     if converted.retained:
         write_state_dict(folder / _RETAINED, converted.retained, "safetensors")
+
+
+def _published_prompt(kind: str) -> str:
+    """Returns the prompt that published files of a kind were trained with; empty for none."""
+    return _PUBLISHED_PROMPT if kind == CAPTION_KIND else ""
 
 
 def _move_to_cpu(tree: dict) -> None:
@@ -147,8 +159,10 @@ def read_card(folder: pathlib.Path) -> ModelCard:
     """
     try:
         content = json.loads((folder / _MODEL).read_text())
-        model, checksum = ModelConfig(**content["model"]), content.get("checksum")
-        return ModelCard(model, str(content["kind"]), list(content["fresh"]), checksum)
+        model, kind = ModelConfig(**content["model"]), str(content["kind"])
+        # Folders of versions without a prompt hold published files.
+        prompt = str(content.get("prompt", _published_prompt(kind)))
+        return ModelCard(model, kind, list(content["fresh"]), content.get("checksum"), prompt)
     except (OSError, *MALFORMED_JSON) as error:
         raise InputError(f"{folder / _MODEL} is no model config: {error}.") from error
 

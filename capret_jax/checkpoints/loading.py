@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capret_jax.buckets.access import open_folder
 from capret_jax.checkpoints.converted import (
+    CAPTION_KIND,
     VOCABULARY,
     ModelCard,
     is_converted,
@@ -30,7 +31,8 @@ from capret_jax.checkpoints.kinds import COMPLETE
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.report import model_parts
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
-from capret_jax.config import AugmentConfig, ComputeConfig, ModelConfig, ViewConfig
+from capret_jax.config import AugmentConfig, Cleaning, ComputeConfig, ModelConfig, ViewConfig
+from capret_jax.config.data import EARLIER_CLEANING
 from capret_jax.config.model import DTYPES
 from capret_jax.data.tokenizer import open_tokenizer
 from capret_jax.errors import InputError
@@ -38,8 +40,6 @@ from capret_jax.models.x2vlm import abstract_model
 
 # Tokenizer and text length of X2-VLM's pre-training.
 _TOKENIZER, _MAX_TOKENS = "bert-base-uncased", 40
-# The kind of published checkpoints that were trained to generate captions.
-_CAPTION_KIND = "caption_mlm"
 
 
 class Setup(NamedTuple):
@@ -53,6 +53,7 @@ class Setup(NamedTuple):
         max_tokens: T.
         data: `config.data` of the run, as nested dicts; None for a converted checkpoint.
         resize: how views are resized, one of `config.data.RESIZES`.
+        cleaning: preparation of texts; that of X2-VLM's fine-tuning for a converted checkpoint.
     """
 
     view: ViewConfig
@@ -62,6 +63,7 @@ class Setup(NamedTuple):
     max_tokens: int
     data: dict | None
     resize: str = "fast"
+    cleaning: Cleaning = Cleaning()
 
 
 class ModelFolder:
@@ -99,7 +101,9 @@ class ModelFolder:
         self._run_config = metadata["config"]
         self._vocabulary = metadata.get("fingerprints", {}).get("vocabulary", "")
         model = ModelConfig(**self._run_config["model"])
-        self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []))
+        prompt = self._run_config["data"]["captions"].get("prompt", "")
+        prompt = prompt or self._run_config.get("task", {}).get("prompt", "")
+        self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []), prompt=prompt)
 
     @property
     def step(self) -> int | None:
@@ -110,7 +114,7 @@ class ModelFolder:
     def writes_captions(self) -> bool:
         """Returns True if the masked LM was trained to generate text from left to right."""
         if self._checkpoints is None:
-            return self.card.kind == _CAPTION_KIND
+            return self.card.kind == CAPTION_KIND
         loss = self._run_config["loss"]
         return bool(loss["mlm"]) and loss.get("mlm_causal", False)
 
@@ -129,7 +133,19 @@ class ModelFolder:
         tokenizer = tokenizer or data["tokenizer"] or str(own)
         view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
         resize = data["read"].get("resize", "fast")  # absent from older checkpoints
-        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data, resize)
+        cleaning = EARLIER_CLEANING
+        if "cleaning" in data:
+            cleaning = Cleaning(data["cleaning"], data["max_words"])
+        return Setup(
+            view,
+            margin,
+            tokenizer,
+            self._vocabulary,
+            data["max_tokens"],
+            data,
+            resize=resize,
+            cleaning=cleaning,
+        )
 
     def load_params(self, place: Callable[[dict], dict] = on_one_device) -> dict:
         """Reads the parameters, averaged ones if the run has averages.

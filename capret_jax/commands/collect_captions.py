@@ -7,7 +7,8 @@ language model summarizes.
 
 `--questioner` is "script" (the list of questions, no language model), the address of an
 OpenAI-compatible server, or transformers:PATH. `--method=captioner` takes X2-VLM's own captions in
-place of a conversation, `--method=ic3` several of them, condensed by the language model.
+place of a conversation, which begin behind the prompt that the model was trained with;
+`--method=ic3` several of them, condensed by the language model.
 
 Without `--config` the items are those of the synthetic dataset. Without `--model` (or
 `config.init_from`) a small VQA model answers; it is trained on other drawings at first use, in

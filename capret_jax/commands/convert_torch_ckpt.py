@@ -26,6 +26,7 @@ from capret_jax.checkpoints.conversion import (
     to_reference,
 )
 from capret_jax.checkpoints.converted import (
+    CAPTION_KIND,
     ModelCard,
     check_free,
     is_converted,
@@ -68,6 +69,9 @@ _LIKE = flags.DEFINE_string(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "The model's vocab.txt, which is copied, so that no hub is asked for it."
 )
+_PROMPT = flags.DEFINE_string(
+    "prompt", None, "Words that a captioning model's texts begin with; 'a picture of' by default."
+)
 _TO = flags.DEFINE_enum("to", None, FORMATS, "Export to PyTorch, to a file of this format.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an existing OUT.")
 
@@ -86,12 +90,14 @@ def main(argv: list[str]) -> None:
         raise InputError(f"--tokenizer={vocabulary} is no file: name the model's vocab.txt.")
     print(f"reading {source} ...")
     converted = _convert(source)
+    if _PROMPT.value is not None and converted.report.kind != CAPTION_KIND:
+        raise InputError(f"--prompt is of {CAPTION_KIND} files, not of {converted.report.kind}.")
     if _IMAGE_SIZE.value is not None:
         _resize(converted, _IMAGE_SIZE.value)
     if vocabulary is not None:
         open_tokenizer(str(vocabulary), converted.config.vocab_size)
     print(f"writing {target} ...")
-    save_converted(target, converted, _OVERWRITE.value, vocabulary)
+    save_converted(target, converted, _OVERWRITE.value, vocabulary, _PROMPT.value)
     print(converted.report.summary())
     print(f"every name is in {target / 'report.json'}")
 
@@ -119,8 +125,10 @@ def _resize(converted: Converted, image_size: int) -> None:
 
 
 def _export(source: pathlib.Path, target: pathlib.Path, file_format: str) -> None:
-    if any(flag.value is not None for flag in (_IMAGE_SIZE, _BERT, _LIKE, _TOKENIZER)):
-        raise InputError("--to takes neither --image_size, --bert, --like nor --tokenizer.")
+    if any(flag.value is not None for flag in (_IMAGE_SIZE, _BERT, _LIKE, _TOKENIZER, _PROMPT)):
+        raise InputError(
+            "--to takes neither --image_size, --bert, --like, --tokenizer nor --prompt."
+        )
     if target.is_dir() or (target.exists() and not _OVERWRITE.value):
         raise InputError(f"{target} exists; add --overwrite, or choose another file.")
     print(f"reading {source} ...")

@@ -10,6 +10,7 @@ from capret_jax.config.config_dict import build, from_config_dict, to_config_dic
 from capret_jax.config.data import (
     AugmentConfig,
     CaptionConfig,
+    Cleaning,
     DataConfig,
     PrepareConfig,
     ReadConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "SIZES",
     "AugmentConfig",
     "CaptionConfig",
+    "Cleaning",
     "ComputeConfig",
     "DataConfig",
     "DetectionConfig",

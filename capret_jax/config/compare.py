@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+from capret_jax.config.data import EARLIER_CLEANING
 from capret_jax.config.experiment import ExperimentConfig
 from capret_jax.config.model import ModelConfig
 from capret_jax.errors import InputError
@@ -47,6 +48,11 @@ _FREE_KEYS = (
     "task.max_tokens",
     "task.top_k",
 )
+# Values of keys in runs that were saved before the keys existed, where these are not the defaults.
+_FORMER_VALUES = {
+    "data.cleaning": EARLIER_CLEANING.kind,
+    "data.max_words": EARLIER_CLEANING.max_words,
+}
 # Fields that may differ between a model and the checkpoint that it starts from.
 _RATES = ("drop_path", "dropout", "attention_dropout", "text_drop_path")
 _FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding", "nlvr")
@@ -81,7 +87,7 @@ def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
             loop.keep_best.
     """
     # A key that did not exist when the config was saved had the effect of its default value.
-    defaults = _flat(dataclasses.asdict(ExperimentConfig()))
+    defaults = _flat(dataclasses.asdict(ExperimentConfig())) | _FORMER_VALUES
     before, now = defaults | _flat(saved), _flat(current)
     if now.get("loop.keep_best"):  # then these evaluations decide which model is used
         free = [key for key in free if key != "loop.evaluate_every"]

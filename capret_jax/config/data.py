@@ -1,6 +1,7 @@
 """Settings of the dataset and of the input pipeline."""
 
 import dataclasses
+from typing import NamedTuple
 
 from capret_jax.errors import InputError
 
@@ -11,10 +12,27 @@ VIEWS = ("crop", "image", "region")
 # Ways to resize views, see `data.resizing`.
 RESIZES = ("fast", "pillow")
 BATCH_IDENTITIES = ("random", "category", "mined")
+CLEANINGS = ("x2vlm", "earlier", "none")
 # Caption fields that DeepFashion2 annotates, and those with the synthetic dataset's details in
 # addition; `data.schema` has their values.
 FIELDS = ("category", "scale", "occlusion", "zoom_in", "viewpoint")
 ALL_FIELDS = (*FIELDS, "colour", "pattern", "print", "neckline")
+
+
+class Cleaning(NamedTuple):
+    """Preparation of texts before they are tokenised; see `data.captions.clean_caption`.
+
+    Attributes:
+        kind: `DataConfig.cleaning`.
+        max_words: `DataConfig.max_words`.
+    """
+
+    kind: str = "x2vlm"
+    max_words: int = 30
+
+
+# Of runs whose configs lack both keys.
+EARLIER_CLEANING = Cleaning("earlier", 40)
 
 
 def check_fields(key: str, fields: tuple[str, ...]) -> None:
@@ -137,12 +155,15 @@ class CaptionConfig:
         dropout: probability that an example's caption is empty.
         short: probability that the template reveals only the category, like the phrases that detect
             garments in photographs.
+        prompt: words before each caption that `loss.mlm_causal` trains the model to write; "a
+            picture of" in X2-VLM. They are never masked, and the captioner starts from them.
     """
 
     fields: tuple[str, ...] = FIELDS
     file: str = ""
     dropout: float = 0.0
     short: float = 0.0
+    prompt: str = ""
 
     def __post_init__(self):
         check_fields("data.captions.fields", self.fields)
@@ -314,6 +335,11 @@ class DataConfig:
         tokenizer: a vocab.txt, a folder, or a hub name such as "bert-base-uncased"; empty builds a
             vocabulary from the training captions, kept in the workdir.
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
+        cleaning: of captions and questions: "x2vlm" as X2-VLM's, which puts a space in the place of
+            each mark; "none" for raw texts; or "earlier" for runs of versions without this key,
+            which deleted the marks, of answers too.
+        max_words: words of a caption before it is tokenised; 30 in X2-VLM's fine-tuning, of which
+            its tables are, and 40 in its pre-training. "none" ignores it.
         views_per_identity: K, views of each identity in a batch; 0 draws the same items one by one
             and hides identities from all losses.
         views_per_item: views of each item in a batch where identities are hidden; with several,
@@ -339,6 +365,8 @@ class DataConfig:
     prepared_dir: str = "runs/data"
     tokenizer: str = ""
     max_tokens: int = 40
+    cleaning: str = Cleaning().kind
+    max_words: int = Cleaning().max_words
     views_per_identity: int = 4
     views_per_item: int = 1
     batch_identities: str = "random"
@@ -379,6 +407,15 @@ class DataConfig:
         check_fields("data.vocabulary", self.vocabulary)
         if self.max_tokens < 3:
             raise InputError(f"data.max_tokens={self.max_tokens} leaves no room for a caption.")
+        if self.cleaning not in CLEANINGS:
+            raise InputError(f"data.cleaning={self.cleaning!r} is none of {', '.join(CLEANINGS)}.")
+        if self.max_words < 1:
+            raise InputError(f"data.max_words={self.max_words} leaves no word of a caption.")
+
+    @property
+    def text_cleaning(self) -> Cleaning:
+        """The preparation of texts."""
+        return Cleaning(self.cleaning, self.max_words)
 
     @property
     def wide_share(self) -> float:

@@ -14,7 +14,7 @@ from capret_jax.errors import InputError
 MODES = ("train_and_evaluate", "train", "evaluate")
 # Keys that a task reads; others have to keep their defaults.
 _TASK_KEYS = {
-    "data": ("tokenizer", "max_tokens", "augment", "read"),
+    "data": ("tokenizer", "max_tokens", "cleaning", "max_words", "augment", "read"),
     "evaluation": ("batch_size", "cache_mb", "cache_dir"),
     "embedding": (),
 }
@@ -79,6 +79,11 @@ class ExperimentConfig:
         if bool(self.loss.nlvr) and not self.model.nlvr:
             raise InputError(
                 "config.loss.nlvr trains a head that the model lacks: set config.model.nlvr."
+            )
+        if self.data.captions.prompt and not (self.loss.mlm and self.loss.mlm_causal):
+            raise InputError(
+                f"config.data.captions.prompt={self.data.captions.prompt!r} is what a captioner "
+                "starts from: set config.loss.mlm and config.loss.mlm_causal, or leave it empty."
             )
         if self.loss.identities and not self.data.shows_classes:
             term = "arcface" if self.loss.arcface else "supcon"

@@ -9,6 +9,7 @@ TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon", 
 ITC_KINDS = ("softmax", "sigmoid")
 VQA_REDUCTIONS = ("token_mean", "weighted_sum")
 ARCFACE_GRADIENTS = ("textbook", "straight_through")
+MLM_SPANS = ("words", "x2vlm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,17 @@ class LossConfig:
         nlvr: weight of the loss on sentences that are true of two pictures or not.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
+        mlm_probability: share of a caption's tokens that are predicted; 0.5 in X2-VLM's
+            pre-training, 0.6 in its captioning.
+        mlm_max: P, most tokens of a caption that are predicted; 12 and 18 in X2-VLM.
+        mlm_spans: "words": runs of up to 3 words, of which those that fit the share are taken; or
+            "x2vlm": runs of up to 3 tokens, completed to whole words, [SEP] among them, the share
+            counting [CLS] and [SEP]; surplus tokens are dropped at random.
+        mlm_insert: put [MASK] before each predicted token, at the same position and seen by no
+            other token, in the token's place (Findings of ACL 2021, 393): training then shows the
+            model what it sees when it writes. Needs mlm_causal.
+        mlm_smoothing: share of the target probability that is spread over all other tokens but
+            [CLS]; 0.1 in X2-VLM's captioning.
         vqa_reduction: "token_mean" over the tokens of all answers; or "weighted_sum" over the
             answers of an item, each the sum of its tokens' cross entropies by its weight, averaged
             over the items, as in X2-VLM.
@@ -59,6 +71,11 @@ class LossConfig:
     distill: float = 0.0
     nlvr: float = 0.0
     mlm_causal: bool = False
+    mlm_probability: float = 0.5
+    mlm_max: int = 12
+    mlm_spans: str = "words"
+    mlm_insert: bool = False
+    mlm_smoothing: float = 0.0
     vqa_reduction: str = "token_mean"
     itc_kind: str = "softmax"
     supcon_temperature: float = 0.2
@@ -85,6 +102,7 @@ class LossConfig:
         if not any(getattr(self, name) for name in TERMS):
             raise InputError(f"every loss weight is 0; set one of loss.{{{','.join(TERMS)}}}.")
         self._check_arcface()
+        self._check_mlm()
         if self.supcon_memory < 0 or (self.supcon_memory and not self.supcon):
             raise InputError(
                 f"loss.supcon_memory={self.supcon_memory} is of the loss between images: set "
@@ -95,6 +113,23 @@ class LossConfig:
                 raise InputError(f"loss.{name}={getattr(self, name)} is not positive.")
         if self.matching_group < 0:
             raise InputError(f"loss.matching_group={self.matching_group} is negative.")
+
+    def _check_mlm(self):
+        if not 0 < self.mlm_probability <= 1:
+            raise InputError(f"loss.mlm_probability={self.mlm_probability} is not in (0, 1].")
+        if self.mlm_max < 1:
+            raise InputError(f"loss.mlm_max={self.mlm_max} is less than 1.")
+        if self.mlm_spans not in MLM_SPANS:
+            raise InputError(f"loss.mlm_spans={self.mlm_spans!r} is neither 'words' nor 'x2vlm'.")
+        if self.mlm_insert and not self.mlm_causal:
+            raise InputError("loss.mlm_insert trains a captioner: set loss.mlm_causal, too.")
+        if not 0 <= self.mlm_smoothing < 1:
+            raise InputError(f"loss.mlm_smoothing={self.mlm_smoothing} is not in [0, 1).")
+
+    @property
+    def inserted_masks(self) -> int:
+        """Number of positions that [MASK] tokens take beside those of the caption."""
+        return self.mlm_max if self.mlm_insert else 0
 
     def _check_arcface(self):
         if self.arcface_gradient not in ARCFACE_GRADIENTS:

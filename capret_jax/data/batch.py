@@ -34,7 +34,8 @@ class Batch:
         located: (B,) bool, True where the box has to be found, since the picture shows more than
             the item; the box losses count no others. None if all do.
         teacher: (B, F) float32 embeddings of the items by a teacher, of any norm; None without one.
-        masked_ids: (B, T) int32 tokens, some of them masked; None without MLM.
+        masked_ids: (B, T) int32 tokens, prompt included, some of them masked; (B, T + P) where
+            [MASK] is inserted; None without MLM.
         masked_positions: (B, P) int32 positions to predict; None without MLM.
         masked_labels: (B, P) int32 original tokens there, `IGNORED_LABEL` for unused positions;
             None without MLM.

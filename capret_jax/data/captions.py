@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from capret_jax.buckets.access import staged
-from capret_jax.config import CaptionConfig
+from capret_jax.config import CaptionConfig, Cleaning
 from capret_jax.config.data import FIELDS
 from capret_jax.data.items import ItemTable
 from capret_jax.data.json_values import as_int
@@ -27,8 +27,8 @@ _PHRASES = {
 _VALUES = {**LEVELS, **DETAILS}
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _SPLITS = ("train", "validation", "test")
-# Maximal number of words of a caption, as in X2-VLM's fine-tuning.
-_MAX_WORDS = 40
+_MARKS = re.compile(r"[,.'!?\"()*#:;~]")
+_JOINTS = re.compile("[-/]")
 
 
 def template_phrases(fields: tuple[str, ...]) -> list[str]:
@@ -202,7 +202,23 @@ def mentions_sides(caption: str) -> bool:
     return bool(_SIDES.search(caption))
 
 
-def clean_caption(text: str) -> str:
-    """Lower-cases a text, removes punctuation, replaces - and / by spaces, keeps 40 words."""
-    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
-    return " ".join(re.sub(r"[-/]", " ", text).split()[:_MAX_WORDS])
+def clean_caption(text: str, cleaning: Cleaning = Cleaning()) -> str:
+    """Prepares a text for the tokenizer, as X2-VLM does for captions and questions.
+
+    Args:
+        text: the text.
+        cleaning: "x2vlm" puts a space in the place of each of `,.'!?"()*#:;~-/`, and "person" in
+            that of "<person>"; "earlier" deletes the marks, but for - and /, and leaves "<person>".
+            Both fold spaces and cut the text at `max_words`. "none" does neither.
+
+    Returns:
+        The text in lower case.
+    """
+    text = text.lower()
+    if cleaning.kind == "none":
+        return text
+    spaced = cleaning.kind == "x2vlm"
+    text = _JOINTS.sub(" ", _MARKS.sub(" " if spaced else "", text))
+    if spaced:
+        text = text.replace("<person>", "person")
+    return " ".join(text.split()[: cleaning.max_words])

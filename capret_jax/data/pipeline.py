@@ -17,7 +17,7 @@ from capret_jax.data.captions import TrainingCaptions, mentions_sides
 from capret_jax.data.geometry import random_window_around, shares_inside
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
-from capret_jax.data.masking import MAX_MASKED, Masker
+from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.records import Records
 from capret_jax.data.region_sampler import RegionSampler
 from capret_jax.data.sampler import Draw, Sampler, ShuffledOrder
@@ -91,13 +91,13 @@ class TrainingText(NamedTuple):
     Attributes:
         captions: captions of the items.
         encode: encoder of captions as tokens.
-        masker: masker of tokens for masked language modelling; None without it.
+        masker: masker of captions for masked language modelling; None without it.
         vqa: sampler of questions and answers; None without visual question answering.
     """
 
     captions: TrainingCaptions
     encode: CaptionEncoder
-    masker: Masker | None = None
+    masker: MaskedCaptions | None = None
     vqa: VqaSampler | None = None
 
 
@@ -155,10 +155,10 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         width = config.model.item_width
         batch = dataclasses.replace(batch, teacher=array(items, width, dtype=np.float32))
     if config.loss.mlm:
-        positions = array(items, MAX_MASKED)
+        positions = array(items, config.loss.mlm_max)
         batch = dataclasses.replace(
             batch,
-            masked_ids=array(items, tokens),
+            masked_ids=array(items, tokens + config.loss.inserted_masks),
             masked_positions=positions,
             masked_labels=positions,
         )
@@ -240,8 +240,10 @@ class _Examples:
         view = augment(photograph, self._split.items.box[rows], rng, may_flip=may_flip)
         identities = [NO_IDENTITY] if wide else self._identities[rows]
         padding = self._view.regions_per_image - len(rows)
-        tokens = [self._text.encode(caption) for caption in (*captions, *[""] * padding)]
-        masked = [self._text.masker(x, rng) for x in tokens] if self._text.masker else None
+        padded = [*captions, *[""] * padding]
+        tokens = [self._text.encode(caption) for caption in padded]
+        masker = self._text.masker
+        masked = [masker(caption, rng) for caption in padded] if masker else None
         ids = [zlib.crc32(caption.encode()) & 0x7FFFFFFF for caption in captions]
         return Batch(
             image=view.image[None],

@@ -4,12 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from capret_jax.config import Cleaning
 from capret_jax.data.items import ItemTable
 from capret_jax.data.schema import CATEGORIES, DETAILS
 from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 
-# A, tokens of an answer, [CLS] and [SEP] included.
+# A, tokens of an answer in training, [CLS] and [SEP] included.
 ANSWER_TOKENS = 10
+# Words of a question in training and in tests, as in X2-VLM.
+QUESTION_WORDS, TEST_QUESTION_WORDS = 30, 50
 NO_SLEEVES = "no"
 
 
@@ -112,6 +115,34 @@ def _sleeve(category: str) -> str | None:
     return NO_SLEEVES if category in bare else None
 
 
+def question_encoder(encode: CaptionEncoder, words: int, max_tokens: int) -> CaptionEncoder:
+    """Makes the encoder of questions, which are cleaned like captions.
+
+    Args:
+        encode: the model's encoder of captions.
+        words: maximal number of words.
+        max_tokens: T.
+    """
+    return CaptionEncoder(encode.tokenizer, max_tokens, encode.cleaning._replace(max_words=words))
+
+
+def answer_encoder(encode: CaptionEncoder, max_tokens: int) -> CaptionEncoder:
+    """Makes the encoder of answers, which are not cleaned, as in X2-VLM.
+
+    Those of a model that was trained with the cleaning "earlier" are cleaned, as they were then.
+
+    Args:
+        encode: the model's encoder of captions.
+        max_tokens: A.
+    """
+    return CaptionEncoder(encode.tokenizer, max_tokens, answer_cleaning(encode.cleaning))
+
+
+def answer_cleaning(cleaning: Cleaning) -> Cleaning:
+    """Returns the preparation of answers, from that of captions."""
+    return cleaning if cleaning.kind == "earlier" else cleaning._replace(kind="none")
+
+
 class VqaExample(NamedTuple):
     """A question of (T,) tokens and its answer of (A,) tokens."""
 
@@ -127,11 +158,12 @@ class VqaSampler:
         Args:
             questions: the questions to sample from.
             items: the items of the training split.
-            encode: encoder of the questions, T tokens.
+            encode: the model's encoder of captions, T tokens.
         """
         self._texts = {question.topic: question.text for question in questions}
-        self._items, self._encode = items, encode
-        self._encode_answer = CaptionEncoder(encode.tokenizer, ANSWER_TOKENS)
+        self._items = items
+        self._encode = question_encoder(encode, QUESTION_WORDS, encode.max_tokens)
+        self._encode_answer = answer_encoder(encode, ANSWER_TOKENS)
 
     def __call__(self, row: int, rng: np.random.Generator) -> VqaExample:
         """Samples one of the questions about the item in a row of the item table."""
@@ -148,3 +180,8 @@ class VqaSampler:
 def vocabulary_of(questions: tuple[Question, ...]) -> list[str]:
     """Returns the texts of all questions and answers, to build a vocabulary from."""
     return [text for question in questions for text in (question.text, *question.answers)]
+
+
+def answers_of(questions: tuple[Question, ...]) -> list[str]:
+    """Returns the answers to all questions."""
+    return [answer for question in questions for answer in question.answers]

@@ -70,7 +70,9 @@ def _terms(
         matches = jnp.broadcast_to(jnp.array(MATCH_LABELS), outputs.match_valid.shape)
         terms["itm"] = matching_loss(outputs.match_logits, matches, outputs.match_valid)
     if config.mlm:
-        terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels)
+        # Every text begins with [CLS].
+        smoothing = (config.mlm_smoothing, batch.masked_ids[0, 0]) if config.mlm_smoothing else ()
+        terms["mlm"] = masked_lm_loss(outputs.masked_lm_logits, batch.masked_labels, *smoothing)
     if config.vqa:
         terms["vqa"] = _answer_loss(outputs, batch, config)
     if config.box:

@@ -41,13 +41,30 @@ class TextEmbeddings(nnx.Module):
         self.norm = layer_norm(width, EPSILON)
 
     def __call__(
-        self, token_ids: jax.Array, key: jax.Array | None = None, start: jax.Array | int = 0
+        self,
+        token_ids: jax.Array,
+        key: jax.Array | None = None,
+        start: jax.Array | int = 0,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Embeds (B, T) int ids from position `start` on as (B, T, D); `key` turns dropout on."""
-        positions, limit = token_ids.shape[1], self.position.num_embeddings
-        if positions > limit:
-            raise InputError(f"{positions} tokens do not fit the model's {limit} positions.")
-        position = jax.lax.dynamic_slice_in_dim(self.position.embedding[...], start, positions)
+        """Embeds tokens.
+
+        Args:
+            token_ids: (B, T) int.
+            key: random key, which turns dropout on.
+            start: position of the first token.
+            positions: (B, T) int positions of the tokens; None for `start`, `start` + 1 and so on.
+
+        Returns:
+            (B, T, D).
+        """
+        table, count = self.position.embedding[...], token_ids.shape[1]
+        if positions is not None:
+            position = jnp.take(table, positions, axis=0)
+        elif count > len(table):
+            raise InputError(f"{count} tokens do not fit the model's {len(table)} positions.")
+        else:
+            position = jax.lax.dynamic_slice_in_dim(table, start, count)
         # `self.word(...)` would promote the result to float32, whatever the dtype of the table.
         x = jnp.take(self.word.embedding[...], token_ids, axis=0) + position
         x = x + self.token_type.embedding[0]
@@ -222,10 +239,17 @@ class TextEncoder(nnx.Module):
         self.layers = nnx.List([BertLayer(config, compute) for _ in range(config.text_layers)])
 
     def __call__(
-        self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
+        self,
+        token_ids: jax.Array,
+        token_mask: jax.Array,
+        key: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Encodes (B, T) int ids with (B, [T,] T) 0/1 mask as (B, T, D); `key`: dropout."""
+        """Encodes (B, T) int ids with (B, [T,] T) 0/1 mask as (B, T, D); `key`: dropout.
+
+        `positions` are those of `TextEmbeddings`.
+        """
         first, *rest = split_key(key, 1 + len(self.layers))
-        x = self.embeddings(token_ids, first)
+        x = self.embeddings(token_ids, first, positions=positions)
         arguments = dropout_arguments(rest, self.drop_path_rate)
         return run_layers(self.layers, x, (token_mask,), arguments, self.compute)

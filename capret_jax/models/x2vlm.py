@@ -97,10 +97,17 @@ class X2VLM(nnx.Module):
         return pool_regions(image, mask)
 
     def encode_text(
-        self, token_ids: jax.Array, token_mask: jax.Array, key: jax.Array | None = None
+        self,
+        token_ids: jax.Array,
+        token_mask: jax.Array,
+        key: jax.Array | None = None,
+        positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Encodes (B, T) int token ids, with a (B, T) 0/1 mask, as (B, T, D)."""
-        return self.text(token_ids, token_mask, key)
+        """Encodes (B, T) int token ids, with a (B, [T,] T) 0/1 mask, as (B, T, D).
+
+        `positions` are (B, T) int positions of the tokens; None for 0, 1 and so on.
+        """
+        return self.text(token_ids, token_mask, key, positions)
 
     def fuse(
         self,

@@ -7,7 +7,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from capret_jax.config import ExperimentConfig, ModelConfig
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.config.task import VQA_ANSWERS
-from capret_jax.data.masking import MAX_MASKED
 from capret_jax.data.vqa import ANSWER_TOKENS
 from capret_jax.models.kernels.cudnn_attention import CUDNN_BACKWARD, CUDNN_FORWARD
 
@@ -105,8 +104,9 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
     elif loss.box:
         forward += items * _fusion(model, tokens)
     if loss.mlm:
-        forward += items * (_text(model, tokens) + _fusion(model, tokens))
-        forward += items * _lm_head(model, MAX_MASKED)
+        masked = tokens + loss.inserted_masks
+        forward += items * (_text(model, masked) + _fusion(model, masked))
+        forward += items * _lm_head(model, loss.mlm_max)
     if loss.vqa:
         forward += items * (_text(model, tokens) + _fusion(model, tokens))
         answers = VQA_ANSWERS if config.task.name else 1

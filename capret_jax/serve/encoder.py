@@ -43,7 +43,7 @@ class Encoder:
         if setup.resize != "fast":
             self.digest += f"+{setup.resize}"
         tokenizer = open_model_tokenizer(setup, model.config)
-        self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens)
+        self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
         self.detector: Detector = PhraseDetector(
             model.config, model.params, self.tokenize, detection, model.compute
         )

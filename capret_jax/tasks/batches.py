@@ -12,12 +12,17 @@ from capret_jax.data.batch import NO_IDENTITY, Batch
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import mentions_sides
 from capret_jax.data.geometry import random_window_around
-from capret_jax.data.masking import Masker
+from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.pipeline import Batches
 from capret_jax.data.sampler import BatchOrder, Draw, RowSampler
 from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.data.transforms import Augmentation, View, frame
-from capret_jax.data.vqa import ANSWER_TOKENS
+from capret_jax.data.vqa import (
+    ANSWER_TOKENS,
+    QUESTION_WORDS,
+    answer_encoder,
+    question_encoder,
+)
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.tasks.examples import (
     ImageCaptions,
@@ -45,13 +50,14 @@ def make_batches(
     Raises:
         InputError: there are fewer examples than a batch has, or more workers than cores.
     """
+    read = config.data.read
     order = BatchOrder(config.batch_size, config.loop.steps, config.seed, share)
     views = TrainingViews(
-        PictureFolder(config.task.images, config.data.read.cached_images),
+        PictureFolder(config.task.images, read.resize, read.cached_images),
         Augmentation(config.data.augment, config.model.image_size),
     )
     examples = _EXAMPLES[config.task.name](rows, encode, views, config)
-    return BatchIterator(Batches(RowSampler(len(rows), order), examples), config.data.read)
+    return BatchIterator(Batches(RowSampler(len(rows), order), examples), read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +130,11 @@ class _CaptionExamples(_Examples):
     def __init__(self, rows, encode, views, config):
         super().__init__(rows, encode, views, config)
         self._identities = _number([row.image_id for row in rows])
-        loss = config.loss
-        self._masker = Masker(encode.tokenizer, loss.mlm_causal) if loss.mlm else None
+        self._masker = None
+        if config.loss.mlm:
+            prompt = config.task.prompt
+            prompted = CaptionEncoder(encode.tokenizer, encode.max_tokens, encode.cleaning, prompt)
+            self._masker = MaskedCaptions(prompted, config.loss)
 
     def _make(self, row: ImageCaptions, draw: Draw, rng: np.random.Generator) -> Batch:
         (caption,) = row.captions
@@ -133,7 +142,7 @@ class _CaptionExamples(_Examples):
         batch = _example(image, tokens, draw, identity=self._identities[draw.row])
         if self._masker is None:
             return batch
-        masked = self._masker(tokens, rng)
+        masked = self._masker(caption, rng)
         return dataclasses.replace(
             batch,
             masked_ids=masked.ids[None],
@@ -147,7 +156,8 @@ class _QuestionExamples(_Examples):
 
     def __init__(self, rows, encode, views, config):
         super().__init__(rows, encode, views, config)
-        self._encode_answer = CaptionEncoder(encode.tokenizer, ANSWER_TOKENS)
+        self._encode = question_encoder(encode, QUESTION_WORDS, encode.max_tokens)
+        self._encode_answer = answer_encoder(encode, ANSWER_TOKENS)
 
     def _make(self, row: VisualQuestion, draw: Draw, rng: np.random.Generator) -> Batch:
         image = self._views.whole(row.image, row.question, rng)

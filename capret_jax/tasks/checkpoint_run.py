@@ -17,6 +17,7 @@ from capret_jax.config import (
     LossConfig,
     MeshConfig,
     ModelConfig,
+    ReadConfig,
     TaskConfig,
 )
 from capret_jax.config.loss import TERMS
@@ -82,8 +83,11 @@ class CheckpointRun:
         model = dataclasses.replace(
             folder.card.config, image_size=settings.image_size or folder.card.config.image_size
         )
+        if folder.step is None:  # the published results are of pictures that Pillow resized
+            setup = setup._replace(resize="pillow")
         config = _config(task, settings, model, setup)
-        encode = CaptionEncoder(open_model_tokenizer(setup, model), setup.max_tokens)
+        tokenizer = open_model_tokenizer(setup, model)
+        encode = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
         mesh, test = make_mesh(MeshConfig()), read_test(task)
         if config.evaluation.batch_size % batch_parts(mesh):
             raise InputError(
@@ -108,7 +112,12 @@ def _config(
         task=task,
         model=model,
         compute=ComputeConfig(settings.precision),
-        data=DataConfig(max_tokens=setup.max_tokens),
+        data=DataConfig(
+            max_tokens=setup.max_tokens,
+            cleaning=setup.cleaning.kind,
+            max_words=setup.cleaning.max_words,
+            read=ReadConfig(resize=setup.resize),
+        ),
         loss=LossConfig(**weights),
         evaluation=settings.evaluation,
     )

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from capret_jax.checkpoints.fingerprints import vocabulary_fingerprint
 from capret_jax.checkpoints.initialization import check_parts
 from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch_iterator import BatchIterator
+from capret_jax.data.captions import clean_caption
+from capret_jax.data.vqa import answer_cleaning
 from capret_jax.errors import InputError
 from capret_jax.tasks.batches import make_batches
 from capret_jax.tasks.examples import (
@@ -22,7 +24,7 @@ from capret_jax.tasks.examples import (
     VisualQuestion,
 )
 from capret_jax.tasks.readers import Examples, read_test, read_training
-from capret_jax.train.base_run import BaseRun
+from capret_jax.train.base_run import BaseRun, VocabularyTexts
 
 # Number of texts that are tokenised to estimate the share of truncated ones.
 _TEXTS_CHECKED = 1000
@@ -108,8 +110,8 @@ class TaskRun(BaseRun):
         spread = rows[:: max(len(rows) // _TEXTS_CHECKED, 1)]
         return [text for row in spread for text in _encoded_texts(row)]
 
-    def _texts(self) -> Iterator[str]:
-        """Yields the texts that a vocabulary is built from: those of training, with answers.
+    def _texts(self) -> VocabularyTexts:
+        """Returns the texts that a vocabulary is built from: those of training, with answers.
 
         Raises:
             InputError: the run does not train.
@@ -119,10 +121,14 @@ class TaskRun(BaseRun):
                 "config.data.tokenizer is empty, and there is no model with a vocabulary: name the "
                 "tokenizer that the model was trained with, such as bert-base-uncased."
             )
-        for row in self.train.rows:
-            yield from _encoded_texts(row)
-            if isinstance(row, VisualQuestion):
-                yield from row.answers
+        rows, cleaning = self.train.rows, answer_cleaning(self.config.data.text_cleaning)
+        texts = {text for row in rows for text in _encoded_texts(row)}
+        answers = {text for row in rows if isinstance(row, VisualQuestion) for text in row.answers}
+        prompt = [self.config.task.prompt] if self.config.task.prompt else []
+        return VocabularyTexts(
+            [*sorted(texts), *prompt],
+            [clean_caption(answer, cleaning) for answer in sorted(answers)],
+        )
 
 
 def _encoded_texts(

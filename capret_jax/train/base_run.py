@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,18 @@ from capret_jax.train.optimizer import make_optimizer
 from capret_jax.train.parameter_groups import check_patterns
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import TrainState, abstract_state, init_state
+
+
+class VocabularyTexts(NamedTuple):
+    """Texts that a vocabulary is built from.
+
+    Attributes:
+        cleaned: texts that are cleaned before they are tokenised.
+        raw: texts that are tokenised as they are.
+    """
+
+    cleaned: Iterable[str]
+    raw: Iterable[str] = ()
 
 
 class BaseRun(abc.ABC):
@@ -176,8 +188,9 @@ class BaseRun(abc.ABC):
             saved = self.checkpoints.metadata()["config"]
             check_same_training(saved, dataclasses.asdict(config), str(self.workdir))
         elif config.init_from:
-            card = ModelFolder(config.init_from).card
-            check_same_shapes(config.model, card.config, config.init_from)
+            start = ModelFolder(config.init_from)
+            check_same_shapes(config.model, start.card.config, config.init_from)
+            _report_cleaning(start, config)
 
     def _make_setup(self, class_sizes: np.ndarray) -> StepSetup:
         """Makes the setup of the training step, for (C,) int numbers of examples per identity."""
@@ -186,7 +199,7 @@ class BaseRun(abc.ABC):
         return StepSetup.create(self.config, self.mesh, class_sizes, saved.get("fresh"))
 
     def _open_encoder(
-        self, texts: Callable[[], Iterable[str]], sample: Sequence[str]
+        self, texts: Callable[[], VocabularyTexts], sample: Sequence[str]
     ) -> CaptionEncoder:
         """Opens the encoder of texts, and checks that its vocabulary is of their language.
 
@@ -198,7 +211,8 @@ class BaseRun(abc.ABC):
         Raises:
             InputError: the tokenizer does not fit the model, its start or the texts.
         """
-        encode = CaptionEncoder(self._open_tokenizer(texts), self.config.data.max_tokens)
+        data = self.config.data
+        encode = CaptionEncoder(self._open_tokenizer(texts), data.max_tokens, data.text_cleaning)
         failure = None
         for text in filter(None, sample):
             try:
@@ -214,7 +228,7 @@ class BaseRun(abc.ABC):
         """Returns the share of texts with more than `data.max_tokens` tokens, in [0, 1]."""
         return float(np.mean([*map(self.encode.cuts, texts)]))
 
-    def _open_tokenizer(self, texts: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
+    def _open_tokenizer(self, texts: Callable[[], VocabularyTexts]) -> PreTrainedTokenizerBase:
         """Opens the configured tokenizer, or the run's own vocabulary, and checks its tokens.
 
         A run has the vocabulary of the run that it starts from, or builds one from texts;
@@ -240,7 +254,7 @@ class BaseRun(abc.ABC):
         return {"vocabulary": ModelFolder(source).setup().vocabulary}
 
     def _provide_vocabulary(
-        self, own: pathlib.Path, resumes: bool, texts: Callable[[], Iterable[str]]
+        self, own: pathlib.Path, resumes: bool, texts: Callable[[], VocabularyTexts]
     ) -> None:
         """Copies the vocabulary of the run of `config.init_from`, or builds one from texts.
 
@@ -263,7 +277,20 @@ class BaseRun(abc.ABC):
                 f"{config.init_from} was trained with other words than {own}: its text encoder has "
                 "to learn them anew. Name its vocabulary in --config.data.tokenizer to avoid this."
             )
-        provide_vocabulary(own, texts(), config.model.vocab_size)
+        cleaned, raw = texts()
+        cleaning = config.data.text_cleaning
+        provide_vocabulary(own, cleaned, config.model.vocab_size, cleaning, raw)
+
+
+def _report_cleaning(start: ModelFolder, config: ExperimentConfig) -> None:
+    """Says where a run prepares texts otherwise than the run that it starts from."""
+    before, now = start.setup().cleaning, config.data.text_cleaning
+    if start.step is not None and before.kind != now.kind:
+        print(
+            f"{config.init_from} was trained on texts of data.cleaning={before.kind!r}, and this "
+            f"run has {now.kind!r}: words with marks in them look new to the model, unless "
+            f"--config.data.cleaning={before.kind}."
+        )
 
 
 def _reached(config: ExperimentConfig) -> set[str]:

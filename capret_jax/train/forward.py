@@ -16,6 +16,7 @@ from capret_jax.losses.pairs import PairLabels
 from capret_jax.models.beit import box_regions
 from capret_jax.models.bert import causal_mask
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
+from capret_jax.train.inserted_masks import inserted_masks, insertion_mask, shared_positions
 
 
 class ImageStates(NamedTuple):
@@ -107,9 +108,7 @@ def forward(
         whole = model.fuse(*texts, pictures, key=fusion_key) if regions else fused
         outputs["boxes"] = model.predict_boxes(whole)
     if loss.mlm:
-        outputs["masked_lm_logits"] = _masked_lm_logits(
-            model, batch, images, loss.mlm_causal, mlm_key
-        )
+        outputs["masked_lm_logits"] = _masked_lm_logits(model, batch, images, loss, mlm_key)
     if loss.vqa:
         outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
     if loss.nlvr:
@@ -195,10 +194,18 @@ def _pair_logits(model, texts, images, key):
     return model.pair_logits(fused.reshape(-1, 2, *fused.shape[1:]))
 
 
-def _masked_lm_logits(model, batch, images, causal, key):
+def _masked_lm_logits(model, batch, images, loss, key):
     text_key, fusion_key = jax.random.split(key)
-    mask = causal_mask(batch.token_mask) if causal else batch.token_mask
-    texts = model.encode_text(batch.masked_ids, mask, text_key)
+    mask, positions = batch.token_mask, None
+    if loss.mlm_insert:
+        length = batch.masked_ids.shape[1]
+        inserted = inserted_masks(batch.masked_positions, batch.masked_labels, length)
+        mask = insertion_mask(inserted)
+        positions = shared_positions(inserted, length - loss.inserted_masks)
+    elif loss.mlm_causal:
+        # The prompt makes this text longer than the caption; no token sees the padding behind it.
+        mask = causal_mask(jnp.ones_like(batch.masked_ids))
+    texts = model.encode_text(batch.masked_ids, mask, text_key, positions)
     fused = model.fuse(texts, mask, *images, key=fusion_key)
     # Only the masked positions, since logits over the vocabulary are large.
     masked = jnp.take_along_axis(fused, batch.masked_positions[:, :, None], axis=1)

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,26 @@ from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import (
     TrainingCaptions,
+    clean_caption,
     load_captions,
     template_captions,
     template_phrases,
 )
-from capret_jax.data.masking import Masker
+from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.pipeline import TrainingText, training_iterator
 from capret_jax.data.sampler import make_sampler
 from capret_jax.data.teacher import open_teacher
-from capret_jax.data.vqa import VqaSampler, questions_about, vocabulary_of
+from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.data.vqa import (
+    VqaSampler,
+    answer_cleaning,
+    answers_of,
+    questions_about,
+    vocabulary_of,
+)
 from capret_jax.datasets import open_dataset
 from capret_jax.distributed.mesh import first_process_first
-from capret_jax.train.base_run import BaseRun
+from capret_jax.train.base_run import BaseRun, VocabularyTexts
 
 # Number of captions of a split that are tokenised to estimate the share of truncated ones.
 _CAPTIONS_CHECKED = 1000
@@ -84,11 +92,15 @@ class Run(BaseRun):
 
     def training_batches(self) -> BatchIterator:
         """Makes the iterator of this process's part of the training batches, from the first on."""
-        loss, train = self.config.loss, self.dataset.train
-        masker = Masker(self.encode.tokenizer, loss.mlm_causal) if loss.mlm else None
+        loss, data, train = self.config.loss, self.config.data, self.dataset.train
+        masker = None
+        if loss.mlm:
+            tokenizer, prompt = self.encode.tokenizer, data.captions.prompt
+            prompted = CaptionEncoder(tokenizer, data.max_tokens, data.text_cleaning, prompt)
+            masker = MaskedCaptions(prompted, loss)
         vqa = None
         if loss.vqa:
-            questions = questions_about(self.config.data.name)
+            questions = questions_about(data.name)
             vqa = VqaSampler(questions, train.items, self.encode)
         text = TrainingText(self.captions, self.encode, masker, vqa)
         return training_iterator(train, self.sampler, text, self.config)
@@ -109,10 +121,14 @@ class Run(BaseRun):
     def _check_evaluable(self) -> None:
         check_projection(self.config.init_from, self.config.model)
 
-    def _vocabulary_texts(self) -> Iterator[str]:
+    def _vocabulary_texts(self) -> VocabularyTexts:
         config = self.config
-        questions = vocabulary_of(questions_about(config.data.name)) if config.loss.vqa else []
-        return itertools.chain(self.captions, questions, template_phrases(config.data.vocabulary))
+        data, asked = config.data, questions_about(config.data.name) if config.loss.vqa else ()
+        further = [*vocabulary_of(asked), *template_phrases(data.vocabulary)]
+        if data.captions.prompt:
+            further.append(data.captions.prompt)
+        raw = [clean_caption(x, answer_cleaning(data.text_cleaning)) for x in answers_of(asked)]
+        return VocabularyTexts(itertools.chain(self.captions, further), raw)
 
     def _load_evaluation_captions(self) -> list[str]:
         config, items = self.config.embedding, self.dataset.validation.items

@@ -60,6 +60,7 @@ class Trainer:
     def _resume(self, checkpoints: Checkpoints, iterator: BatchIterator) -> bool:
         """Trains to the last step; returns False if SIGTERM stopped it."""
         run, last, done = self._run, self._run.config.loop.steps, 0
+        data = run.config.data
         if checkpoints.latest_step() is not None:
             run.check_data(checkpoints.metadata().get("fingerprints", {}))
             # Read even if the run is finished: the last checkpoint may be damaged.
@@ -70,8 +71,8 @@ class Trainer:
             return True
         if share := run.truncated_captions():
             print(
-                f"config.data.max_tokens={run.config.data.max_tokens} cuts {100 * share:.1f} % of "
-                "the captions: they lose their ends."
+                f"config.data.max_words={data.max_words} and config.data.max_tokens="
+                f"{data.max_tokens} cut {100 * share:.1f} % of the captions: they lose their ends."
             )
         if done:
             print(f"resuming from step {done} of {last}")

@@ -20,7 +20,7 @@ from capret_jax.captioning.store import ItemKey
 from capret_jax.captioning.vqa_answerer import VqaAnswerer
 from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConfig, OptimizerConfig
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.data.vqa import SYNTHETIC_QUESTIONS, vocabulary_of
+from capret_jax.data.vqa import SYNTHETIC_QUESTIONS, answers_of, vocabulary_of
 from capret_jax.models.x2vlm import init_params
 from tests.conftest import SMALL_MODEL
 
@@ -45,7 +45,8 @@ def answering_config(data: DataConfig) -> ExperimentConfig:
 @pytest.fixture(scope="session")
 def encode(tmp_path_factory) -> CaptionEncoder:
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    build_vocabulary(vocabulary_of(SYNTHETIC_QUESTIONS), path, ANSWERING.vocab_size)
+    texts, raw = vocabulary_of(SYNTHETIC_QUESTIONS), answers_of(SYNTHETIC_QUESTIONS)
+    build_vocabulary(texts, path, ANSWERING.vocab_size, raw=raw)
     return CaptionEncoder(load_tokenizer(str(path)), 16)
 
 

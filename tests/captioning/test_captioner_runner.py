@@ -1,5 +1,7 @@
 """X2-VLM's own captions, and several condensed to one by a language model."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from capret_jax.captioning.batched_model import BatchedModel
@@ -8,6 +10,9 @@ from capret_jax.captioning.captioner_runner import CaptionerRunner
 from capret_jax.captioning.reply_parsing import parse_caption
 from capret_jax.captioning.store import CaptionStore
 from capret_jax.errors import InputError
+from capret_jax.models.beam_search import BeamConfig
+from capret_jax.models.caption_generation import SpecialTokens, write_captions
+from capret_jax.models.x2vlm import normalize_pixels
 from tests.captioning.conftest import ANSWERING, KEYS, prompted
 
 
@@ -22,6 +27,27 @@ def test_sampled_captions_depend_on_their_seeds_alone(captioner, images):
     # Other images in the batch have no influence.
     assert captioner.sample(images[1:2], [2]) == sampled[1:2]
     assert captioner.sample(images[1:2], [9]) != sampled[1:2]
+
+
+def test_the_prompt_is_where_the_model_starts_and_no_part_of_its_captions(
+    captioner, encode, answering_params, images
+):
+    batched = BatchedModel(ANSWERING, answering_params, encode)
+    prompt_ids = [*encode("what colour").ids[:3]]  # [CLS] and the prompt
+    config = BeamConfig(beams=3, max_tokens=16 - 1 - len(prompt_ids))
+    special = SpecialTokens(encode.tokenizer.mask_token_id, encode.tokenizer.sep_token_id)
+
+    def write(model, pixels):
+        states = model.encode_image(normalize_pixels(pixels))
+        return write_captions(model, states, jnp.array(prompt_ids), special, config)[0]
+
+    ids = np.asarray(batched.compile(write)(images[:4]))
+    expected = encode.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    written = Captioner(batched, "what colour").caption(images[:4])
+    assert written == expected and all(written)
+    assert written != captioner.caption(images[:4])
+    with pytest.raises(InputError, match="lacks words of the prompt 'a picture of'"):
+        Captioner(batched, "a picture of")
 
 
 def test_captions_of_the_beam_search_and_condensed_captions(

@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from capret_jax.captioning import collection
+from capret_jax.captioning.captioner import Captioner
 from capret_jax.captioning.collection import collect_captions
 from capret_jax.captioning.config import CollectConfig
 from capret_jax.captioning.conversation import ConversationConfig
@@ -28,6 +30,7 @@ from capret_jax.config import (
     OptimizerConfig,
 )
 from capret_jax.data.captions import load_captions
+from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.evaluation.suite import EvaluationSuite
@@ -114,6 +117,28 @@ def test_oracle_captions_are_equal_for_views_of_one_identity(data, trained_dir, 
 def test_captioner_captions_items(data, trained_dir, tmp_path):
     config = CollectConfig(method="captioner", limit=5)
     assert collect_captions(data, trained_dir, tmp_path / "own.jsonl", config)["items"] == 5
+
+
+def test_the_captioner_starts_from_its_models_prompt(data, tmp_path, monkeypatch):
+    """A published captioning file has one in its card, and captions of another are others."""
+    prompts = []
+
+    class Recorder(Captioner):
+        def caption(self, images):
+            prompts.append(self._tokenizer.decode(self._prompt))
+            return ["a dress"] * len(images)
+
+    monkeypatch.setattr(collection, "Captioner", Recorder)
+    build_vocabulary(["a picture of a dress"], tmp_path / "vocab.txt", 120)
+    converted = from_reference(read_state_dict(DATA / "x2vlm_tiny_caption.th"))
+    config = CollectConfig(method="captioner", limit=2)
+    for prompt, out in ((None, "published"), ("", "own")):
+        folder = tmp_path / f"{out}-model"
+        save_converted(folder, converted, vocabulary=tmp_path / "vocab.txt", prompt=prompt)
+        collect_captions(data, folder, tmp_path / out, config)
+    assert prompts == ["[CLS] a picture of", "[CLS]"]
+    with pytest.raises(InputError, match="prompt"):
+        collect_captions(data, tmp_path / "own-model", tmp_path / "published", config)
 
 
 def test_collected_captions_are_used_in_embeddings(data, trained_dir, collected, tmp_path, splits):

@@ -66,6 +66,26 @@ def test_probabilities_equal_those_of_rank_answers(
     np.testing.assert_allclose(table, expected, atol=2e-3)  # states are float16
 
 
+def test_at_most_128_answers_are_scored_as_a_whole(answerer, states):
+    """X2-VLM's k_test; a shorter list is scored completely."""
+    words = [word for word in answerer._tokenizer.get_vocab() if word.isalpha()][:12]
+    pairs = tuple(f"{first} {second}" for first in words for second in words)
+    for listed in (pairs, pairs[:100]):
+        table = answerer.answer_probabilities(states[:2], "what is it", listed)
+        assert ((table > 1e-9).sum(axis=1) == min(len(listed), 128)).all()
+        np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_questions_have_50_words_and_answers_are_raw(answerer):
+    """Neither is cut at the captions' 16 tokens."""
+    assert answerer._question_tokens(["what is it"]).ids.shape == (1, 16)
+    tokens = answerer._question_tokens(["what? " * 60, "what is it"])
+    assert tokens.mask.sum(axis=1).tolist() == [52, 5] and tokens.ids.shape[1] == 64
+    answer = answerer._encode_answer("Window-pane")
+    text = answerer._tokenizer.decode(answer.ids, skip_special_tokens=True)
+    assert text == "window - pane"
+
+
 def test_written_answer_is_the_likeliest_of_all_texts(answering_params, images, bound):
     """Compares with the decoder's log-probabilities of every text of two tokens."""
     mask, vocabulary = np.ones((2, 4), np.int32), ANSWERING.vocab_size

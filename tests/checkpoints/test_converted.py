@@ -57,6 +57,19 @@ def test_a_saved_model_is_loaded_again(folder, converted):
     assert report["kind"] == "caption_mlm" and len(report["missing"]) == 17
 
 
+def test_the_prompt_is_that_of_published_captioning_files(folder, converted, tmp_path):
+    assert read_card(folder).prompt == "a picture of"
+    content = json.loads((folder / "model.json").read_text())
+    # Folders of versions without a prompt hold published files.
+    del content["prompt"]
+    for kind, prompt in (("caption_mlm", "a picture of"), ("pretrain", ""), ("vqa", "")):
+        (folder / "model.json").write_text(json.dumps(content | {"kind": kind}))
+        assert read_card(folder).prompt == prompt
+    for prompt in ("a photo of", ""):
+        save_converted(tmp_path / "own", converted, overwrite=True, prompt=prompt)
+        assert read_card(tmp_path / "own").prompt == prompt
+
+
 def test_no_temporary_folder_remains(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 

@@ -16,7 +16,7 @@ from capret_jax.checkpoints.converted import ModelCard, save_converted
 from capret_jax.checkpoints.loading import ModelFolder, load_model
 from capret_jax.checkpoints.state_dict import read_state_dict
 from capret_jax.checkpoints.training import Checkpoints
-from capret_jax.config import DataConfig, ExperimentConfig, LossConfig
+from capret_jax.config import CaptionConfig, Cleaning, DataConfig, ExperimentConfig, LossConfig
 from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig
@@ -185,7 +185,9 @@ def workdir(tmp_path_factory):
     build_vocabulary(["a red dress"], folder / "vocab.txt", SMALL_MODEL.vocab_size)
     config = ExperimentConfig(
         model=SMALL_MODEL,
-        data=DataConfig(max_tokens=12),
+        data=DataConfig(
+            max_tokens=12, cleaning="none", max_words=9, captions=CaptionConfig(prompt="a red")
+        ),
         loss=LossConfig(mlm=0.1, mlm_causal=True),
     )
     params = {"model": init_params(SMALL_MODEL, jax.random.key(0))}
@@ -200,13 +202,25 @@ def workdir(tmp_path_factory):
 
 def test_a_workdir_is_opened_with_its_settings(workdir):
     folder = ModelFolder(workdir)
-    assert folder.card == ModelCard(SMALL_MODEL, "pretrain", ["itm_head/up/kernel"])
+    untrained = ["itm_head/up/kernel"]
+    assert folder.card == ModelCard(SMALL_MODEL, "pretrain", untrained, prompt="a red")
     assert folder.writes_captions
     setup = folder.setup()
     assert (setup.tokenizer, setup.max_tokens) == (str(workdir / "vocab.txt"), 12)
+    assert setup.cleaning == Cleaning("none", 9)
     assert folder.setup("bert-base-uncased").tokenizer == "bert-base-uncased"
     expected = init_params(SMALL_MODEL, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, folder.load_params(), expected)
+
+
+def test_a_workdir_of_an_earlier_version_keeps_its_cleaning_and_has_no_prompt(workdir):
+    folder = ModelFolder(workdir)
+    data = folder._run_config["data"]
+    del data["cleaning"], data["max_words"], data["captions"]["prompt"]
+    with mock.patch.object(Checkpoints, "metadata", return_value={"config": folder._run_config}):
+        earlier = ModelFolder(workdir)
+    assert earlier.card.prompt == ""
+    assert earlier.setup().cleaning == Cleaning("earlier", 40)
 
 
 def test_a_converted_checkpoint_is_opened_with_its_settings(converted_dirs):
@@ -215,6 +229,7 @@ def test_a_converted_checkpoint_is_opened_with_its_settings(converted_dirs):
     assert not ModelFolder(converted_dirs / "pretrain").writes_captions
     setup = folder.setup()
     assert (setup.tokenizer, setup.max_tokens, setup.data) == ("bert-base-uncased", 40, None)
+    assert setup.cleaning == Cleaning("x2vlm", 30)
 
 
 def test_an_encoder_opens_its_workdir_once(workdir):

@@ -115,6 +115,16 @@ def test_the_tokenizer_is_kept_beside_the_model(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_prompt_of_a_captioning_file_can_be_named(tmp_path):
+    source = DATA / "x2vlm_tiny_caption.th"
+    convert(source, tmp_path / "own", prompt="")
+    assert ModelFolder(tmp_path / "own").card.prompt == ""
+    with pytest.raises(InputError, match="--prompt is of caption_mlm files, not of pretrain"):
+        convert(DATA / "x2vlm_tiny_pretrain.th", tmp_path / "out", prompt="a photo of")
+    with pytest.raises(InputError, match="neither --image_size, --bert, --tokenizer nor --prompt"):
+        convert(tmp_path / "own", tmp_path / "back", to="torch", prompt="a photo of")
+
+
 def test_errors_are_one_line_and_exit_code_two(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(tmp_path / "evil.th", "w") as archive:

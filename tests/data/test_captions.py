@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from capret_jax.config import CaptionConfig
+from capret_jax.config import CaptionConfig, Cleaning, DataConfig
+from capret_jax.config.data import EARLIER_CLEANING
 from capret_jax.data.captions import (
     TrainingCaptions,
     clean_caption,
@@ -123,8 +124,34 @@ def test_impossible_settings_are_refused():
         read_captions("/absent/captions.jsonl")
 
 
-def test_cleaning_follows_the_reference():
-    assert (
-        clean_caption('A "T-shirt", red/blue (new):  it\'s #1!') == "a t shirt red blue new its 1"
-    )
-    assert clean_caption(" ".join(["word"] * 60)).split() == ["word"] * 40
+@pytest.mark.parametrize(
+    "text, reference, earlier",
+    [
+        ("What's", "what s", "whats"),
+        ("black,white", "black white", "blackwhite"),
+        ("3.5", "3 5", "35"),
+        ("A <person> with a T-shirt", "a person with a t shirt", "a <person> with a t shirt"),
+        ("red/blue\t (new):  it's #1!\n", "red blue new it s 1", "red blue new its 1"),
+        ("""one,two.three'four!five?six"seven(eight)nine*ten#eleven:twelve;thirteen~fourteen""",)
+        + ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen",)
+        + ("onetwothreefourfivesixseveneightnineteneleventwelvethirteenfourteen",),
+        ("a & b_c + d @ 5%", "a & b_c + d @ 5%", "a & b_c + d @ 5%"),
+        ("?!", "", ""),
+    ],
+)
+def test_cleaning_follows_the_reference(text, reference, earlier):
+    assert clean_caption(text) == reference
+    assert clean_caption(text, EARLIER_CLEANING) == earlier
+    assert clean_caption(text, Cleaning("none")) == text.lower()
+
+
+def test_a_caption_is_cut_at_the_words_of_its_task():
+    text = " ".join(f"w{i}" for i in range(60))
+    assert DataConfig().text_cleaning == Cleaning() == ("x2vlm", 30)
+    for words in (30, 40, 50):
+        assert clean_caption(text, Cleaning(max_words=words)).split() == text.split()[:words]
+    assert clean_caption(text) == clean_caption(text, Cleaning(max_words=30))
+    assert len(clean_caption(text, EARLIER_CLEANING).split()) == 40
+    assert clean_caption(text, Cleaning("none")) == text
+    # Marks make words: each side of one counts.
+    assert clean_caption("a.b,c-d", Cleaning(max_words=3)) == "a b c"

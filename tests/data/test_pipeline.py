@@ -21,8 +21,8 @@ from capret_jax.config import (
 from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.items import ItemTable
-from capret_jax.data.masking import Masker
-from capret_jax.data.pipeline import TrainingText, training_iterator
+from capret_jax.data.masking import MaskedCaptions
+from capret_jax.data.pipeline import TrainingText, abstract_batch, training_iterator
 from capret_jax.data.region_sampler import RegionSampler
 from capret_jax.data.sampler import BatchOrder, make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
@@ -54,6 +54,7 @@ def iterate(splits, captions):
         teacher="",
         regions=RegionBatchConfig(),
         region_crop=False,
+        loss=LossConfig(arcface=0.0),
     ):
         config = ExperimentConfig(
             batch_size=B,
@@ -68,13 +69,13 @@ def iterate(splits, captions):
                 read=ReadConfig(threads=threads, prefetch=2),
             ),
             loop=LoopConfig(steps=6),
-            loss=LossConfig(arcface=0.0, distill=float(bool(teacher))),
+            loss=dataclasses.replace(loss, distill=float(bool(teacher))),
         )
         items = splits["train"].items
         text = TrainingText(
             TrainingCaptions(CaptionConfig(), items),
             captions,
-            Masker(captions.tokenizer) if masked else None,
+            MaskedCaptions(captions, config.loss) if masked else None,
             VqaSampler(SYNTHETIC_QUESTIONS, items, captions) if asked else None,
         )
         sampler = make_sampler(items, config, shard)
@@ -106,6 +107,16 @@ def test_shapes_and_dtypes(iterate):
     assert batch.masked_positions.shape == batch.masked_labels.shape
     assert shapes["question_ids"] == shapes["question_mask"] == (B, 24)
     assert shapes["answer_ids"] == shapes["answer_mask"] == (B, ANSWER_TOKENS)
+
+
+def test_abstract_batches_have_room_for_inserted_masks(iterate):
+    loss = LossConfig(mlm=1.0, mlm_causal=True, mlm_insert=True, mlm_max=5)
+    batch = next(iterate(masked=True, loss=dataclasses.replace(loss, arcface=0.0)))
+    assert batch.masked_ids.shape == (B, 24 + 5) and batch.masked_labels.shape == (B, 5)
+    data = DataConfig(max_tokens=24)
+    expected = abstract_batch(ExperimentConfig(batch_size=B, data=data, loss=loss))
+    for name in ("masked_ids", "masked_positions", "masked_labels"):
+        assert getattr(batch, name).shape == getattr(expected, name).shape
 
 
 def test_equal_captions_have_equal_ids(iterate):

@@ -1,5 +1,6 @@
 """Building of a vocabulary and encoding of captions."""
 
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from capret_jax.config import Cleaning
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.errors import InputError
 
@@ -67,6 +69,48 @@ def test_the_vocabulary_is_the_same_in_every_process(vocabulary, tmp_path):
 def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(InputError, match=r"at .*nowhere"):
         load_tokenizer(str(tmp_path / "nowhere"))
+
+
+def names(encoder, text):
+    tokens = encoder(text)
+    return encoder.tokenizer.convert_ids_to_tokens(tokens.ids[tokens.mask > 0])
+
+
+def test_the_prompt_is_before_every_caption(tmp_path):
+    build_vocabulary(["a picture of a red vest"], tmp_path / "vocab.txt", 100)
+    tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
+    encoder = CaptionEncoder(tokenizer, 9, Cleaning(max_words=2), " a picture of ")
+    start = ["[CLS]", "a", "picture", "of"]
+    assert tokenizer.convert_ids_to_tokens(encoder.prompt_ids) == start
+    # Its words do not count, its tokens do.
+    assert names(encoder, "A red vest!") == [*start, "a", "red", "[SEP]"]
+    assert names(encoder, "") == [*start, "[SEP]"]
+    again = pickle.loads(pickle.dumps(encoder))
+    assert names(again, "vest") == [*start, "vest", "[SEP]"]
+    assert CaptionEncoder(tokenizer, 9).prompt_ids.tolist() == [tokenizer.cls_token_id]
+    with pytest.raises(InputError, match="lacks words of the prompt 'the vest'"):
+        CaptionEncoder(tokenizer, 9, prompt="the vest")
+    with pytest.raises(InputError, match="leaves no room for a caption of 5 tokens"):
+        CaptionEncoder(tokenizer, 5, prompt="a picture of")
+
+
+def test_raw_texts_keep_their_marks(tmp_path):
+    raw = ["window-pane", "3.5", "St. Mary's"]
+    build_vocabulary(["a window pane"], tmp_path / "vocab.txt", 100, raw=raw)
+    encoder = CaptionEncoder(load_tokenizer(str(tmp_path / "vocab.txt")), 12, Cleaning("none"))
+    assert names(encoder, "Window-Pane") == ["[CLS]", "window", "-", "pane", "[SEP]"]
+    for text in raw:
+        assert encoder.tokenizer.unk_token not in names(encoder, text)
+    cleaned = CaptionEncoder(encoder.tokenizer, 12)
+    assert names(cleaned, "Window-Pane") == ["[CLS]", "window", "pane", "[SEP]"]
+
+
+def test_lost_words_and_lost_tokens_are_noticed(vocabulary):
+    encoder = CaptionEncoder(load_tokenizer(str(vocabulary)), 6, Cleaning(max_words=3))
+    assert not encoder.cuts("an image, of")
+    assert encoder.cuts("an image, of a")
+    assert encoder.cuts("an image scalescalescale")
+    assert not CaptionEncoder(encoder.tokenizer, 6, Cleaning("none", 3)).cuts("an image of a")
 
 
 def test_a_text_of_unknown_words_alone_is_refused(vocabulary):

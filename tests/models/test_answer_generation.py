@@ -1,11 +1,14 @@
 """VQA, compared with the reference: question states, decoder, ranking and loss."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
 
 from capret_jax.checkpoints.conversion import from_reference
 from capret_jax.checkpoints.state_dict import read_state_dict
+from capret_jax.models import answer_generation
 from capret_jax.models.answer_generation import Answers, FusedQuestions, answer_losses, rank_answers
 from capret_jax.models.x2vlm import abstract_model, bind
 from tests.conftest import DATA
@@ -29,7 +32,12 @@ def outputs(vqa):
     rows = vqa["decoder_answer_rows"]
     of_question = np.repeat([0, 1], vqa["train_answers_per_question"])
 
+    def rank_in_groups(*arguments):
+        with mock.patch.object(answer_generation, "_SCORED_AT_ONCE", 2 * k + 1):
+            return rank_answers(*arguments)
+
     def select(arrays, rows):
+        rows = np.array(rows) if isinstance(rows, list) else rows
         return type(arrays)(*(array[rows] for array in arrays))
 
     @jax.jit
@@ -44,6 +52,7 @@ def outputs(vqa):
             "decoder_logits": model.answer_logits(*select(answers, rows), *question),
             "ranking": rank_answers(model, answers, question, k),
             "all": rank_answers(model, answers, question, len(answers.ids)),
+            "grouped": rank_in_groups(model, answers, select(question, [0, 1, 0]), k),
             "padded": rank_answers(model, padded, question, k),
             "train_losses": answer_losses(
                 model, select(answers, slice(3)), select(question, of_question)
@@ -83,6 +92,12 @@ def test_answers_to_a_shared_question_are_scored_independently(outputs):
 def test_padding_does_not_change_a_ranking(outputs):
     for padded, plain in zip(outputs["padded"], outputs["ranking"], strict=True):
         np.testing.assert_allclose(padded, plain, rtol=1e-5)
+
+
+def test_questions_are_scored_in_groups(outputs):
+    """Two at once, of three."""
+    for grouped, plain in zip(outputs["grouped"], outputs["ranking"], strict=True):
+        np.testing.assert_allclose(grouped, plain[np.array([0, 1, 0])], rtol=1e-5)
 
 
 def test_probabilities_of_the_candidates_sum_to_one(outputs):

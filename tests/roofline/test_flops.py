@@ -90,9 +90,6 @@ def batch():
         caption_id=np.arange(B, dtype=np.int32),
         box=np.full((B, 4), 0.5, np.float32),
         valid=np.ones(B, bool),
-        masked_ids=np.ones((B, T), np.int32),
-        masked_positions=np.zeros((B, 12), np.int32),
-        masked_labels=np.zeros((B, 12), np.int32),
         question_ids=np.ones((B, T), np.int32),
         question_mask=np.ones((B, T), np.int32),
         answer_ids=np.ones((B, 10), np.int32),
@@ -108,9 +105,20 @@ def batch():
         LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=1, matching_group=4),
         LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, vqa=1),
         LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, supcon=1),
+        LossConfig(
+            **dict.fromkeys(("itc", "itm", "box_l1", "box_giou", "arcface"), 0),
+            **{"mlm": 1, "mlm_causal": True, "mlm_insert": True, "mlm_max": 6},
+        ),
     ],
 )
 def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
+    most = loss.mlm_max
+    batch = dataclasses.replace(
+        batch,
+        masked_ids=np.ones((B, T + loss.inserted_masks), np.int32),
+        masked_positions=np.zeros((B, most), np.int32),
+        masked_labels=np.zeros((B, most), np.int32),
+    )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config = ExperimentConfig(
         batch_size=B,

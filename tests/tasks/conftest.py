@@ -34,7 +34,10 @@ NO_CHANGES = AugmentConfig(
 )
 # Task -> its model, where it has parts that others lack; and settings of its losses.
 MODELS = {"vqa": ANSWERING_MODEL, "nlvr2": dataclasses.replace(SMALL_MODEL, nlvr=True)}
-LOSSES = {"captioning": {"mlm_causal": True}, "vqa": {"vqa_reduction": "weighted_sum"}}
+LOSSES = {
+    "captioning": {"mlm_causal": True, "mlm_insert": True},
+    "vqa": {"vqa_reduction": "weighted_sum"},
+}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from capret_jax.config.task import VQA_ANSWERS
+from capret_jax.data.batch import IGNORED_LABEL
 from capret_jax.data.pipeline import abstract_batch
 from capret_jax.errors import InputError
 from capret_jax.tasks.run import TaskRun
@@ -122,14 +123,19 @@ def test_sentences_have_their_left_and_then_their_right_picture(batch_of):
     np.testing.assert_array_equal(batch.pair_label, colours[:, 0] == colours[:, 1])
 
 
-def test_captions_are_masked_for_a_captioner(batch_of):
+def test_captions_follow_their_prompt_which_is_never_masked(batch_of):
     run, batch = batch_of("captioning")
-    used = batch.masked_labels != -100
-    rows = np.nonzero(used)[0]
-    np.testing.assert_array_equal(
-        batch.token_ids[rows, batch.masked_positions[used]], batch.masked_labels[used]
-    )
-    assert used.any(axis=1).all()
+    tokenizer = run.encode.tokenizer
+    prompt = tokenizer(run.config.task.prompt)["input_ids"][:-1]
+    assert (batch.masked_ids[:, : len(prompt)] == prompt).all()
+    used = batch.masked_labels != IGNORED_LABEL
+    rows, positions = np.nonzero(used)[0], batch.masked_positions[used]
+    assert used.any(axis=1).all() and positions.min() >= len(prompt)
+    # Each inserted [MASK] stands before the token that it predicts.
+    assert (batch.masked_ids[rows, positions] == tokenizer.mask_token_id).all()
+    written = np.where(batch.masked_ids == tokenizer.mask_token_id, 0, batch.masked_ids)
+    for text, whole in zip(decode(run, batch.token_ids), decode(run, written), strict=True):
+        assert whole == f"a picture of {text}"
 
 
 def test_a_batch_larger_than_the_training_files_is_refused(task_config, tmp_path):

@@ -157,6 +157,25 @@ def test_what_was_fresh_at_the_start_stays_so(config, trained_dir, monkeypatch):
     assert Run(config, trained_dir).setup.fresh == ("itm_head/up/kernel",)
 
 
+def test_raw_answers_and_the_prompt_are_in_the_vocabulary(config, trained_dir, tmp_path):
+    assert "-" in (trained_dir / "vocab.txt").read_text().splitlines()  # of window-pane
+    captions = dataclasses.replace(config.data.captions, prompt="behold: a")
+    data = dataclasses.replace(config.data, captions=captions)
+    run = Run(dataclasses.replace(config, data=data), tmp_path)
+    batch = next(run.training_batches())
+    prompt = run.encode.tokenizer("behold: a", add_special_tokens=False)["input_ids"]
+    assert run.encode.tokenizer.unk_token_id not in prompt and len(prompt) == 3
+    assert (batch.masked_ids[:, 1:4] == prompt).all()
+    assert not (batch.token_ids[:, 1:4] == prompt).all(axis=1).any()
+
+
+def test_a_start_from_a_model_of_another_cleaning_is_told(config, trained_dir, tmp_path, capsys):
+    data = dataclasses.replace(config.data, cleaning="earlier")
+    Run(dataclasses.replace(config, init_from=str(trained_dir), data=data), tmp_path)
+    printed = capsys.readouterr().out
+    assert "trained on texts of data.cleaning='x2vlm', and this run has 'earlier'" in printed
+
+
 def swap_words(path):
     lines = path.read_text().splitlines()
     lines[-1], lines[-2] = lines[-2], lines[-1]

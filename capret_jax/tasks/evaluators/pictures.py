@@ -51,7 +51,8 @@ def picture_batches(
         InputError: a picture cannot be read.
     """
     config = run.config
-    folder, read = PictureFolder(config.task.images), config.data.read
+    read = config.data.read
+    folder = PictureFolder(config.task.images, read.resize)
     size = config.model.image_size
     batches = batch_rows(run, len(paths), config.evaluation.batch_size)
     dataset = grain.MapDataset.source(batches.reshape(-1)).map(

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.data.vqa import TEST_QUESTION_WORDS, answer_encoder, question_encoder
 from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 from capret_jax.tasks.evaluators.grouping import PictureGroups
@@ -47,9 +47,10 @@ class VqaMeasurement:
         """
         run, rows = self._run, self._run.test.rows
         groups = PictureGroups([row.image for row in rows], _QUESTIONS)
-        questions = stack_tokens(run.encode, [row.question for row in rows])
         most = run.config.model.max_positions
-        listed = stack_tokens(CaptionEncoder(run.encode.tokenizer, most), self._answers)
+        encode = question_encoder(run.encode, TEST_QUESTION_WORDS, most)
+        questions = stack_tokens(encode, [row.question for row in rows])
+        listed = stack_tokens(answer_encoder(run.encode, most), self._answers)
         texts = [x[groups.rows] for x in questions]
         batches = picture_batches(run, groups.paths, texts)
         best = self._choose.by_row(params, batches, len(groups.paths), tuple(listed))
