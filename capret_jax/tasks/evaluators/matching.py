@@ -54,11 +54,12 @@ class PairMatcher:
 
         Args:
             params: parameters of the model, sharded over the mesh.
-            candidates: (I, k) int rows of captions by picture, and (Q, k') rows of pictures by
-                caption.
-            images, texts: vision tokens, and states of captions.
+            candidates: (I, k) int rows of captions of the first I pictures, and (Q, k') rows of
+                pictures of the first Q captions.
+            images, texts: vision tokens, and states of captions, of all pictures and captions.
         """
-        keys, count = pair_keys(candidates), len(candidates[1])
+        count = len(texts)
+        keys = pair_keys(candidates, count)
         pairs = np.unique(np.concatenate([key.reshape(-1) for key in keys]))
         image, text = np.divmod(pairs, count)
         groups = group_rows(image, min(_CAPTIONS, int(np.bincount(image).max())))
@@ -86,18 +87,20 @@ class PairMatcher:
         return model.match_logits(fused)[:, 1].reshape(groups, captions)
 
 
-def pair_keys(candidates: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the pairs of both directions, as picture * number of captions + caption.
+def pair_keys(
+    candidates: tuple[np.ndarray, np.ndarray], captions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the pairs of both directions, as picture * `captions` + caption.
 
     Args:
         candidates: (I, k) rows of captions by picture, and (Q, k') rows of pictures by caption.
+        captions: number of all captions.
 
     Returns:
         int64 numbers of the same shapes.
     """
     by_image, by_text = (np.asarray(rows, np.int64) for rows in candidates)
-    count = len(by_text)
     return (
-        np.arange(len(by_image))[:, None] * count + by_image,
-        by_text * count + np.arange(count)[:, None],
+        np.arange(len(by_image))[:, None] * captions + by_image,
+        by_text * captions + np.arange(len(by_text))[:, None],
     )
