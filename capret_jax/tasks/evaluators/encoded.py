@@ -40,8 +40,8 @@ class RetrievalEncoder:
             InputError: the disk has no room for the states.
         """
         self._run = run
-        self._encode_images = MeshFunction(run, _encode_images)
-        self._encode_texts = MeshFunction(run, _encode_texts)
+        self._encode_images = MeshFunction(run.config, run.mesh, _encode_images)
+        self._encode_texts = MeshFunction(run.config, run.mesh, _encode_texts)
         model = run.config.model
         self._vision_shape = (1 + model.grid**2, model.vision_width)
         check_space(len(run.test.rows), self._vision_shape, *self._cache)

@@ -34,7 +34,7 @@ class VqaMeasurement:
         """
         self._run, self._answers = run, read_answers(run.config.task.answers)
         self._k = min(run.config.task.answers_ranked, len(self._answers))
-        self._choose = MeshFunction(run, self._choose_answers)
+        self._choose = MeshFunction(run.config, run.mesh, self._choose_answers)
 
     def __call__(self, params: dict) -> TaskResults:
         """Answers all questions; every process has to call it.

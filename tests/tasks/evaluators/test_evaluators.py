@@ -70,7 +70,7 @@ def recalls(scores, own):
 
 
 def test_retrieval_is_that_of_whole_matrices(make_run, model, params, monkeypatch):
-    monkeypatch.setattr(matching_module, "_CAPTIONS", 3)
+    monkeypatch.setattr(matching_module, "CAPTIONS_PER_CALL", 3)
     run = make_run("retrieval", top_k=10)
     rows = run.test.rows
     texts = [text for row in rows for text in row.captions]
@@ -104,7 +104,7 @@ def test_retrieval_is_that_of_whole_matrices(make_run, model, params, monkeypatc
 
 
 def test_the_logits_of_pairs_are_those_of_single_pairs(make_run, model, params, monkeypatch):
-    monkeypatch.setattr(matching_module, "_CAPTIONS", 3)
+    monkeypatch.setattr(matching_module, "CAPTIONS_PER_CALL", 3)
     run = make_run("retrieval", top_k=10)
     rows = run.test.rows
     seen = {}
