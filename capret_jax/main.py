@@ -18,12 +18,18 @@ from capret_jax.buckets.access import open_workdir
 from capret_jax.buckets.urls import url_scheme
 from capret_jax.command_line import load_config
 from capret_jax.command_line import run as run_program
-from capret_jax.config import from_config_dict
+from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.distributed.process_group import join
 from capret_jax.errors import InputError
 from capret_jax.evaluation.retrieval import CurveEvaluator
 from capret_jax.evaluation.suite import EVALUATION, EvaluationSuite
 from capret_jax.evaluation.summary import summary
+from capret_jax.tasks.curve import TaskCurve, task_summary
+from capret_jax.tasks.evaluators import make_evaluator
+from capret_jax.tasks.evaluators.suite import write_results
+from capret_jax.tasks.run import TaskRun
+from capret_jax.train.base_run import BaseRun
+from capret_jax.train.evaluator import Evaluator
 from capret_jax.train.preemption import RESUME
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
@@ -57,13 +63,41 @@ def main(argv: list[str]) -> None:
         _DISTRIBUTED.value,
         _JOIN_TIMEOUT.value,
     )
-    run = Run(config, _make_workdir(str(_WORKDIR.value)))
+    execute = _run_task if config.task.name else _run_items
+    execute(config, _make_workdir(str(_WORKDIR.value)))
+
+
+def _run_items(config: ExperimentConfig, workdir: pathlib.Path) -> None:
+    """Trains and evaluates on photographs and shop items."""
+    run = Run(config, workdir)
     suite = EvaluationSuite(run)
-    evaluator = CurveEvaluator(suite.context) if config.loop.evaluate_every else None
-    if config.mode != "evaluate" and not Trainer(run, evaluator).train():
-        return
-    if config.mode != "train":
+    if _train(run, CurveEvaluator(suite.context)):
         print(summary(suite.run(run.state_to_evaluate()), run.workdir / EVALUATION))
+
+
+def _run_task(config: ExperimentConfig, workdir: pathlib.Path) -> None:
+    """Trains and evaluates on one of X2-VLM's tasks."""
+    run = TaskRun(config, workdir)
+    evaluator = make_evaluator(run)
+    if _train(run, TaskCurve(evaluator, config.task.name)):
+        results = evaluator.measure(run.state_to_evaluate().model)
+        write_results(run.files.folder / EVALUATION, results)
+        run.files.publish(replaced=EVALUATION)
+        print(task_summary(results.metrics, run.workdir / EVALUATION))
+
+
+def _train(run: BaseRun, evaluator: Evaluator) -> bool:
+    """Trains a run as its mode says; returns True if it is to be evaluated then.
+
+    Args:
+        run: the run.
+        evaluator: evaluator for the training curve.
+    """
+    config = run.config
+    if config.mode == "evaluate":
+        return True
+    trained = Trainer(run, evaluator if config.loop.evaluate_every else None).train()
+    return trained and config.mode != "train"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

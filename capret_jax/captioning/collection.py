@@ -23,10 +23,10 @@ from capret_jax.captioning.questioner import Questioner
 from capret_jax.captioning.questioner_factory import open_questioner
 from capret_jax.captioning.store import COST_KEYS, CaptionStore, ItemKey
 from capret_jax.captioning.vqa_answerer import VqaAnswerer
-from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import ModelCard
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.loading import ModelFolder, digest
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.config import ComputeConfig, DataConfig
 from capret_jax.config.model import PLAIN
 from capret_jax.data.vqa import Question, known_answers, questions_about, vocabulary_of

@@ -2,9 +2,11 @@
 
 BEiT-v2 (arXiv 2208.06366) files hold `blocks.*` with a relative position table per block, or one
 table for all blocks. Hugging Face BERT files hold `bert.*` and `cls.*`, or the encoder alone
-without a prefix. The fusion layers are copies of the last text layers.
+without a prefix. The fusion layers are copies of the last text layers. Of a BERT with twice as many
+layers as text layers are needed (bert-large-uncased, 24), every second one is taken.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,23 +14,22 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from capret_jax.checkpoints.conversion import (
-    Converted,
-    Report,
-    convert_tensors,
-    dtype_notes,
-    fill_missing,
-    image_size_of_table,
-    parameter_shapes,
-    paths_by_name,
-    raise_if_any,
-)
+from capret_jax.checkpoints.conversion import Converted, fill_missing
 from capret_jax.checkpoints.names import (
     ReferenceTensor,
     fusion_names,
     mlm_head_names,
     text_names,
     vision_names,
+)
+from capret_jax.checkpoints.recognition import image_size_of_table, without_module_prefix
+from capret_jax.checkpoints.report import Report
+from capret_jax.checkpoints.tensors import (
+    convert_tensors,
+    dtype_notes,
+    parameter_shapes,
+    paths_by_name,
+    raise_if_any,
 )
 from capret_jax.config import SIZES, ModelConfig
 from capret_jax.errors import InputError
@@ -47,6 +48,7 @@ _BERT_IGNORED = {
     r"cls\.seq_relationship\.(weight|bias)": "next-sentence head",
     r"cls\.predictions\.decoder\.(weight|bias)": "tied to the token table and the head's bias",
 }
+_SKIPPED = "layer that X2-VLM's text encoder, half as deep, leaves out"
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
@@ -80,10 +82,20 @@ def from_beit_and_bert(
     Raises:
         InputError: a name is missing or unknown, or has another shape or dtype.
     """
+    (beit, beit_notes), (bert, bert_notes) = map(without_module_prefix, (beit, bert))
     config = _at_image_size_of(beit, config or _detect_size(beit, bert))
-    report = Report(KIND, _size_name(config), config.image_size)
+    config = dataclasses.replace(config, decoder_layers=0, frames=0)
+    if config.fusion_layers > config.text_layers:
+        raise InputError(
+            f"the {config.fusion_layers} fusion layers are copies of text layers, and this size "
+            f"has only {config.text_layers} of them."
+        )
+    report = Report(KIND, _size_name(config), config.image_size, notes=beit_notes + bert_notes)
     vision = _SourceFile("BEiT-v2", beit, _vision_names(beit, config), _BEIT_IGNORED)
-    text = _SourceFile("BERT", bert, _text_names(bert, config), _BERT_IGNORED)
+    source_layers = _text_layers(bert, config, report)
+    names = _text_names(bert, config, source_layers)
+    skipped = {rf"(bert\.)?encoder\.layer\.{i}\..*": _SKIPPED for i in _others(source_layers)}
+    text = _SourceFile("BERT", bert, names, _BERT_IGNORED | skipped)
     arrays = _convert(vision, config, report) | _convert(text, config, report)
     return fill_missing(Converted(unflatten_dict(arrays, sep="/"), config, report))
 
@@ -158,10 +170,32 @@ def _vision_names(
     return names
 
 
-def _text_names(bert: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, ReferenceTensor]:
+def _text_layers(bert: Mapping[str, np.ndarray], config: ModelConfig, report: Report) -> list[int]:
+    """Returns the file's layer of each text layer: every second one of a BERT twice as deep."""
+    pattern = r"(bert\.)?encoder\.layer\.(\d+)\..*"
+    found = {int(match[2]) for name in bert if (match := re.fullmatch(pattern, name))}
+    if len(found) != 2 * config.text_layers:
+        return list(range(config.text_layers))
+    layers = list(range(1, len(found), 2))
+    report.notes.append(
+        f"BERT's layers {layers[0]}, {layers[0] + 2}, ..., {layers[-1]} of {len(found)} are the "
+        f"text layers 0 to {config.text_layers - 1}"
+    )
+    return layers
+
+
+def _others(layers: list[int]) -> set[int]:
+    return set(range(max(layers, default=0))) - set(layers)
+
+
+def _text_names(
+    bert: Mapping[str, np.ndarray], config: ModelConfig, source_layers: list[int]
+) -> dict[str, ReferenceTensor]:
+    """Returns path -> tensor of the BERT file; `source_layers`: from `_text_layers`."""
     prefix = "bert." if any(name.startswith("bert.") for name in bert) else ""
-    names = text_names(config, prefix)
-    names |= fusion_names(config, prefix, config.text_layers - config.fusion_layers)
+    names = text_names(config, prefix, source_layers)
+    first_copied = config.text_layers - config.fusion_layers
+    names |= fusion_names(config, prefix, source_layers[first_copied:])
     if any(name.startswith("cls.predictions.") for name in bert):
         names |= mlm_head_names("cls.")
     if any(name.endswith("LayerNorm.gamma") for name in bert):

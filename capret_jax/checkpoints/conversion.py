@@ -1,79 +1,42 @@
 """Converts between X2-VLM's state dicts and JAX parameters, and reports on every name."""
 
-import collections
 import dataclasses
-import functools
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from capret_jax.checkpoints.families import refuse_other_families
+from capret_jax.checkpoints.kinds import COMPLETE, KINDS
 from capret_jax.checkpoints.names import (
-    COMPLETE,
-    KINDS,
+    FRAME_POSITIONS,
     IgnoredTensor,
     ReferenceTensor,
     ignored_names,
     reference_names,
 )
-from capret_jax.config import SIZES, ModelConfig
-from capret_jax.config.model import PATCH_SIZE
+from capret_jax.checkpoints.recognition import (
+    at_image_size,
+    detect_kind,
+    published_config,
+    size_name,
+    with_optional_parts,
+    without_module_prefix,
+)
+from capret_jax.checkpoints.report import Report
+from capret_jax.checkpoints.tensors import (
+    convert_tensors,
+    dtype_notes,
+    parameter_shapes,
+    paths_by_name,
+    raise_if_any,
+)
+from capret_jax.config import ModelConfig
 from capret_jax.errors import InputError
-from capret_jax.models.beit import relative_position_rows
-from capret_jax.models.x2vlm import abstract_model, init_params
+from capret_jax.models.x2vlm import INITIAL_TEMPERATURE, init_params
 
 AUTO = "auto"
-_SHOWN_PROBLEMS = 8
-
-
-def model_parts(paths: Iterable[str]) -> list[str]:
-    """Returns the names of the parts of the model ("itm_head") that parameters belong to."""
-    return sorted({path.split("/")[0] for path in paths})
-
-
-@dataclasses.dataclass
-class Report:
-    """Use of every name in a conversion; the content of report.json.
-
-    Attributes:
-        kind: kind of the file: a key of `KINDS`, or "beit_bert".
-        size: row of `SIZES` with these shapes, or "custom".
-        image_size: pixels, after conversion.
-        used: name in the file -> paths of the parameters that it fills.
-        ignored: name in the file -> reason why it is not a parameter.
-        missing: name that a complete file would have -> path of the parameter, initialised fresh.
-        notes: other facts, one line each.
-    """
-
-    kind: str
-    size: str
-    image_size: int
-    used: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    ignored: dict[str, str] = dataclasses.field(default_factory=dict)
-    missing: dict[str, str] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
-
-    def summary(self) -> str:
-        """Returns a short table for printing."""
-        reasons = collections.Counter(self.ignored.values())
-        ignored = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
-        fresh_parts = ", ".join(model_parts(self.missing.values()))
-        rows = [
-            ("checkpoint", f"{self.kind}, {self.size}, {self.image_size} px"),
-            ("used", f"{len(self.used)} tensors"),
-            ("ignored", f"{len(self.ignored)} tensors: {ignored}" if ignored else "nothing"),
-            (
-                "missing",
-                f"{len(self.missing)} tensors, initialised fresh: {fresh_parts}"
-                if fresh_parts
-                else "nothing",
-            ),
-            *(("note", note) for note in self.notes),
-        ]
-        return "\n".join(f"{name:12}{text}" for name, text in rows)
 
 
 @dataclasses.dataclass
@@ -94,38 +57,54 @@ class Converted:
     retained: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def from_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Converted:
+def from_reference(
+    state: Mapping[str, np.ndarray], kind: str = AUTO, config: ModelConfig | None = None
+) -> Converted:
     """Converts one of X2-VLM's published files; parts that it lacks are initialised fresh.
 
     Arguments and errors are those of `match_reference`.
     """
-    return fill_missing(match_reference(state, kind))
+    return fill_missing(match_reference(state, kind, config))
 
 
-def match_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Converted:
+def match_reference(
+    state: Mapping[str, np.ndarray], kind: str = AUTO, config: ModelConfig | None = None
+) -> Converted:
     """Converts the parameters that a published file holds, and accounts for every name.
+
+    Buffers and one of two tied tensors may be absent, and all names may start with "module.".
 
     Args:
         state: name -> array, from `read_state_dict`.
         kind: a key of `KINDS`, or "auto": the kind whose names fit best.
+        config: shapes of the model; None for those of the row of `SIZES` with this vision encoder.
+            The image size, and the numbers of decoder layers and frames, are those of the file.
 
     Raises:
         InputError: a name is missing or unknown, or has another shape or dtype; the message lists
-            them. Also if the file has no known size.
+            them. Also if the file has no known size, or belongs to another family of models.
     """
-    size, config = _detect_size(state)
-    kind = _detect_kind(state, config) if kind == AUTO else kind
-    config = _with_decoder(config, kind)
-    names, ignored = reference_names(config, kind), ignored_names(config, kind)
+    state, notes = without_module_prefix(state)
+    refuse_other_families(state)
+    config = at_image_size(state, config or published_config(state))
+    size = size_name(config)
+    kind = detect_kind(state, config) if kind == AUTO else kind
+    config = with_optional_parts(state, config, kind)
+    names, ignored, absent = _names_in_file(state, config, kind)
     arrays, problems = convert_tensors(state, names, parameter_shapes(config))
     problems += _check_ignored(state, ignored)
     known = {tensor.name for tensor in names.values()} | ignored.keys()
     problems += [f"unexpected {name} {state[name].shape}" for name in state if name not in known]
+    if "frame_positions" in KINDS[kind].parts and not config.frames:
+        problems.append(f"missing {FRAME_POSITIONS}")
     raise_if_any(problems, f"the checkpoint is no {size} {kind} checkpoint")
+    if "temp" in absent:
+        arrays["temperature"] = np.array(INITIAL_TEMPERATURE, np.float32)
 
-    report = Report(kind, size, config.image_size)
+    report = Report(kind, size, config.image_size, notes=notes, absent=absent)
     report.used = paths_by_name(names)
     report.ignored = {name: tensor.reason for name, tensor in ignored.items()}
+    report.notes += _part_notes(config, kind)
     report.notes += dtype_notes(state[name] for name in report.used)
     retained = _retained_tensors(state, ignored, report)
     return Converted(unflatten_dict(arrays, sep="/"), config, report, retained)
@@ -134,9 +113,11 @@ def match_reference(state: Mapping[str, np.ndarray], kind: str = AUTO) -> Conver
 def fill_missing(converted: Converted) -> Converted:
     """Adds deterministic initial values of the parameters that the file did not hold."""
     config, present = converted.config, flatten_dict(converted.params, sep="/")
-    names = reference_names(config)
-    paths = frozenset(path for path in names if path not in present)
-    converted.report.missing = {names[path].name: path for path in names if path in paths}
+    names = {path: tensor.name for path, tensor in reference_names(config).items()}
+    # Parts that no published file has go by their paths.
+    names |= {path: path for path in parameter_shapes(config) if path not in names}
+    converted.report.missing = {name: path for path, name in names.items() if path not in present}
+    paths = frozenset(converted.report.missing.values())
     if paths:
         initialize = jax.jit(lambda key: init_params(config, key, paths))
         present |= flatten_dict(jax.device_get(initialize(jax.random.key(0))), sep="/")
@@ -160,11 +141,14 @@ def to_reference(
     Raises:
         InputError: the model lacks a part of this kind.
     """
-    lacking = [part for part in KINDS[kind].parts if part not in params]
-    if lacking:
-        raise InputError(f"a {kind} checkpoint has a {lacking[0]}, which this model does not have.")
     arrays, retained = flatten_dict(params, sep="/"), retained or {}
     state: dict[str, np.ndarray] = {}
+    lacking = [part for part in KINDS[kind].parts if part not in params]
+    if lacking == ["frame_positions"] and FRAME_POSITIONS in retained:
+        # Older versions retained the positions of frames, and did not load them.
+        state[FRAME_POSITIONS] = retained[FRAME_POSITIONS]
+    elif lacking:
+        raise InputError(f"a {kind} checkpoint has a {lacking[0]}, which this model does not have.")
     for path, (name, layout) in reference_names(config, kind).items():
         state[name] = layout.to_torch(np.asarray(arrays[path]))
     for name, ignored in ignored_names(config, kind).items():
@@ -175,134 +159,48 @@ def to_reference(
     return state
 
 
-def _detect_size(state: Mapping[str, np.ndarray]) -> tuple[str, ModelConfig]:
-    """Detects the size that most tensors have, so that errors name only the deviating tensors."""
-    width = _most_common(state, "norm1.weight", axis=0)
-    rows = _most_common(state, "relative_position_bias_table", axis=0)
-    for size, config in SIZES.items():
-        if width == config.vision_width:
-            return size, image_size_of_table(config, rows)
-    known = ", ".join(f"{size} {config.vision_width}" for size, config in SIZES.items())
-    raise InputError(
-        f"the vision encoder's width {width} is of no known size ({known}); a new size is a row in "
-        "capret_jax/config/model.py."
-    )
-
-
-def _most_common(state: Mapping[str, np.ndarray], suffix: str, axis: int) -> int:
-    lengths = [
-        array.shape[axis]
-        for name, array in state.items()
-        if name.startswith("vision_encoder.blocks.") and name.endswith(suffix) and array.ndim
-    ]
-    if not lengths:
-        hint = "; a BEiT-v2 file needs --bert=FILE beside it" if "cls_token" in state else ""
-        raise InputError(
-            f"the checkpoint is not X2-VLM's: it has no vision_encoder.blocks.*.{suffix}{hint}."
+def _part_notes(config: ModelConfig, kind: str) -> list[str]:
+    """Returns one line for each part that most files of the kind have in another depth."""
+    notes = []
+    if config.decoder_layers not in (0, config.fusion_layers):
+        notes.append(
+            f"the answer decoder has {config.decoder_layers} layers; those of the published files "
+            f"have {config.fusion_layers}, as many as the fusion encoder"
         )
-    return collections.Counter(lengths).most_common(1)[0][0]
-
-
-def image_size_of_table(config: ModelConfig, rows: int) -> ModelConfig:
-    """Returns the config at the image size whose relative position tables have `rows` rows.
-
-    Raises:
-        InputError: there is no such image size.
-    """
-    grid = (round((rows - 3) ** 0.5) + 1) // 2
-    if grid < 1 or relative_position_rows(grid) != rows:
-        raise InputError(
-            f"the relative position tables have {rows} rows, which is of no square image."
+    if config.frames and "frame_positions" in KINDS[kind].optional:
+        notes.append(
+            f"{FRAME_POSITIONS} holds the positions of {config.frames} frames of a video, which "
+            "encode_video adds and encode_image does not"
         )
-    return dataclasses.replace(config, image_size=grid * PATCH_SIZE)
+    return notes
 
 
-def _with_decoder(config: ModelConfig, kind: str) -> ModelConfig:
-    # X2-VLM's VQA decoder is as deep as its fusion encoder, in every size.
-    layers = config.fusion_layers if "decoder" in KINDS[kind].parts else 0
-    return dataclasses.replace(config, decoder_layers=layers)
-
-
-def _detect_kind(state: Mapping[str, np.ndarray], config: ModelConfig) -> str:
-    def mismatches(kind: str) -> int:
-        full = _with_decoder(config, kind)
-        names = {tensor.name for tensor in reference_names(full, kind).values()}
-        return len((names | ignored_names(full, kind).keys()) ^ state.keys())
-
-    return min(KINDS, key=mismatches)
-
-
-@functools.lru_cache
-def parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-    """Returns path -> shape of each parameter of the model."""
-    _, abstract = abstract_model(config)
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
-    return types.MappingProxyType(shapes)
-
-
-def convert_tensors(
-    state: Mapping[str, np.ndarray],
-    names: Mapping[str, ReferenceTensor],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Converts named tensors of a state dict to parameters.
-
-    Args:
-        state: name -> array.
-        names: path of each parameter -> its tensor in the state dict.
-        shapes: path -> shape of the parameter.
+def _names_in_file(
+    state: Mapping[str, np.ndarray], config: ModelConfig, kind: str
+) -> tuple[dict[str, ReferenceTensor], dict[str, IgnoredTensor], dict[str, str]]:
+    """Adapts the names of a whole file of this kind to one that lacks some without loss.
 
     Returns:
-        Path -> float32 array, and a message for each tensor that is missing or does not fit.
+        The names of parameters and ignored tensors as they are in this file, and name -> reason of
+        those that it lacks: buffers, tied tensors, and a temperature that was no parameter.
     """
-    arrays, problems = {}, []
-    for path, (name, layout) in names.items():
-        # A broadcast scalar needs no memory; only the shape of the result is used.
-        expected = layout.to_torch(np.broadcast_to(np.float32(0), shapes[path])).shape
-        array = state.get(name)
-        if array is None:
-            problems.append(f"missing {name}")
-        elif array.shape != expected:
-            problems.append(f"{name} has shape {array.shape} where {expected} is needed")
-        # Quantised to 8 bits, weights make sense only with their scales.
-        elif not jnp.issubdtype(array.dtype, jnp.floating) or array.itemsize < 2:
-            problems.append(f"{name} has dtype {array.dtype} where float16 or wider is needed")
-        elif bad := int(array.size - np.isfinite(array).sum()):
-            problems.append(f"{name} has {bad} NaN or infinite values: its training diverged")
-        else:
-            arrays[path] = layout.to_jax(array).astype(np.float32, copy=False)
-    return arrays, problems
-
-
-def raise_if_any(problems: list[str], message: str) -> None:
-    """Raises an error that lists the first problems, if there are any.
-
-    Raises:
-        InputError: `problems` is not empty.
-    """
-    if problems:
-        shown = "; ".join(problems[:_SHOWN_PROBLEMS])
-        more = len(problems) - _SHOWN_PROBLEMS
-        raise InputError(f"{message}: {shown}{f'; and {more} more' if more > 0 else ''}.")
-
-
-def paths_by_name(names: Mapping[str, ReferenceTensor]) -> dict[str, list[str]]:
-    """Name in the file -> paths of the parameters that it fills."""
-    used: dict[str, list[str]] = {}
-    for path, tensor in names.items():
-        used.setdefault(tensor.name, []).append(path)
-    return used
-
-
-def dtype_notes(arrays: Iterable[np.ndarray]) -> list[str]:
-    """Returns one line for each dtype other than float32, with the number of tensors."""
-    dtypes = collections.Counter(array.dtype.name for array in arrays)
-    rounding = {"float16": "exactly", "bfloat16": "exactly"}
-    return [
-        f"{count} tensors of {dtype} were converted to float32 {rounding.get(dtype, 'by rounding')}"
-        for dtype, count in dtypes.items()
-        if dtype != "float32"
-    ]
+    names, ignored = reference_names(config, kind), ignored_names(config, kind)
+    absent = {name: tensor.reason for name, tensor in ignored.items() if name not in state}
+    copies = {
+        tensor.tied_to: name
+        for name, tensor in ignored.items()
+        if name in state and tensor.tied_to and tensor.tied_to not in state
+    }
+    absent |= {name: f"taken from {copy}, which is tied to it" for name, copy in copies.items()}
+    if "temp" in KINDS[kind].constants and "temp" not in state:
+        absent["temp"] = f"a constant of the training (fix_temp): {INITIAL_TEMPERATURE} is used"
+    names = {
+        path: tensor._replace(name=copies.get(tensor.name, tensor.name))
+        for path, tensor in names.items()
+        if tensor.name in copies or tensor.name not in absent
+    }
+    used = copies.values() | absent.keys()
+    return names, {name: ignored[name] for name in ignored if name not in used}, absent
 
 
 def _check_ignored(
@@ -310,9 +208,7 @@ def _check_ignored(
 ) -> list[str]:
     problems = []
     for name, tensor in ignored.items():
-        if name not in state:
-            problems.append(f"missing {name} ({tensor.reason})")
-        elif not _shapes_agree(state[name].shape, tensor.shape):
+        if not _shapes_agree(state[name].shape, tensor.shape):
             expected = str(tensor.shape).replace("None", "any")
             problems.append(f"{name} has shape {state[name].shape} where {expected} is needed")
     return problems

@@ -3,15 +3,22 @@
 import functools
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from capret_jax.checkpoints.conversion import model_parts
+from capret_jax.checkpoints.answer_decoder import (
+    decoder_sources,
+    describe_copies,
+    describe_fresh,
+)
 from capret_jax.checkpoints.converted import ModelCard
 from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.config import ModelConfig
 from capret_jax.distributed.mesh import with_shardings
 from capret_jax.errors import InputError
@@ -28,6 +35,9 @@ _PROJECTIONS = {
 
 def fresh_parameters(source: str | os.PathLike, model: ModelConfig) -> list[str]:
     """Returns the paths of a model's parameters without trained values in a checkpoint.
+
+    An answer decoder that starts from the encoders of the checkpoint is among them: it has not
+    learnt to answer.
 
     Args:
         source: folder of the checkpoint; empty for no checkpoint.
@@ -63,34 +73,66 @@ def parameter_paths(model: ModelConfig) -> list[str]:
     return list(flatten_dict(abstract_model(model)[1], sep="/"))
 
 
+_copy = jax.jit(jnp.copy)
+
+
+class InitialParams(NamedTuple):
+    """Parameters before the first step of a training.
+
+    Attributes:
+        params: parameters of the model, a nested dict on the mesh.
+        kind: kind of the checkpoint that they are from.
+        fresh: parts of the model that stay fresh.
+        copies: description of parts that start from others; empty if there are none.
+    """
+
+    params: dict
+    kind: str
+    fresh: list[str]
+    copies: str
+
+
 def initial_params(
-    source: str | os.PathLike, fresh: dict, image_size: int, mesh: Mesh
-) -> tuple[dict, str, list[str]]:
+    source: str | os.PathLike, fresh: dict, model: ModelConfig, mesh: Mesh
+) -> InitialParams:
     """Replaces fresh parameters by trained ones of a checkpoint, where it has them.
+
+    An answer decoder that the checkpoint does not have starts from its encoders, see
+    `answer_decoder.decoder_sources`.
 
     Args:
         source: folder of the checkpoint.
         fresh: parameters of the model, a nested dict on the mesh.
-        image_size: pixels of the model's images; those of the checkpoint may differ.
+        model: shapes of the model; the image size of the checkpoint may differ.
         mesh: mesh of the parameters.
-
-    Returns:
-        The parameters, the kind of checkpoint, and the parts of the model that stay fresh.
 
     Raises:
         InputError: the checkpoint cannot be read.
     """
     folder = ModelFolder(source)
     card, loaded = folder.card, folder.load_params(functools.partial(with_shardings, mesh))
-    loaded, _ = with_image_size(loaded, card.config, image_size)
+    loaded, _ = with_image_size(loaded, card.config, model.image_size)
     loaded, initial = (flatten_dict(tree, sep="/") for tree in (loaded, fresh))
     trained = loaded.keys() - set(card.fresh)
-    params = {
-        path: jax.device_put(loaded[path], leaf.sharding) if path in trained else leaf
-        for path, leaf in initial.items()
+    copied = {
+        path: origin
+        for path, origin in decoder_sources(model, initial.keys()).items()
+        if path not in trained and origin in trained
     }
-    untrained = model_parts(initial.keys() - trained)
-    return unflatten_dict(params, sep="/"), card.kind, untrained
+    params = {}
+    for path, leaf in initial.items():
+        if path in trained:
+            params[path] = jax.device_put(loaded[path], leaf.sharding)
+        elif path in copied:
+            # A copy, since a training step reuses the memory of each parameter.
+            params[path] = jax.device_put(_copy(loaded[copied[path]]), leaf.sharding)
+        else:
+            params[path] = leaf
+    untrained = initial.keys() - trained - copied.keys()
+    parts = model_parts(path for path in untrained if not path.startswith("decoder/"))
+    parts += describe_fresh(untrained, initial.keys())
+    copies = describe_copies(model, copied)
+    return InitialParams(unflatten_dict(params, sep="/"), card.kind, sorted(parts), copies)
 
 
 def check_projection(source: str | os.PathLike, model: ModelConfig) -> None:

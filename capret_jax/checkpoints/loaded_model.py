@@ -64,15 +64,23 @@ class LoadedModel:
         Raises:
             InputError: the images have another shape, or are not floats.
         """
-        if pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
-            raise InputError(f"images must be (B, S, S, 3) and are {pixels.shape}.")
-        if not jnp.issubdtype(pixels.dtype, jnp.floating):
-            raise InputError(
-                f"images are {pixels.dtype} and must be normalised floats: apply "
-                "capret_jax.models.x2vlm.normalize_pixels."
-            )
+        _check_pixels(pixels, "images", "(B, S, S, 3)")
         params, config = self._at_size(pixels.shape[1])
         return self._compiled(config, X2VLM.encode_image)(params, pixels)
+
+    def encode_video(self, pixels: Array) -> jax.Array:
+        """Encodes (B, F, S, S, 3) normalised float frames of videos as (B, 1+N, D).
+
+        The states of the frames are averaged, see `X2VLM.encode_video`; every method that takes
+        the states of an image takes them.
+
+        Raises:
+            InputError: the frames have another shape, are not floats, or are more than the frame
+                positions of the model.
+        """
+        _check_pixels(pixels, "videos", "(B, F, S, S, 3)")
+        params, config = self._at_size(pixels.shape[2])
+        return self._compiled(config, X2VLM.encode_video)(params, pixels)
 
     def pool_regions(self, image: Array, mask: Array) -> jax.Array:
         """Embeds regions; see `models.beit.pool_regions`.
@@ -187,6 +195,18 @@ class LoadedModel:
                     f"the converted checkpoint held no {part}: its output would be random. "
                     "Convert another kind of checkpoint, or train this one first."
                 )
+
+
+def _check_pixels(pixels: Array, name: str, shape: str) -> None:
+    """Checks that pixels are square RGB floats, with as many axes as in "(B, S, S, 3)"."""
+    axes = shape.count(",") + 1
+    if pixels.ndim != axes or pixels.shape[-3] != pixels.shape[-2] or pixels.shape[-1] != 3:
+        raise InputError(f"{name} must be {shape} and are {pixels.shape}.")
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise InputError(
+            f"{name} are {pixels.dtype} and must be normalised floats: apply "
+            "capret_jax.models.x2vlm.normalize_pixels."
+        )
 
 
 def _compile(compute: ComputeConfig, config: ModelConfig, function: Callable, /, **options):

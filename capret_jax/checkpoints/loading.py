@@ -17,7 +17,6 @@ from flax.traverse_util import flatten_dict
 from transformers import PreTrainedTokenizerBase
 
 from capret_jax.buckets.access import open_folder
-from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.converted import (
     VOCABULARY,
     ModelCard,
@@ -27,8 +26,9 @@ from capret_jax.checkpoints.converted import (
     read_card,
 )
 from capret_jax.checkpoints.fingerprints import check_vocabulary
+from capret_jax.checkpoints.kinds import COMPLETE
 from capret_jax.checkpoints.loaded_model import LoadedModel
-from capret_jax.checkpoints.names import COMPLETE
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
 from capret_jax.config import AugmentConfig, ComputeConfig, ModelConfig, ViewConfig
 from capret_jax.config.model import DTYPES

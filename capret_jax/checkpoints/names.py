@@ -5,11 +5,12 @@ with its name and layout in the file; `ignored_names` lists the other tensors of
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from capret_jax.checkpoints.kinds import COMPLETE, KINDS
 from capret_jax.config import ModelConfig
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.models.beit import relative_position_index
@@ -29,6 +30,8 @@ SAME = Layout(lambda x: x, lambda x: x)
 TRANSPOSED = Layout(np.transpose, np.transpose)
 # The CLS token: (1, 1, D) in PyTorch, (D,) in JAX.
 FLAT = Layout(lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1))
+# Positions of video frames: (1, F, 1, D) in PyTorch, (F, D) in JAX.
+FRAMES = Layout(lambda x: x[0, :, 0], lambda x: x[None, :, None])
 # A 16x16 convolution of stride 16, (D, 3, 16, 16) in PyTorch; a matrix (768, D) in JAX.
 PATCHES = Layout(
     lambda x: x.transpose(2, 3, 1, 0).reshape(PATCH_SIZE * PATCH_SIZE * 3, -1),
@@ -51,41 +54,17 @@ class IgnoredTensor(NamedTuple):
         value: function that computes it from the rest of the state dict; None if it cannot be
             computed.
         shape: expected shape, with None for any length.
+        tied_to: name of the tensor of which it is a copy; empty if it is none.
     """
 
     reason: str
     value: Callable[[StateDict], np.ndarray] | None
     shape: tuple[int | None, ...]
-
-
-class Kind(NamedTuple):
-    """One kind of published file.
-
-    Attributes:
-        parts: parts of the model in the file besides the three encoders.
-        extras: names of tensors that only this kind has and that an image model does not use.
-    """
-
-    parts: tuple[str, ...]
-    extras: tuple[str, ...] = ()
+    tied_to: str = ""
 
 
 _BUFFER = "buffer, computed anew"
-_CONTRASTIVE = ("temperature", "vision_proj", "text_proj", "itm_head")
-
-KINDS = {
-    "pretrain": Kind((*_CONTRASTIVE, "bbox_head", "mlm_head")),
-    "pretrain_stage2": Kind(
-        (*_CONTRASTIVE, "bbox_head", "mlm_head"), ("absolute_frame_pos_embed",)
-    ),
-    "retrieval": Kind(_CONTRASTIVE),
-    "grounding": Kind(("bbox_head",)),
-    "vqa": Kind(("decoder",)),
-    "caption_mlm": Kind(("mlm_head",), ("crit_mask_lm_smoothed.one_hot",)),
-}
-# The kind with all parts but the VQA decoder: the default of exports of trained models, and the
-# source of the names of missing parts in reports.
-COMPLETE = "pretrain"
+FRAME_POSITIONS = "absolute_frame_pos_embed"
 
 
 def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, ReferenceTensor]:
@@ -99,14 +78,20 @@ def reference_names(config: ModelConfig, kind: str = COMPLETE) -> dict[str, Refe
         "bbox_head": _mlp_head("bbox_head"),
         "mlm_head": mlm_head_names("text_encoder.cls."),
         "decoder": _decoder(config),
+        "frame_positions": _frame_positions(config),
     }
     names = vision_names(config, "vision_encoder.")
     names |= text_names(config, prefix)
-    names |= fusion_names(config, prefix, first_layer=config.text_layers)
+    names |= fusion_names(config, prefix)
     names |= _cross_attentions(config, prefix)
-    for part in KINDS[kind].parts:
+    for part in (*KINDS[kind].parts, *KINDS[kind].optional):
         names |= parts[part]
     return names
+
+
+def _frame_positions(config: ModelConfig) -> dict[str, ReferenceTensor]:
+    tensor = ReferenceTensor(FRAME_POSITIONS, FRAMES)
+    return {"frame_positions": tensor} if config.frames else {}
 
 
 def ignored_names(config: ModelConfig, kind: str) -> dict[str, IgnoredTensor]:
@@ -123,19 +108,14 @@ def ignored_names(config: ModelConfig, kind: str) -> dict[str, IgnoredTensor]:
     if "decoder" in KINDS[kind].parts:
         names |= _bert_buffers(config, "text_decoder.bert.")
         names |= _tied_tensors(config, "text_decoder.")
-    extras = _extras(config)
-    return names | {name: extras[name] for name in KINDS[kind].extras}
+    return names | {name: _EXTRAS[name] for name in KINDS[kind].extras}
 
 
-def _extras(config: ModelConfig) -> dict[str, IgnoredTensor]:
-    return {
-        "absolute_frame_pos_embed": IgnoredTensor(
-            "positions of video frames", None, (1, None, 1, config.vision_width)
-        ),
-        "crit_mask_lm_smoothed.one_hot": IgnoredTensor(
-            "buffer of the label-smoothing loss", None, (1, None)
-        ),
-    }
+_EXTRAS = {
+    "crit_mask_lm_smoothed.one_hot": IgnoredTensor(
+        "buffer of the label-smoothing loss", None, (1, None)
+    ),
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -159,10 +139,13 @@ def _tied_tensors(config: ModelConfig, prefix: str) -> dict[str, IgnoredTensor]:
     bias = f"{prefix}cls.predictions.bias"
     return {
         f"{prefix}cls.predictions.decoder.weight": IgnoredTensor(
-            f"tied to {table}", lambda state: state[table], (config.vocab_size, config.text_width)
+            f"tied to {table}",
+            lambda state: state[table],
+            (config.vocab_size, config.text_width),
+            table,
         ),
         f"{prefix}cls.predictions.decoder.bias": IgnoredTensor(
-            f"tied to {bias}", lambda state: state[bias], (config.vocab_size,)
+            f"tied to {bias}", lambda state: state[bias], (config.vocab_size,), bias
         ),
     }
 
@@ -197,19 +180,37 @@ def _vision_block(path: str, name: str) -> dict[str, ReferenceTensor]:
     }
 
 
-def text_names(config: ModelConfig, prefix: str) -> dict[str, ReferenceTensor]:
-    """Returns path -> tensor of the text encoder: BERT's embeddings and first layers."""
+def text_names(
+    config: ModelConfig, prefix: str, layers: Sequence[int] | None = None
+) -> dict[str, ReferenceTensor]:
+    """Returns path -> tensor of the text encoder: BERT's embeddings and layers.
+
+    Args:
+        config: shapes of the model.
+        prefix: start of the names.
+        layers: number in the file of each text layer; None for the first ones in order.
+    """
     names = _bert_embeddings("text/embeddings", prefix)
-    for i in range(config.text_layers):
-        names |= _bert_layer(f"text/layers/{i}", f"{prefix}encoder.layer.{i}")
+    for i, layer in enumerate(range(config.text_layers) if layers is None else layers):
+        names |= _bert_layer(f"text/layers/{i}", f"{prefix}encoder.layer.{layer}")
     return names
 
 
-def fusion_names(config: ModelConfig, prefix: str, first_layer: int) -> dict[str, ReferenceTensor]:
-    """Returns path -> tensor of fusion layers from BERT's `first_layer`, no cross-attention."""
+def fusion_names(
+    config: ModelConfig, prefix: str, layers: Sequence[int] | None = None
+) -> dict[str, ReferenceTensor]:
+    """Returns path -> tensor of the fusion layers, without cross-attention.
+
+    Args:
+        config: shapes of the model.
+        prefix: start of the names.
+        layers: number in the file of each fusion layer; None for those behind the text layers.
+    """
+    first = config.text_layers
     names: dict[str, ReferenceTensor] = {}
-    for i in range(config.fusion_layers):
-        names |= _bert_layer(f"fusion/layers/{i}", f"{prefix}encoder.layer.{first_layer + i}")
+    behind = range(first, first + config.fusion_layers)
+    for i, layer in enumerate(behind if layers is None else layers):
+        names |= _bert_layer(f"fusion/layers/{i}", f"{prefix}encoder.layer.{layer}")
     return names
 
 

@@ -137,10 +137,19 @@ def _globals(data: bytes) -> list[str]:
     return names
 
 
-def write_torch_file(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
+def write_torch_file(
+    path: str | os.PathLike,
+    state: Mapping[str, np.ndarray],
+    extras: Mapping[str, Mapping[str, int | float | str]] | None = None,
+) -> None:
     """Writes `{"model": state}` so that `torch.load(path, weights_only=True)` reads it.
 
     An array under several names is written once and stays shared, as tied parameters are in torch.
+
+    Args:
+        path: file to write.
+        state: name -> array.
+        extras: dicts of plain values to write beside "model".
     """
     arrays = {id(array): array for array in state.values()}
     keys = {identity: str(i) for i, identity in enumerate(arrays)}
@@ -155,7 +164,10 @@ def write_torch_file(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -
             entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
             archive.writestr(entry, data)
 
-        add("data.pkl", b"\x80\x02" + _dict({"model": _dict(tensors)}) + pickle.STOP)
+        content = {"model": _dict(tensors)}
+        for name, values in (extras or {}).items():
+            content[name] = _dict({key: _value(value) for key, value in values.items()})
+        add("data.pkl", b"\x80\x02" + _dict(content) + pickle.STOP)
         add("byteorder", b"little")
         for identity, array in arrays.items():
             add(f"data/{keys[identity]}", _raw(array))

@@ -141,8 +141,9 @@ class Checkpoints:
             state: train state to save.
             iterator: iterator of the training batches, whose position is saved.
             metadata: "config" of the run; "untrained", paths of the parameters of the model that
-                were neither initialised from a checkpoint nor trained by a loss; and
-                "fingerprints" of the vocabulary and of the training items.
+                were neither initialised from a checkpoint nor trained by a loss; "fresh", paths
+                whose rate `optimizer.fresh_multiplier` scales; and "fingerprints" of the vocabulary
+                and of the training items.
             score: of the model, for keeping the best; None where it was not evaluated.
         """
         self._saving = self._checkpointer.save_checkpointables_async(

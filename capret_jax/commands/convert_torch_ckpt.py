@@ -5,9 +5,11 @@
     python tools/convert_torch_ckpt.py DIR OUT.th --to=torch [--kind=retrieval]
 
 IN is a torch zip file or safetensors. DIR is a folder that this tool wrote, or a training workdir.
+--like=DIR names a model with the shapes of IN, if IN neither has a published size nor says them.
 docs/checkpoints.md lists the published checkpoints and their uses.
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -21,7 +23,6 @@ from capret_jax.checkpoints.conversion import (
     AUTO,
     Converted,
     from_reference,
-    model_parts,
     to_reference,
 )
 from capret_jax.checkpoints.converted import (
@@ -31,10 +32,17 @@ from capret_jax.checkpoints.converted import (
     load_retained,
     save_converted,
 )
+from capret_jax.checkpoints.kinds import KINDS
 from capret_jax.checkpoints.loading import ModelFolder
-from capret_jax.checkpoints.names import KINDS
+from capret_jax.checkpoints.recognition import config_of_shapes
 from capret_jax.checkpoints.relative_position import with_image_size
-from capret_jax.checkpoints.state_dict import FORMATS, read_state_dict, write_state_dict
+from capret_jax.checkpoints.report import model_parts
+from capret_jax.checkpoints.state_dict import (
+    FORMATS,
+    read_checkpoint,
+    read_state_dict,
+    write_state_dict,
+)
 from capret_jax.command_line import run
 from capret_jax.config.model import PATCH_SIZE
 from capret_jax.data.tokenizer import open_tokenizer
@@ -53,6 +61,9 @@ _KIND = flags.DEFINE_enum(
 )
 _BERT = flags.DEFINE_string(
     "bert", None, "BERT file: IN is then BEiT-v2, and the result X2-VLM before its pre-training."
+)
+_LIKE = flags.DEFINE_string(
+    "like", None, "Folder of a model with the shapes of IN, which has no published size."
 )
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "The model's vocab.txt, which is copied, so that no hub is asked for it."
@@ -86,11 +97,13 @@ def main(argv: list[str]) -> None:
 
 
 def _convert(source: pathlib.Path) -> Converted:
+    state, shapes = read_checkpoint(source)
+    config = ModelFolder(_LIKE.value).card.config if _LIKE.value else config_of_shapes(shapes)
     if _BERT.value is None:
-        return from_reference(read_state_dict(source), _KIND.value)
+        return from_reference(state, _KIND.value, config)
     if _KIND.value != AUTO:
         raise InputError("--bert goes without --kind: IN is a BEiT-v2 file.")
-    return from_beit_and_bert(read_state_dict(source), read_state_dict(_BERT.value))
+    return from_beit_and_bert(state, read_state_dict(_BERT.value), config)
 
 
 def _resize(converted: Converted, image_size: int) -> None:
@@ -106,8 +119,8 @@ def _resize(converted: Converted, image_size: int) -> None:
 
 
 def _export(source: pathlib.Path, target: pathlib.Path, file_format: str) -> None:
-    if _IMAGE_SIZE.value is not None or _BERT.value is not None or _TOKENIZER.value is not None:
-        raise InputError("--to takes neither --image_size, --bert nor --tokenizer.")
+    if any(flag.value is not None for flag in (_IMAGE_SIZE, _BERT, _LIKE, _TOKENIZER)):
+        raise InputError("--to takes neither --image_size, --bert, --like nor --tokenizer.")
     if target.is_dir() or (target.exists() and not _OVERWRITE.value):
         raise InputError(f"{target} exists; add --overwrite, or choose another file.")
     print(f"reading {source} ...")
@@ -115,10 +128,11 @@ def _export(source: pathlib.Path, target: pathlib.Path, file_format: str) -> Non
     kind = folder.card.kind if _KIND.value == AUTO else _KIND.value
     _check_complete(source, folder.card, kind)
     params = folder.load_params()
-    state = to_reference(params, folder.card.config, kind, load_retained(source))
+    config = folder.card.config
+    state = to_reference(params, config, kind, load_retained(source))
     partial = target.with_name(f"{target.name}.partial")
     try:
-        write_state_dict(partial, state, file_format)
+        write_state_dict(partial, state, file_format, dataclasses.asdict(config))
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

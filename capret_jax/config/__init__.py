@@ -13,6 +13,7 @@ from capret_jax.config.data import (
     DataConfig,
     PrepareConfig,
     ReadConfig,
+    RegionBatchConfig,
     ViewConfig,
 )
 from capret_jax.config.evaluation import DetectionConfig, EmbeddingConfig, EvaluationConfig
@@ -41,6 +42,7 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "ReadConfig",
+    "RegionBatchConfig",
     "TaskConfig",
     "ViewConfig",
     "build",

@@ -44,8 +44,10 @@ _FREE_KEYS = (
     "task.top_k",
 )
 # Fields that may differ between a model and the checkpoint that it starts from.
-_RATES = ("drop_path", "dropout", "attention_dropout")
+_RATES = ("drop_path", "dropout", "attention_dropout", "text_drop_path")
 _FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding", "nlvr")
+# Parts that a model may leave out, although the checkpoint has them.
+_DROPPED_PARTS = ("decoder_layers", "frames")
 
 
 def check_same_training(saved: dict, current: dict, workdir: str) -> None:
@@ -88,7 +90,8 @@ def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
 def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> None:
     """Checks that a model may start from a checkpoint: sizes must agree.
 
-    The image size may differ, and the checkpoint's VQA decoder may be dropped.
+    The image size may differ. The checkpoint's VQA decoder and frame positions may be dropped, and
+    a checkpoint without a decoder may get one (`checkpoints.answer_decoder`).
 
     Args:
         wanted: model of this run.
@@ -101,7 +104,9 @@ def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> N
     for field in dataclasses.fields(ModelConfig):
         name = field.name
         now, then = getattr(wanted, name), getattr(found, name)
-        if name in _FREE_SIZES or (name == "decoder_layers" and now == 0):
+        if name in _FREE_SIZES or (name in _DROPPED_PARTS and now == 0):
+            continue
+        if name == "decoder_layers" and then == 0:
             continue
         if now != then:
             raise InputError(

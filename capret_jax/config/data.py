@@ -91,6 +91,37 @@ class ViewConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RegionBatchConfig:
+    """A batch of regions beside the batch of items, summed in one step, as X2-VLM pre-trains.
+
+    It has a view of its own, whole photographs or parts of them whose items are regions, and trains
+    the weighted ones of ITC, ITM, MLM and boxes, which the batch of items then does not train.
+
+    Attributes:
+        images: number of photographs of all processes in a step's region batch; 0 for none.
+        regions_per_image: M, maximal number of items of a photograph.
+        weight: factor of the region batch's losses; X2-VLM's `iter_perc`.
+    """
+
+    images: int = 0
+    regions_per_image: int = 5
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if self.images < 0:
+            raise InputError(f"data.region_batch.images={self.images} is negative.")
+        if self.regions_per_image < 1:
+            raise InputError(
+                f"data.region_batch.regions_per_image={self.regions_per_image} is less than 1."
+            )
+        if self.weight <= 0:
+            raise InputError(
+                f"data.region_batch.weight={self.weight} is not positive: set "
+                "data.region_batch.images to 0 for no region batch."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class CaptionConfig:
     """Captions of training items.
 
@@ -149,11 +180,17 @@ class AugmentConfig:
         erase: probability that a rectangle is painted grey (arXiv 1708.04896).
         erase_area: largest share of the view that the rectangle covers; the smallest is 0.02.
         crop_area: smallest share of a crop's area that a view shows of it; its aspect changes by up
-            to 4/3 (RandomResizedCrop, arXiv 1409.4842). 1 shows all of it.
+            to 4/3 (RandomResizedCrop, arXiv 1409.4842). 1 shows all of it. With the view "image",
+            this and the next two are of the whole photograph, in place of `trim`; with regions,
+            whose boxes must stay, they do nothing.
         rotate: largest rotation of a crop, degrees.
         perspective: largest shift of each corner of a crop, as a fraction of half its sides.
+        region_crop: with regions: show a window of the photograph, drawn at random around the drawn
+            item; other items are kept where more than half of them is inside. False shows the
+            photograph but for `trim`, and keeps all items.
         randaugment: number of random operations on a view (arXiv 1909.13719); 2 in X2-VLM. Those
-            that move pixels change crops alone, and boxes follow.
+            that move pixels change crops and whole photographs, and boxes follow; regions and wide
+            views keep their pixels in place.
         randaugment_level: their magnitude, 0 to 10; at 0 operations still make views dark and
             smooth, by X2-VLM's formulas.
         wide: probability that a training crop is a window of any size between a box and the whole
@@ -180,6 +217,7 @@ class AugmentConfig:
     crop_area: float = 1.0
     rotate: float = 0.0
     perspective: float = 0.0
+    region_crop: bool = False
     randaugment: int = 0
     randaugment_level: int = 7
     wide: float = 0.0
@@ -275,6 +313,7 @@ class DataConfig:
         vocabulary: caption fields whose words are added to a vocabulary that is built, so that
             other runs can start from this model with captions of these fields.
         view: the part of a photograph that the model sees of an item.
+        region_batch: a second batch of each step, whose items are regions.
         captions: captions of training items.
         augment: random changes of training views.
         read: threads and prefetching.
@@ -293,6 +332,7 @@ class DataConfig:
     teacher: str = ""
     vocabulary: tuple[str, ...] = ()
     view: ViewConfig = ViewConfig()
+    region_batch: RegionBatchConfig = RegionBatchConfig()
     captions: CaptionConfig = CaptionConfig()
     augment: AugmentConfig = AugmentConfig()
     read: ReadConfig = ReadConfig()

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from capret_jax.config.data import DataConfig
+from capret_jax.config.data import DataConfig, RegionBatchConfig, ViewConfig
 from capret_jax.config.evaluation import EmbeddingConfig, EvaluationConfig
 from capret_jax.config.loss import TERMS, LossConfig
 from capret_jax.config.mesh import MeshConfig
@@ -87,6 +87,7 @@ class ExperimentConfig:
                 "keeps from it: set one of them, or config.data.views_per_item=2 to tell items "
                 "apart."
             )
+        self._check_region_batch()
         items = self.batch_size * self.data.view.regions_per_image
         if self.loss.supcon_memory % items:
             raise InputError(
@@ -103,6 +104,12 @@ class ExperimentConfig:
             raise InputError(
                 f"config.optimizer.drift_penalty={self.optimizer.drift_penalty} keeps a model near "
                 "its start: set config.init_from."
+            )
+        if self.optimizer.fresh_multiplier != 1 and not self.init_from:
+            raise InputError(
+                f"config.optimizer.fresh_multiplier={self.optimizer.fresh_multiplier} is for what "
+                "config.init_from lacks, and without it all parameters are fresh: set init_from, "
+                "or change config.optimizer.learning_rate."
             )
         if self.evaluation.interpolate and not self.init_from:
             raise InputError(
@@ -154,8 +161,70 @@ class ExperimentConfig:
                         f"config.{group}.{field.name} is for photographs and shop items, and "
                         f"{task} does not read it: leave it out."
                     )
-        if self.data.augment.wide and name != "grounding":
+        augment = self.data.augment
+        if augment.wide or (augment.region_crop and name != "grounding"):
+            key = "wide" if augment.wide else "region_crop"
             raise InputError(
-                f"config.data.augment.wide={self.data.augment.wide} shows windows around a box, "
-                f"and {task} has no boxes: leave it out."
+                f"config.data.augment.{key} shows windows around items, and {task} has none: leave "
+                "it out."
             )
+        if augment.geometric and name == "grounding":
+            raise InputError(
+                f"config.data.augment.crop_area, rotate and perspective may cut away the box of "
+                f"{task}: set them to 1, 0 and 0, or region_crop."
+            )
+
+    def _check_region_batch(self) -> None:
+        loss = self.loss
+        if self.data.region_batch.images:
+            count = self.data.region_batch.images
+            if not (loss.itc or loss.itm or loss.mlm or loss.box):
+                raise InputError(
+                    f"config.data.region_batch.images={count} trains none of the weighted losses: "
+                    "set one of config.loss.{itc,itm,mlm,box_l1,box_giou}, or no region batch."
+                )
+            if not (loss.itc or loss.itm or loss.mlm or loss.vqa or loss.embeddings):
+                raise InputError(
+                    "config.loss weights boxes alone, which config.data.region_batch.images="
+                    f"{count} takes from the batch of items: set config.data.view.kind='region' "
+                    "instead."
+                )
+        elif loss.box and self.data.view.kind == "image" and self.data.augment.geometric:
+            raise InputError(
+                "config.data.view.kind='image' with config.data.augment.crop_area, rotate or "
+                "perspective may cut away the item whose box is trained: set them to 1, 0 and 0, "
+                "loss.box_l1 and loss.box_giou to 0, or data.region_batch.images."
+            )
+
+    @property
+    def images_per_step(self) -> int:
+        """Pictures of a training step, of both batches where there is a region batch."""
+        return self.batch_size + self.data.region_batch.images
+
+    def item_batch(self) -> "ExperimentConfig":
+        """Returns the config of the batch of items alone: the region batch has the box losses."""
+        if not self.data.region_batch.images:
+            return self
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, region_batch=RegionBatchConfig()),
+            loss=dataclasses.replace(self.loss, box_l1=0.0, box_giou=0.0),
+        )
+
+    def region_batch(self) -> "ExperimentConfig":
+        """Returns the config of the region batch alone, as if it was the only one."""
+        regions = self.data.region_batch
+        return dataclasses.replace(
+            self,
+            batch_size=regions.images,
+            data=dataclasses.replace(
+                self.data,
+                view=ViewConfig("region", regions.regions_per_image),
+                region_batch=RegionBatchConfig(),
+                batch_identities="random",
+                teacher="",
+            ),
+            loss=dataclasses.replace(
+                self.loss, vqa=0.0, arcface=0.0, supcon=0.0, distill=0.0, supcon_memory=0
+            ),
+        )

@@ -22,11 +22,15 @@ class ModelConfig:
         embed_dim: E, the width of the retrieval embedding.
         decoder_layers: number of layers of the VQA answer decoder; 0 for no decoder.
         nlvr: True for a head that compares a sentence with two pictures.
+        frames: number of frame positions of a video model, see `X2VLM.encode_video`; 0 for none.
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
         drop_path: rate of stochastic depth in the last vision block; it grows linearly from 0.
         dropout: rate on the hidden states of the text, fusion and decoder layers.
         attention_dropout: rate on the attention weights of these layers, which then have no fused
             kernel in training; 0.1 in X2-VLM.
+        text_drop_path: rate of stochastic depth in the last text layer, and in the last fusion
+            layer; in each of the two stacks it grows linearly from 0. X2-VLM trains grounding with
+            0.1 in place of `dropout`, which is then 0.
         embedding: kind of the retrieval embedding, see `X2VLM.item_features`; in the config of a
             run, `config.embedding.kind`.
     """
@@ -49,16 +53,21 @@ class ModelConfig:
     drop_path: float = 0.1
     dropout: float = 0.1
     attention_dropout: float = 0.0
+    text_drop_path: float = 0.0
     embedding: str = "image"
+    frames: int = 0
 
     def __post_init__(self):
         if self.embedding not in EMBEDDINGS:
             raise InputError(
                 f"embedding.kind={self.embedding!r} is none of {', '.join(EMBEDDINGS)}."
             )
-        for name in ("dropout", "attention_dropout", "drop_path"):
+        for name in ("dropout", "attention_dropout", "drop_path", "text_drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} is not in [0, 1).")
+        for name in ("decoder_layers", "frames"):
+            if getattr(self, name) < 0:
+                raise InputError(f"model.{name}={getattr(self, name)} is negative.")
         for name in ("vision_width", "vision_heads", "text_width", "text_heads", "embed_dim"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} is not positive.")

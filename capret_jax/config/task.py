@@ -14,7 +14,7 @@ TASK_LOSSES = {
 }
 # Task -> metrics by which the best model can be kept.
 TASK_METRICS = {
-    "retrieval": ("r_mean", "TR@1", "IR@1"),
+    "retrieval": ("r_mean", "tr_1", "ir_1"),
     "vqa": ("accuracy",),
     "grounding": ("accuracy",),
     "captioning": ("CIDEr", "BLEU_4"),

@@ -50,7 +50,10 @@ class OptimizerConfig:
     Attributes:
         learning_rate: peak rate.
         warmup_steps: linear warm-up from 0, in steps.
-        decay: schedule "linear" or "cosine" from the peak rate to 0 at the last step.
+        warmup_fraction: the same as a fraction of `loop.steps`, rounded down; then `warmup_steps`
+            is 0.
+        decay: schedule "linear" or "cosine" from the peak rate to `final_rate` at the last step.
+        final_rate: rate at the last step; rates of groups end at the same share of their peaks.
         weight_decay: weight decay of matrices and embeddings; biases, norms and scales have none.
         b1, b2, eps: decay rates of Adam's moments, and its epsilon.
         clip_norm: maximal global gradient norm; 0 turns clipping off.
@@ -58,6 +61,8 @@ class OptimizerConfig:
             a parameter's path ("model/itm_head/up/kernel") scales its rate. Factor 0 leaves the
             parameter as it is, too, but its gradient still counts in the clipped norm and Adam
             still keeps its moments: `frozen` saves both.
+        fresh_multiplier: factor of the rate of parameters that `init_from` has no trained values
+            for, ArcFace's included, where no pattern of `rate_multipliers` matches; 2 in X2-VLM.
         layer_decay: factor of the learning rate from each layer of an encoder to the one below it,
             see `parameter_groups.rate_factors`; 1 for equal rates.
         frozen: regular expressions; parameters whose path starts with a match do not change at all:
@@ -70,19 +75,36 @@ class OptimizerConfig:
 
     learning_rate: float = 3e-5
     warmup_steps: int = 100
+    warmup_fraction: float = 0.0
     decay: str = "linear"
+    final_rate: float = 0.0
     weight_decay: float = 0.01
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-8
     clip_norm: float = 0.0
     rate_multipliers: tuple[tuple[str, float], ...] = ()
+    fresh_multiplier: float = 1.0
     layer_decay: float = 1.0
     frozen: tuple[str, ...] = ()
     drift_penalty: float = 0.0
     ema_decay: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.warmup_fraction < 1:
+            raise InputError(f"optimizer.warmup_fraction={self.warmup_fraction} is not in [0, 1).")
+        if self.warmup_fraction and self.warmup_steps:
+            raise InputError(
+                f"optimizer.warmup_steps={self.warmup_steps} and optimizer.warmup_fraction="
+                f"{self.warmup_fraction} are two lengths of one warm-up: set one of them to 0."
+            )
+        if not 0 <= self.final_rate <= self.learning_rate:
+            raise InputError(
+                f"optimizer.final_rate={self.final_rate} is not in [0, optimizer.learning_rate="
+                f"{self.learning_rate}]."
+            )
+        if self.fresh_multiplier < 0:
+            raise InputError(f"optimizer.fresh_multiplier={self.fresh_multiplier} is negative.")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"optimizer.layer_decay={self.layer_decay} must be in (0, 1].")
         if self.drift_penalty < 0:
@@ -97,3 +119,7 @@ class OptimizerConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise InputError(f"optimizer.{key}: {pattern!r}: {error}") from error
+
+    def warmup(self, steps: int) -> int:
+        """Returns the number of warm-up steps of a run of `steps`."""
+        return self.warmup_steps or int(self.warmup_fraction * steps)

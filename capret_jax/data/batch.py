@@ -45,6 +45,8 @@ class Batch:
         answer_weight: (BK,) float32 weights of the answers, 0 for padding; None where all have 1.
         pair_label: (B,) int32, 1 where the text is true of both pictures of the item, 2b and
             2b + 1, and 0 where it is not; None without NLVR2. I is 2B then, whatever M is.
+        regions: another batch of the same step, whose items are regions of its pictures; None
+            without `data.region_batch`.
     """
 
     image: Array
@@ -65,6 +67,12 @@ class Batch:
     answer_mask: Array = None
     answer_weight: Array = None
     pair_label: Array = None
+    regions: Any = None
+
+    @property
+    def images(self) -> int:
+        """Number of pictures, those of `regions` included."""
+        return len(self.image) + (0 if self.regions is None else self.regions.images)
 
     @property
     def counted_boxes(self) -> Array:

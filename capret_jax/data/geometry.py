@@ -7,8 +7,72 @@ from capret_jax.config import AugmentConfig
 
 # Corners of the unit square: top left, top right, bottom right, bottom left.
 UNIT_SQUARE = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float64)
-# Aspects of random crops, as in torchvision's RandomResizedCrop.
+# Aspects of random crops, as in torchvision's RandomResizedCrop, and how often one is tried.
 _ASPECT = 4 / 3
+_TRIES = 10
+
+
+def random_resized_crop(
+    width: int, height: int, smallest: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws a window by the rule of torchvision's RandomResizedCrop.
+
+    Its area is a uniform share of the picture's, its aspect between 3/4 and 4/3. If ten such
+    windows do not fit, it is the largest one in the middle with an aspect in this range.
+
+    Args:
+        width, height: sides of the picture, pixels.
+        smallest: smallest share of the area; the largest is 1.
+        rng: source of the draws.
+
+    Returns:
+        (4,) int64 x1, y1, x2, y2 in pixels.
+    """
+    limit = np.array([width, height])
+    area = rng.uniform(smallest, 1.0, _TRIES) * width * height
+    aspect = np.exp(rng.uniform(-np.log(_ASPECT), np.log(_ASPECT), _TRIES))
+    sides = np.round(np.sqrt(np.stack([area * aspect, area / aspect], axis=1))).astype(int)
+    fitting = ((sides > 0) & (sides <= limit)).all(axis=1)
+    if fitting.any():
+        kept = sides[np.argmax(fitting)]
+        low = rng.integers(0, limit - kept, endpoint=True)
+    else:
+        kept = np.minimum(limit, np.maximum(np.round(_ASPECT * limit[::-1]).astype(int), 1))
+        low = (limit - kept) // 2
+    return np.concatenate([low, low + kept])
+
+
+def random_window_around(
+    box: np.ndarray, width: int, height: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws a window that contains a box, each edge uniformly between the box's and the picture's.
+
+    Args:
+        box: (4,) x1, y1, x2, y2 in pixels.
+        width, height: sides of the picture, pixels.
+        rng: source of the draws.
+
+    Returns:
+        (4,) int64 x1, y1, x2, y2 in pixels, inside the picture.
+    """
+    limit = np.array([width, height])
+    low = np.clip(np.floor(box[:2]).astype(int), 0, limit - 1)
+    high = np.clip(np.ceil(box[2:]).astype(int), low + 1, limit)
+    return np.concatenate(
+        [rng.integers(0, low, endpoint=True), rng.integers(high, limit, endpoint=True)]
+    )
+
+
+def shares_inside(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Returns the (M,) shares in [0, 1] of boxes' areas that are inside a window.
+
+    Args:
+        boxes: (M, 4) x1, y1, x2, y2 in pixels, of positive area.
+        window: (4,) x1, y1, x2, y2 in pixels.
+    """
+    low, high = np.maximum(boxes[:, :2], window[:2]), np.minimum(boxes[:, 2:], window[2:])
+    inside = np.prod(np.maximum(high - low, 0), axis=1)
+    return inside / np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
 
 
 def random_quadrilateral(

@@ -14,15 +14,20 @@ from capret_jax.config.task import VQA_ANSWERS
 from capret_jax.data.batch import NO_IDENTITY, Batch
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions, mentions_sides
+from capret_jax.data.geometry import random_window_around, shares_inside
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import MAX_MASKED, Masker
 from capret_jax.data.records import Records
+from capret_jax.data.region_sampler import RegionSampler
 from capret_jax.data.sampler import Draw, Sampler, ShuffledOrder
 from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import Augmentation, View, crop_view, whole_view
 from capret_jax.data.vqa import ANSWER_TOKENS, VqaSampler
+
+# Share of an item's box that a window of regions must show to keep the item.
+_MIN_INSIDE = 0.5
 
 
 class Split:
@@ -108,10 +113,15 @@ def training_iterator(
         An iterator over `Batch`es of NumPy arrays, whose position Orbax can save and restore.
 
     Raises:
-        InputError: there are more workers than cores.
+        InputError: there are more workers than cores, or fewer photographs than in a region batch.
     """
-    examples = _Examples(split, sampler.identities, text, config)
-    return BatchIterator(Batches(sampler, examples), config.data.read)
+    batches = Batches(sampler, _Examples(split, sampler.identities, text, config))
+    if images := config.data.region_batch.images:
+        order = dataclasses.replace(sampler.order, batch_size=images)
+        text = text._replace(vqa=None)
+        examples = _Examples(split, sampler.identities, text, config.region_batch())
+        batches.regions = Batches(RegionSampler(split.items, order), examples)
+    return BatchIterator(batches, config.data.read)
 
 
 def abstract_batch(config: ExperimentConfig) -> Batch:
@@ -162,19 +172,26 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         )
     if config.loss.nlvr:
         batch = dataclasses.replace(batch, pair_label=array(items))
+    if config.data.region_batch.images:
+        batch = dataclasses.replace(batch, regions=abstract_batch(config.region_batch()))
     return batch
 
 
 class Batches:
-    """This process's part of the batch of each step."""
+    """This process's part of the batch of each step.
 
-    def __init__(self, sampler: ShuffledOrder, examples: Callable[[Draw], Batch]):
+    Attributes:
+        regions: the region batches of the same steps; None for none.
+    """
+
+    def __init__(self, sampler: ShuffledOrder | RegionSampler, examples: Callable[[Draw], Batch]):
         """
         Args:
             sampler: order of the examples.
             examples: function from draws to batches of one example.
         """
         self._sampler, self._examples = sampler, examples
+        self.regions: Batches | None = None
 
     def __len__(self) -> int:
         return self._sampler.order.steps
@@ -182,7 +199,10 @@ class Batches:
     def __getitem__(self, step: int) -> Batch:
         size = self._sampler.order.local_batch_size
         draws = (self._sampler[index] for index in range(step * size, (step + 1) * size))
-        return _collate([self._examples(draw) for draw in draws])
+        batch = _collate([self._examples(draw) for draw in draws])
+        if self.regions is None:
+            return batch
+        return dataclasses.replace(batch, regions=self.regions[step])
 
 
 class _Examples:
@@ -205,8 +225,16 @@ class _Examples:
         rng = np.random.default_rng(draw.seed)
         wide = bool(self._wide) and rng.random() < self._wide
         rows = self._rows(int(rng.choice(self._wide_rows)) if wide else draw.row, rng)
+        photograph, window = self._split.photograph(int(rows[0])), None
+        if self._view.regions and self._augment.config.region_crop:
+            boxes = self._split.items.box[rows]
+            window = random_window_around(boxes[0], photograph.width, photograph.height, rng)
+            rows = rows[np.append(True, shares_inside(boxes[1:], window) > _MIN_INSIDE)]
+        rows = rows[: self._view.regions_per_image]
         captions = [self._text.captions(row, rng) for row in rows]
-        view = self._augmented_view(rows, wide, not any(map(mentions_sides, captions)), rng)
+        may_flip = not any(map(mentions_sides, captions))
+        augment = self._augmentation(wide, window)
+        view = augment(photograph, self._split.items.box[rows], rng, may_flip=may_flip)
         identities = [NO_IDENTITY] if wide else self._identities[rows]
         padding = self._view.regions_per_image - len(rows)
         tokens = [self._text.encode(caption) for caption in (*captions, *[""] * padding)]
@@ -233,20 +261,20 @@ class _Examples:
         return self._teacher[[*rows, *[rows[0]] * padding]].astype(np.float32)
 
     def _rows(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        """Returns the row of the drawn item, and of other items of its photograph for regions."""
+        """Returns the row of the drawn item, then of others of its photograph for regions."""
         if self._view.regions_per_image == 1:
             return np.array([row])
-        others = self._split.items.rows_beside(row)
-        return np.array([row, *rng.permutation(others)[: self._view.regions_per_image - 1]])
+        return np.array([row, *rng.permutation(self._split.items.rows_beside(row))])
 
-    def _augmented_view(
-        self, rows: np.ndarray, wide: bool, may_flip: bool, rng: np.random.Generator
-    ) -> View:
-        photograph, boxes = self._split.photograph(int(rows[0])), self._split.items.box[rows]
+    def _augmentation(self, wide: bool, window: np.ndarray | None) -> Callable[..., View]:
+        """Returns the augmentation of the view, called with the boxes (M, 4) of its items."""
+        augment = self._augment
+        if window is not None:
+            return functools.partial(augment.window_view, window=window)
         if self._view.whole:
-            return self._augment.whole_view(photograph, boxes, rng, may_flip=may_flip)
-        view = self._augment.wide_view if wide else self._augment.crop_view
-        return view(photograph, boxes[0], rng, may_flip=may_flip)
+            return augment.whole_view if self._view.regions else augment.image_view
+        view = augment.wide_view if wide else augment.crop_view
+        return lambda photograph, boxes, *rng, **flip: view(photograph, boxes[0], *rng, **flip)
 
 
 def _draw_questions(

@@ -8,7 +8,7 @@ import numpy as np
 
 from capret_jax.config import AugmentConfig
 from capret_jax.data.colour import blur, change_colours
-from capret_jax.data.geometry import map_boxes, random_quadrilateral
+from capret_jax.data.geometry import map_boxes, random_quadrilateral, random_resized_crop
 from capret_jax.data.images import Photograph
 from capret_jax.data.randaugment import randaugment
 
@@ -81,7 +81,7 @@ class Augmentation:
         """
         margins = rng.uniform(-self.config.shrink, max(2 * self.config.margin, 0.0), 4)
         view = self._show(photograph, _around(box, margins), box, rng)
-        return self._change(view, rng, may_flip, crop=True)
+        return self._change(view, rng, may_flip, geometric=True)
 
     def wide_view(
         self,
@@ -118,21 +118,71 @@ class Augmentation:
         rng: np.random.Generator,
         *,
         may_flip: bool = True,
+        geometric: bool = False,
     ) -> View:
         """Makes a `whole_view` with trimmed edges, random flip, light and erasing.
 
         Args:
             photograph, rng, may_flip: as for `crop_view`.
             boxes: (M, 4) x1, y1, x2, y2 in pixels; none of them is trimmed.
+            geometric: True for operations of RandAugment that move pixels.
         """
         edges, trim = frame(photograph), rng.uniform(0, self.config.trim, 4)
         trimmed = edges + trim * np.tile(edges[2:], 2) * (1, 1, -1, -1)
         low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
         window = np.concatenate([np.minimum(trimmed[:2], low), np.maximum(trimmed[2:], high)])
+        return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip, geometric)
+
+    def image_view(
+        self,
+        photograph: Photograph,
+        boxes: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        may_flip: bool = True,
+    ) -> View:
+        """Makes a view of a photograph by its caption: a random crop, or the `whole_view`.
+
+        Args:
+            photograph, rng, may_flip: as for `crop_view`.
+            boxes: (M, 4) x1, y1, x2, y2 in pixels; a crop may cut them away.
+        """
+        config = self.config
+        if not config.geometric:
+            return self.whole_view(photograph, boxes, rng, may_flip=may_flip, geometric=True)
+        window = frame(photograph)
+        if config.crop_area < 1:
+            window = random_resized_crop(
+                photograph.width, photograph.height, config.crop_area, rng
+            ).astype(np.float64)
+        if config.rotate or config.perspective:
+            turned = dataclasses.replace(config, crop_area=1.0)
+            corners = random_quadrilateral(window, turned, rng)
+            view = View(photograph.warp(corners, self.size), map_boxes(boxes, corners))
+        else:
+            view = _cut(photograph, window, boxes, self.size)
+        return self._change(view, rng, may_flip, geometric=True)
+
+    def window_view(
+        self,
+        photograph: Photograph,
+        boxes: np.ndarray,
+        rng: np.random.Generator,
+        *,
+        window: np.ndarray,
+        may_flip: bool = True,
+    ) -> View:
+        """Makes a view of a window with random flip, light and erasing.
+
+        Args:
+            photograph, rng, may_flip: as for `crop_view`.
+            boxes: (M, 4) x1, y1, x2, y2 in pixels, cut at the window's edges.
+            window: (4,) x1, y1, x2, y2 in pixels.
+        """
         return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip)
 
     def _change(
-        self, view: View, rng: np.random.Generator, may_flip: bool, crop: bool = False
+        self, view: View, rng: np.random.Generator, may_flip: bool, geometric: bool = False
     ) -> View:
         """Applies random flip, changes of light and colour, RandAugment, blur and erasing."""
         image, boxes = view
@@ -149,7 +199,7 @@ class Augmentation:
             pixels = _light(image, gains)
         if config.randaugment:
             operations, level = config.randaugment, config.randaugment_level
-            pixels, boxes = randaugment(pixels, boxes, operations, level, rng, geometric=crop)
+            pixels, boxes = randaugment(pixels, boxes, operations, level, rng, geometric=geometric)
         if config.blur and rng.random() < config.blur:
             pixels = blur(pixels, rng)
         if rng.random() < config.erase:

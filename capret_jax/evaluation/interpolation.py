@@ -41,10 +41,8 @@ class InterpolationEvaluator:
         """
         context, config = self._context, self._context.run.config
         shares = config.evaluation.interpolate
-        start, *_ = initial_params(
-            config.init_from, state.model, config.model.image_size, context.run.mesh
-        )
-        models = [interpolate(start, state.model, share) for share in shares]
+        start = initial_params(config.init_from, state.model, config.model, context.run.mesh)
+        models = [interpolate(start.params, state.model, share) for share in shares]
         rankings = [
             rank(context.protocol, table, context.run.mesh) for table in context.embed(models)
         ]

@@ -12,7 +12,9 @@ from capret_jax.models.attention import attention
 from capret_jax.models.layers import (
     Mlp,
     dense,
+    drop_branch,
     dropout,
+    dropout_arguments,
     embedding,
     layer_norm,
     merge_heads,
@@ -71,7 +73,12 @@ class BertAttention(nnx.Module):
         self.norm = layer_norm(width, EPSILON)
 
     def __call__(
-        self, x: jax.Array, context: jax.Array, mask: jax.Array | None, key: jax.Array | None
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        mask: jax.Array | None,
+        key: jax.Array | None,
+        drop_path_rate: float | jax.Array = 0.0,
     ) -> jax.Array:
         """Attends from texts to a context.
 
@@ -80,11 +87,12 @@ class BertAttention(nnx.Module):
             context: (B, S, D') states that they attend to.
             mask: (B, S), or (B, T, S) where queries differ: 1 for visible positions; None for all.
             key: random key, which turns dropout on.
+            drop_path_rate: rate of stochastic depth.
 
         Returns:
             (B*K, T, D).
         """
-        return self.attend(x, self.keys_values(context), mask, key)
+        return self.attend(x, self.keys_values(context), mask, key, drop_path_rate)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
         """Projects context (B, S, D') to keys and values, (B, S, H, D/H) each."""
@@ -97,6 +105,7 @@ class BertAttention(nnx.Module):
         keys_values: KeysValues,
         mask: jax.Array | None,
         key: jax.Array | None = None,
+        drop_path_rate: float | jax.Array = 0.0,
     ) -> jax.Array:
         """Attends from x (B*K, T, D) to keys and values (B, S, H, D/H); returns (B*K, T, D).
 
@@ -118,7 +127,8 @@ class BertAttention(nnx.Module):
             query, *keys_values, mask=mask, implementation=self.implementation, drop=drop
         )
         update = merge_heads(attended).reshape(x.shape)
-        return self.norm(x + dropout(self.out(update), self.dropout_rate, key))
+        branch = drop_branch(self.out(update), self.dropout_rate, drop_path_rate, key)
+        return self.norm(x + branch)
 
 
 class BertLayer(nnx.Module):
@@ -141,7 +151,9 @@ class BertLayer(nnx.Module):
         mask: jax.Array,
         context: jax.Array | None = None,
         context_mask: jax.Array | None = None,
+        *,
         key: jax.Array | None = None,
+        drop_path_rate: float | jax.Array = 0.0,
     ) -> jax.Array:
         """Computes the states of the next layer.
 
@@ -151,15 +163,17 @@ class BertLayer(nnx.Module):
             context: (B, S, D') states of the cross-attention; None for a layer without it.
             context_mask: (B, S), 1 for visible positions; None for all.
             key: random key, which turns dropout on.
+            drop_path_rate: rate of stochastic depth, with a key.
 
         Returns:
             (B*K, T, D).
         """
         self_key, cross_key, mlp_key = split_key(key, 3)
-        x = self.attention(x, x, mask, self_key)
+        x = self.attention(x, x, mask, self_key, drop_path_rate)
         if context is not None:
-            x = self.cross_attention(x, context, context_mask, cross_key)
-        return self.norm(x + dropout(self.mlp(x), self.dropout_rate, mlp_key))
+            x = self.cross_attention(x, context, context_mask, cross_key, drop_path_rate)
+        branch = drop_branch(self.mlp(x), self.dropout_rate, drop_path_rate, mlp_key)
+        return self.norm(x + branch)
 
     def step(
         self,
@@ -203,6 +217,7 @@ class TextEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig):
         self.compute = compute
+        self.drop_path_rate = config.text_drop_path
         self.embeddings = TextEmbeddings(config)
         self.layers = nnx.List([BertLayer(config, compute) for _ in range(config.text_layers)])
 
@@ -212,5 +227,5 @@ class TextEncoder(nnx.Module):
         """Encodes (B, T) int ids with (B, [T,] T) 0/1 mask as (B, T, D); `key`: dropout."""
         first, *rest = split_key(key, 1 + len(self.layers))
         x = self.embeddings(token_ids, first)
-        layer_arguments = [{"key": layer_key} for layer_key in rest]
-        return run_layers(self.layers, x, (token_mask,), layer_arguments, self.compute)
+        arguments = dropout_arguments(rest, self.drop_path_rate)
+        return run_layers(self.layers, x, (token_mask,), arguments, self.compute)

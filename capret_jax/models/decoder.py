@@ -48,5 +48,5 @@ class AnswerDecoder(nnx.Module):
         first, *rest = split_key(key, 1 + len(self.layers))
         x, mask = self.embeddings(answer_ids, first), causal_mask(answer_mask)
         for layer, layer_key in zip(self.layers, rest, strict=True):
-            x = layer(x, mask, question, question_mask, layer_key)
+            x = layer(x, mask, question, question_mask, key=layer_key)
         return self.head(x, self.embeddings.word.embedding[...])

@@ -5,7 +5,7 @@ from flax import nnx
 
 from capret_jax.config import ComputeConfig, ModelConfig
 from capret_jax.models.bert import BertLayer
-from capret_jax.models.layers import run_layers, split_key
+from capret_jax.models.layers import dropout_arguments, run_layers, split_key
 
 
 class FusionEncoder(nnx.Module):
@@ -13,6 +13,7 @@ class FusionEncoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig):
         self.compute = compute
+        self.drop_path_rate = config.text_drop_path
         self.layers = nnx.List(
             [
                 BertLayer(config, compute, context_width=config.vision_width)
@@ -41,5 +42,5 @@ class FusionEncoder(nnx.Module):
             (B*K, T, D).
         """
         context = (token_mask, image, image_mask)
-        layer_arguments = [{"key": layer_key} for layer_key in split_key(key, len(self.layers))]
-        return run_layers(self.layers, text, context, layer_arguments, self.compute)
+        arguments = dropout_arguments(split_key(key, len(self.layers)), self.drop_path_rate)
+        return run_layers(self.layers, text, context, arguments, self.compute)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from capret_jax.config import ComputeConfig
@@ -130,6 +131,20 @@ def run_layers(
     return jax.lax.scan(body, x, stacked)[0]
 
 
+def dropout_arguments(keys: list[jax.Array | None], drop_path: float) -> list[dict[str, Any]]:
+    """Returns the keyword arguments of BERT layers in training, for `run_layers`.
+
+    Args:
+        keys: key of each layer; None for no dropout.
+        drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the
+            first, as in X2-VLM.
+    """
+    if not drop_path:  # then layers of a scan draw nothing for it
+        return [{"key": key} for key in keys]
+    rates = np.linspace(0.0, drop_path, len(keys)).tolist()
+    return [{"key": key, "drop_path_rate": rate} for key, rate in zip(keys, rates, strict=True)]
+
+
 def _keeps_attention(primitive, *arguments, **parameters) -> bool:
     """Keeps outputs of attention: those with a name, and those of cuDNN's kernel."""
     named = jax.checkpoint_policies.save_only_these_names(OUTPUT_NAME)
@@ -158,6 +173,15 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None) -> jax.Array:
     """Applies stochastic depth (arXiv 1603.09382): zeroes the branch of random rows of axis 0."""
     return _drop(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def drop_branch(
+    x: jax.Array, rate: float, path_rate: float | jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """Applies dropout at `rate`, then stochastic depth at `path_rate`; identity without a key."""
+    x = dropout(x, rate, key)
+    # Dropout draws with the key itself, and that of attention weights with its fold 1.
+    return x if key is None else drop_path(x, path_rate, jax.random.fold_in(key, 2))
 
 
 def _drop(x, rate, key, mask_shape):

@@ -59,6 +59,9 @@ class X2VLM(nnx.Module):
             self.decoder = AnswerDecoder(config, text_compute)
         if config.nlvr:
             self.nlvr_head = MlpHead(2 * config.text_width, 2)
+        self.frames = config.frames
+        if config.frames:
+            self.frame_positions = nnx.Param(jnp.zeros((config.frames, config.vision_width)))
         self.embedding = config.embedding
         if config.embedding == "fusion":
             self.fusion_proj = dense(config.text_width, config.embed_dim)
@@ -66,6 +69,28 @@ class X2VLM(nnx.Module):
     def encode_image(self, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Encodes (B, S, S, 3) normalised floats as (B, 1+N, D): mean of the patches, patches."""
         return self.vision(pixels, key)
+
+    def encode_video(self, pixels: jax.Array) -> jax.Array:
+        """Encodes (B, F, S, S, 3) normalised frames of videos as (B, 1+N, D), as if an image.
+
+        Each frame is encoded as an image, the embedding of its position in the video is added to
+        all of its 1+N states, and the frames are averaged position by position, as X2-VLM does.
+        The model has `ModelConfig.frames` positions.
+
+        Raises:
+            InputError: there are more frames than positions; a single frame needs none.
+        """
+        batch, frames = pixels.shape[:2]
+        if frames > max(self.frames, 1):
+            raise InputError(
+                f"{frames} frames of a video do not fit this model, which has {self.frames} frame "
+                f"positions: give at most {max(self.frames, 1)}, evenly spaced over the video."
+            )
+        states = self.encode_image(pixels.reshape(-1, *pixels.shape[2:]))
+        states = states.reshape(batch, frames, *states.shape[1:])
+        if self.frames:
+            states = states + self.frame_positions[:frames, None]
+        return states.mean(axis=1)
 
     def pool_regions(self, image: jax.Array, mask: jax.Array) -> jax.Array:
         """Embeds regions from (R, 1+N, D) and a (R, 1+N) 0/1 mask; see `beit.pool_regions`."""

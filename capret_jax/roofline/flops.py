@@ -102,6 +102,9 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
         config: model, losses and sizes of the global batch.
         classes: C, number of classes of the ArcFace head.
     """
+    if config.data.region_batch.images:
+        batches = config.item_batch(), config.region_batch()
+        return sum(ideal_step_flops(batch, classes) for batch in batches)
     model, loss, tokens = config.model, config.loss, config.data.max_tokens
     items = config.batch_size * config.data.view.regions_per_image
     images = config.batch_size * (2 if loss.nlvr else 1)

@@ -125,7 +125,7 @@ def training_program(config: ExperimentConfig, mesh: Mesh, classes: int) -> Prog
     batch = _on_mesh(abstract_batch(config), mesh)
     arguments = abstract_state(setup), batch
     ideal = ideal_step_flops(config, classes)
-    return Program(make_step(setup), arguments, ideal, config.batch_size)
+    return Program(make_step(setup), arguments, ideal, config.images_per_step)
 
 
 def embedding_program(config: ExperimentConfig, mesh: Mesh) -> Program:

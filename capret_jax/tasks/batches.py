@@ -11,6 +11,7 @@ from capret_jax.config.task import VQA_ANSWERS
 from capret_jax.data.batch import NO_IDENTITY, Batch
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import mentions_sides
+from capret_jax.data.geometry import random_window_around
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import Batches
 from capret_jax.data.sampler import BatchOrder, Draw, RowSampler
@@ -67,12 +68,9 @@ class TrainingViews:
 
     def whole(self, path: str, text: str, rng: np.random.Generator) -> np.ndarray:
         """Returns a view of a picture, (S, S, 3) uint8, unflipped if the text mentions sides."""
-        photograph = self.pictures.photograph(path)
-        # The whole picture is the item of the crop.
-        view = self.augment.crop_view(
-            photograph, frame(photograph), rng, may_flip=not mentions_sides(text)
-        )
-        return view.image
+        photograph, may_flip = self.pictures.photograph(path), not mentions_sides(text)
+        boxes = frame(photograph)[None]
+        return self.augment.image_view(photograph, boxes, rng, may_flip=may_flip).image
 
     def boxed(self, path: str, text: str, box: tuple[float, ...], rng: np.random.Generator) -> View:
         """Returns a view that shows a box, with the box in it.
@@ -86,9 +84,12 @@ class TrainingViews:
         photograph, may_flip = self.pictures.photograph(path), not mentions_sides(text)
         x, y, width, height = box
         corners = np.array([x, y, x + width, y + height])
-        if rng.random() < self.augment.config.wide:
-            return self.augment.wide_view(photograph, corners, rng, may_flip=may_flip)
-        return self.augment.whole_view(photograph, corners[None], rng, may_flip=may_flip)
+        window = frame(photograph)
+        if self.augment.config.region_crop:
+            window = random_window_around(corners, photograph.width, photograph.height, rng)
+        return self.augment.window_view(
+            photograph, corners[None], rng, window=window, may_flip=may_flip
+        )
 
 
 class _Examples:

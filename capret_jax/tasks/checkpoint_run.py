@@ -6,9 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from capret_jax.checkpoints.conversion import model_parts
 from capret_jax.checkpoints.loading import ModelFolder, Setup, open_model_tokenizer
 from capret_jax.checkpoints.relative_position import with_image_size
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.config import (
     ComputeConfig,
     DataConfig,

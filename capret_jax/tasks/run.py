@@ -23,7 +23,6 @@ from capret_jax.tasks.examples import (
 )
 from capret_jax.tasks.readers import Examples, read_test, read_training
 from capret_jax.train.base_run import BaseRun
-from capret_jax.train.setup import StepSetup
 
 # Number of texts that are tokenised to estimate the share of truncated ones.
 _TEXTS_CHECKED = 1000
@@ -68,7 +67,7 @@ class TaskRun(BaseRun):
                     print(f"{split}: {note}", flush=True)
         self.encode = self._open_encoder(self._texts, self._some_texts())
         # No term of a task has classes; one is enough for the head that every state has.
-        self.setup = StepSetup.create(config, self.mesh, np.ones(1, np.int64))
+        self.setup = self._make_setup(np.ones(1, np.int64))
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -110,7 +109,16 @@ class TaskRun(BaseRun):
         return [text for row in spread for text in _encoded_texts(row)]
 
     def _texts(self) -> Iterator[str]:
-        """Yields the texts that a vocabulary is built from: those of training, with answers."""
+        """Yields the texts that a vocabulary is built from: those of training, with answers.
+
+        Raises:
+            InputError: the run does not train.
+        """
+        if not self.train.rows:
+            raise InputError(
+                "config.data.tokenizer is empty, and there is no model with a vocabulary: name the "
+                "tokenizer that the model was trained with, such as bert-base-uncased."
+            )
         for row in self.train.rows:
             yield from _encoded_texts(row)
             if isinstance(row, VisualQuestion):

@@ -132,12 +132,11 @@ class BaseRun(abc.ABC):
         if not source:
             print("starting from scratch")
             return state
-        params, kind, fresh = initial_params(
-            source, state.params["model"], self.config.model.image_size, self.mesh
-        )
-        random = f"; fresh: {', '.join(fresh)}" if fresh else ""
-        print(f"starting from {source}, a {kind} checkpoint{random}")
-        return state.with_model(params)
+        start = initial_params(source, state.params["model"], self.config.model, self.mesh)
+        copies = f"; {start.copies}" if start.copies else ""
+        random = f"; fresh: {', '.join(start.fresh)}" if start.fresh else ""
+        print(f"starting from {source}, a {start.kind} checkpoint{copies}{random}")
+        return state.with_model(start.params)
 
     def state_to_evaluate(self) -> TrainState:
         """Restores the best checkpoint; without any makes the state of `config.init_from`.
@@ -179,6 +178,12 @@ class BaseRun(abc.ABC):
         elif config.init_from:
             card = ModelFolder(config.init_from).card
             check_same_shapes(config.model, card.config, config.init_from)
+
+    def _make_setup(self, class_sizes: np.ndarray) -> StepSetup:
+        """Makes the setup of the training step, for (C,) int numbers of examples per identity."""
+        # What was fresh at the start stays so, whatever became of `init_from` since.
+        saved = self.checkpoints.metadata() if self.checkpoints.latest_step() is not None else {}
+        return StepSetup.create(self.config, self.mesh, class_sizes, saved.get("fresh"))
 
     def _open_encoder(
         self, texts: Callable[[], Iterable[str]], sample: Sequence[str]
@@ -278,8 +283,10 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
     Raises:
         InputError: a size does not divide; the message names it.
     """
+    each = parts * config.accumulation
     for name, size, divisor in (
-        ("batch_size", config.batch_size, parts * config.accumulation),
+        ("batch_size", config.batch_size, each),
+        ("data.region_batch.images", config.data.region_batch.images, each),
         ("evaluation.batch_size", config.evaluation.batch_size, parts),
     ):
         if size % divisor:
@@ -288,11 +295,14 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
                 f"parts and config.accumulation={config.accumulation}; make it a multiple of "
                 f"{divisor}."
             )
-    group = config.loss.matching_group
-    examples = config.batch_size // config.accumulation // parts
-    examples *= config.data.view.regions_per_image
-    if config.loss.itm and group and examples % group:
-        raise InputError(
-            f"config.loss.matching_group={group} does not divide the "
-            f"{examples} items of each of {parts} parts of the batch."
-        )
+    group, regions = config.loss.matching_group, config.data.region_batch
+    for name, images, most in (
+        ("batch", config.batch_size, config.data.view.regions_per_image),
+        ("region batch", regions.images, regions.regions_per_image),
+    ):
+        examples = images // each * most
+        if config.loss.itm and group and examples % group:
+            raise InputError(
+                f"config.loss.matching_group={group} does not divide the "
+                f"{examples} items of each of {parts} parts of the {name}."
+            )

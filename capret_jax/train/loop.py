@@ -87,7 +87,7 @@ def run_loop(
                 merged = merge(pending)
                 check_finite(merged, step)
                 now = time.perf_counter()
-                merged["images_per_second"] = len(pending) * len(batch.image) / (now - clock)
+                merged["images_per_second"] = len(pending) * batch.images / (now - clock)
                 progress.set_postfix_str(_postfix(merged))
                 services.writer.write(step, merged)
                 pending, clock = [], now

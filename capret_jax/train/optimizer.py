@@ -1,5 +1,6 @@
 """AdamW with parameter groups by path, learning-rate warm-up and decay."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from capret_jax.train.parameter_groups import decay_mask, rate_factors, trained_
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Makes the learning-rate schedule: linear warm-up, then decay to 0 at `total_steps`.
+    """Makes the learning-rate schedule: linear warm-up, then decay to the rate at `total_steps`.
 
     Raises:
         InputError: the warm-up does not end before the last step.
@@ -22,22 +23,25 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
         raise InputError(
             f"optimizer.warmup_steps={config.warmup_steps} must be less than steps={total_steps}."
         )
-    peak, rest = config.learning_rate, total_steps - config.warmup_steps
+    peak, last, steps = config.learning_rate, config.final_rate, config.warmup(total_steps)
+    rest = total_steps - steps
     decay = {
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, last, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, last / peak if last else 0.0),
     }[config.decay]
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, decay], [config.warmup_steps])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, steps), decay], [steps])
 
 
-def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ExperimentConfig, fresh: Collection[str] = ()
+) -> optax.GradientTransformation:
     """Makes the update rule, from gradients to parameter updates.
 
     Frozen parameters have no moments, and their gradients do not count in the clipped norm.
 
     Args:
         config: `optimizer`, `model` and `loop.steps` are read.
+        fresh: paths of the parameters that `optimizer.fresh_multiplier` is for.
 
     Raises:
         InputError: the warm-up does not end before the last step.
@@ -45,7 +49,8 @@ def make_optimizer(config: ExperimentConfig) -> optax.GradientTransformation:
     settings = config.optimizer
 
     def scaled(updates, _):
-        return jax.tree.map(jnp.multiply, updates, rate_factors(updates, settings, config.model))
+        factors = rate_factors(updates, settings, config.model, fresh)
+        return jax.tree.map(jnp.multiply, updates, factors)
 
     rule = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
@@ -72,6 +77,7 @@ def pull_to_start(updates, state: Any, config: ExperimentConfig):
     """
     settings = config.optimizer
     rate = settings.drift_penalty * make_schedule(settings, config.loop.steps)(state.step)
+    # Parameters that have a start are not fresh.
     factors = rate_factors(updates, settings, config.model)
 
     def pulled(path, update, param, factor):

@@ -1,7 +1,7 @@
 """Groups of parameters by path: weight decay, learning rates, and parts that stay as they are."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import jax
 
@@ -29,13 +29,20 @@ def _is_frozen(name: str, frozen: tuple[str, ...]) -> bool:
     return any(re.match(pattern, name) for pattern in frozen)
 
 
-def rate_factors(params, config: OptimizerConfig, model: ModelConfig):
+def rate_factors(params, config: OptimizerConfig, model: ModelConfig, fresh: Collection[str] = ()):
     """Returns a tree of float, the factor of each parameter's learning rate.
 
     It is the product of the first of `rate_multipliers` that matches the start of the path, and of
     the layer's `layer_decay` ** d (BEiT, arXiv 2106.08254, appendix). Here d is L - i for layer i
     of the L layers of an encoder, L + 1 for the embeddings below them, and 0 for the norm behind
     them, heads, projections, the answer decoder and ArcFace. Text and fusion layers are one stack.
+
+    Args:
+        params: a tree of the parameters' structure.
+        config: factors of groups and layers.
+        model: number of layers.
+        fresh: paths of the parameters whose factor is `fresh_multiplier` where no pattern matches,
+            as in X2-VLM, whose rates of encoders come before the one of fresh parameters.
     """
     depths = model.vision_depth, model.text_layers + model.fusion_layers
 
@@ -44,7 +51,8 @@ def rate_factors(params, config: OptimizerConfig, model: ModelConfig):
             value for pattern, value in config.rate_multipliers if re.match(pattern, name)
         )
         distance = _distance_to_top(name, *depths, model.text_layers)
-        return next(multipliers, 1.0) * config.layer_decay**distance
+        default = config.fresh_multiplier if name in fresh else 1.0
+        return next(multipliers, default) * config.layer_decay**distance
 
     return _by_name(params, factor)
 

@@ -31,7 +31,6 @@ from capret_jax.data.vqa import VqaSampler, questions_about, vocabulary_of
 from capret_jax.datasets import open_dataset
 from capret_jax.distributed.mesh import first_process_first
 from capret_jax.train.base_run import BaseRun
-from capret_jax.train.setup import StepSetup
 
 # Number of captions of a split that are tokenised to estimate the share of truncated ones.
 _CAPTIONS_CHECKED = 1000
@@ -68,7 +67,7 @@ class Run(BaseRun):
         self.evaluation_captions = self._load_evaluation_captions()
         if config.data.teacher and config.mode != "evaluate":
             self._teacher = open_teacher(config.data.teacher, len(self.dataset.train.items))
-        self.setup = StepSetup.create(config, self.mesh, self.sampler.class_sizes)
+        self.setup = self._make_setup(self.sampler.class_sizes)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The static inputs of a training step: configuration, mesh, model structure and optimizer."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from capret_jax.checkpoints.initialization import initialised_parameters
+from capret_jax.checkpoints.initialization import fresh_parameters, initialised_parameters
 from capret_jax.config import ComputeConfig, ExperimentConfig
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import abstract_model
@@ -27,6 +28,8 @@ class StepSetup:
         optimizer: the update rule.
         anchored: paths in the model of the parameters that `optimizer.drift_penalty` keeps near
             their start: those of `init_from`, without frozen ones.
+        fresh: paths in the model of the parameters that `optimizer.fresh_multiplier` is for; empty
+            where it is 1.
     """
 
     config: ExperimentConfig
@@ -35,15 +38,23 @@ class StepSetup:
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     anchored: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
     @classmethod
-    def create(cls, config: ExperimentConfig, mesh: Mesh, class_sizes: np.ndarray) -> "StepSetup":
+    def create(
+        cls,
+        config: ExperimentConfig,
+        mesh: Mesh,
+        class_sizes: np.ndarray,
+        fresh: Collection[str] | None = None,
+    ) -> "StepSetup":
         """Builds the model's structure and the optimizer.
 
         Args:
             config: configuration of the run.
             mesh: mesh from `make_mesh`, of the devices here or of a topology to plan for.
             class_sizes: (C,) int, number of training examples per identity.
+            fresh: the run's `fresh` as it was saved; None to find it in `init_from`.
 
         Raises:
             InputError: the warm-up does not end before the last step, or a drift penalty has no
@@ -51,13 +62,23 @@ class StepSetup:
         """
         compute = config.compute.on(mesh.devices.flat[0].platform)
         anchored = _anchored(config) if config.optimizer.drift_penalty else ()
+        if fresh is None:
+            fresh = _fresh(config)
+        paths = {"arcface", *(f"model/{path}" for path in fresh)}
         graphdef, _ = abstract_model(config.model, compute)
-        return cls(config, mesh, class_sizes, graphdef, make_optimizer(config), anchored)
+        optimizer = make_optimizer(config, paths)
+        return cls(config, mesh, class_sizes, graphdef, optimizer, anchored, tuple(fresh))
 
     @property
     def compute(self) -> ComputeConfig:
         """Settings of the computation, resolved for the mesh's platform."""
         return self.config.compute.on(self.mesh.devices.flat[0].platform)
+
+
+def _fresh(config: ExperimentConfig) -> tuple[str, ...]:
+    if config.optimizer.fresh_multiplier == 1:
+        return ()
+    return tuple(fresh_parameters(config.init_from, config.model))
 
 
 def _anchored(config: ExperimentConfig) -> tuple[str, ...]:

@@ -48,13 +48,26 @@ def make_loss(setup: StepSetup):
     outputs are kept; the losses are computed on the outputs of the whole batch, and the backward
     pass computes each part again. So the loss is that of the whole batch, contrastive terms
     included (GradCache, arXiv 2101.06983).
+
+    The weighted loss of `batch.regions`, if there is one, is added; its metrics have names that
+    start with "regions/".
     """
     config, mesh = setup.config, setup.mesh
     parts, frozen = config.accumulation, config.optimizer.frozen
 
-    def run(params, batch, context):
-        model = bind(setup.graphdef, params["model"], config.compute.dtype)
-        return forward(model, params["arcface"], batch, config, context)
+    def loss_of(config, params, batch, context):
+        """Computes loss and metrics of one batch, and the embeddings of its items."""
+
+        def run(params, batch, context):
+            model = bind(setup.graphdef, params["model"], config.compute.dtype)
+            return forward(model, params["arcface"], batch, config, context)
+
+        if parts == 1:
+            outputs = run(params, batch, context)
+        else:
+            outputs = _accumulate(run, params, batch, context)
+        total, metrics = total_loss(outputs, batch, config.loss, context, setup.class_sizes)
+        return total, metrics, outputs.item_embedding
 
     def loss(params, batch, key, memory=None):
         if frozen:  # their gradients are 0, and not computed
@@ -64,13 +77,17 @@ def make_loss(setup: StepSetup):
             )
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             context = StepContext(mesh, key, 0, parts, memory)
-            if parts == 1:
-                outputs = run(params, batch, context)
-            else:
-                outputs = _accumulate(run, params, batch, context)
-            total, metrics = total_loss(outputs, batch, config.loss, context, setup.class_sizes)
+            items, regions = dataclasses.replace(batch, regions=None), batch.regions
+            total, metrics, embedding = loss_of(config.item_batch(), params, items, context)
+            if regions is not None:
+                # Not 0 or 1, which are the two halves of the key.
+                context = StepContext(mesh, jax.random.fold_in(key, 2), 0, parts)
+                value, theirs, _ = loss_of(config.region_batch(), params, regions, context)
+                total += config.data.region_batch.weight * value
+                metrics |= {f"regions/{name}": pair for name, pair in theirs.items()}
+                metrics["loss"] = total, jnp.float32(1.0)
             if memory is not None:
-                memory = memory.pushed(outputs.item_embedding, batch.identity, batch.valid)
+                memory = memory.pushed(embedding, batch.identity, batch.valid)
             return total, LossDetails(metrics, memory)
 
     return loss

@@ -90,6 +90,7 @@ class Trainer:
         metadata = {
             "config": dataclasses.asdict(run.config),
             "untrained": run.untrained_parameters(),
+            "fresh": run.setup.fresh,
             "fingerprints": run.fingerprints,
         }
         writer = MetricsWriter(run.files.folder, int(state.step), run.files.publish)

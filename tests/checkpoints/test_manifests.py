@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from capret_jax.checkpoints.conversion import match_reference, to_reference
-from capret_jax.checkpoints.names import KINDS
+from capret_jax.checkpoints.kinds import KINDS
 from capret_jax.errors import InputError
 from capret_jax.models.beit import relative_position_index
 from tests.conftest import DATA
@@ -67,6 +67,17 @@ def sample_names(state: dict, count: int = 7) -> list[str]:
     return names[:: len(names) // (count - 1)] + names[-1:]
 
 
+def is_spare(name: str) -> bool:
+    """Returns True if nothing is lost without this name: others of the file tell its values."""
+    tied = (*TIES, *TIES.values())
+    return name.endswith(("position_ids", "position_index", "one_hot", *tied))
+
+
+def needed_names(state: dict) -> list[str]:
+    """Sample of the names without which a file is refused."""
+    return sample_names({name: a for name, a in state.items() if not is_spare(name)})
+
+
 def test_every_name_is_accounted_for(manifest, state, matched):
     report, (kind, size, pixels) = matched.report, manifest.rsplit("_", 2)
     assert (report.kind, report.size, report.image_size) == (kind, size, int(pixels))
@@ -91,9 +102,11 @@ def test_the_export_gives_every_name_its_values(state, matched):
         assert exported[name].flat[0] == array.flat[0], name
 
 
-def test_a_dropped_name_is_refused(state):
-    for name in sample_names(state):
-        with pytest.raises(InputError, match=f": missing {name}( \\(.*\\))?\\.$"):
+def test_a_dropped_name_is_refused(manifest, state):
+    for name in needed_names(state):
+        if name == "temp" and manifest.startswith("retrieval"):
+            continue  # where it was fixed in training
+        with pytest.raises(InputError, match=f": missing {name}\\.$"):
             match_reference({key: array for key, array in state.items() if key != name})
 
 
@@ -103,8 +116,10 @@ def test_an_added_name_is_refused(state):
             match_reference(state | {name: np.zeros(3, np.float32)})
 
 
-def test_a_renamed_name_is_refused(state):
-    for name in sample_names(state):
+def test_a_renamed_name_is_refused(manifest, state):
+    for name in needed_names(state):
+        if name == "temp" and manifest.startswith("retrieval"):
+            continue
         renamed = {f"{key}_" if key == name else key: array for key, array in state.items()}
         with pytest.raises(InputError, match=f"missing {name}.*; unexpected {name}_"):
             match_reference(renamed)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from capret_jax.config import (
     LoopConfig,
     LossConfig,
     ReadConfig,
+    RegionBatchConfig,
     ViewConfig,
 )
 from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
@@ -21,7 +23,8 @@ from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
 from capret_jax.data.pipeline import TrainingText, training_iterator
-from capret_jax.data.sampler import make_sampler
+from capret_jax.data.region_sampler import RegionSampler
+from capret_jax.data.sampler import BatchOrder, make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.vqa import ANSWER_TOKENS, SYNTHETIC_QUESTIONS, VqaSampler
 from capret_jax.distributed.batch_share import BatchShare
@@ -49,6 +52,8 @@ def iterate(splits, captions):
         asked=False,
         views=K,
         teacher="",
+        regions=RegionBatchConfig(),
+        region_crop=False,
     ):
         config = ExperimentConfig(
             batch_size=B,
@@ -57,8 +62,9 @@ def iterate(splits, captions):
                 max_tokens=24,
                 views_per_identity=views,
                 view=view,
+                region_batch=regions,
                 teacher=teacher,
-                augment=AugmentConfig(wide=wide),
+                augment=AugmentConfig(wide=wide, region_crop=region_crop),
                 read=ReadConfig(threads=threads, prefetch=2),
             ),
             loop=LoopConfig(steps=6),
@@ -84,14 +90,13 @@ def test_without_identities_no_batch_tells_one(iterate):
 
 
 def assert_equal(a, b):
-    for field in dataclasses.fields(a):
-        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_shapes_and_dtypes(iterate):
     batch = next(iterate(masked=True, asked=True, wide=0.5))
     columns = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    assert columns.pop("teacher") is None
+    assert columns.pop("teacher") is columns.pop("regions") is None
     shapes = {name: column.shape for name, column in columns.items()}
     assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
     assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)
@@ -175,6 +180,77 @@ def test_regions_bring_the_other_items_of_their_photograph_along(iterate, splits
         assert (batch.masked_labels[empty] == IGNORED_LABEL).all()
         assert (batch.token_mask[empty].sum(axis=1) == 2).all()
     assert seen == set(np.unique(np.bincount(items.record)).clip(max=3).tolist()) >= {1, 2}
+
+
+REGIONS = RegionBatchConfig(images=6, regions_per_image=2)
+
+
+def test_a_region_batch_comes_beside_the_same_items(iterate):
+    both = iterate(masked=True, regions=REGIONS)
+    for alone, batch in zip(iterate(masked=True), both, strict=True):
+        assert_equal(alone, dataclasses.replace(batch, regions=None))
+        assert batch.regions.image.shape == (6, SIZE, SIZE, 3)
+        assert batch.regions.token_ids.shape == batch.regions.masked_ids.shape == (12, 24)
+        assert batch.regions.valid.reshape(6, 2)[:, 0].all()
+        assert batch.regions.located is batch.regions.question_ids is None
+
+
+def test_a_region_batch_resumes_with_its_step_and_is_split_over_processes(iterate):
+    whole = list(iterate(regions=REGIONS))
+    resumed = iterate(regions=REGIONS, threads=1)
+    resumed.set_state({"next_index": 4})
+    for expected, actual in zip(whole[4:], resumed, strict=True):
+        assert_equal(expected, actual)
+    halves = [iterate(BatchShare.even(i, 2), regions=REGIONS) for i in range(2)]
+    for expected, *parts in zip(whole, *halves, strict=True):
+        together = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        assert_equal(expected.regions, together.regions)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_windows_of_regions_show_the_drawn_item_and_most_of_others(iterate, splits, most):
+    regions = RegionBatchConfig(images=16, regions_per_image=most)
+    boxes, shown = [], []
+    for batch in iterate(regions=regions, region_crop=True):
+        valid = batch.regions.valid
+        assert valid.reshape(16, most)[:, 0].all()
+        assert (batch.regions.box[~valid] == 0).all()
+        boxes.append(batch.regions.box[valid])
+        shown.append(valid.sum())
+    boxes = np.concatenate(boxes)
+    edges = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    assert edges.min() >= -1e-6 and edges.max() <= 1 + 1e-6 and boxes[:, 2:].min() > 0
+    # Parts of photographs, in which an item is larger than in the whole.
+    items = splits["train"].items
+    whole = np.concatenate(
+        [batch.regions.box[batch.regions.valid] for batch in iterate(regions=regions)]
+    )
+    assert boxes[:, 2:].prod(axis=1).mean() > 1.2 * whole[:, 2:].prod(axis=1).mean()
+    if most > 1:
+        assert 16 * 6 < sum(shown) < np.bincount(items.record).mean() * 16 * 6
+
+
+def test_an_epoch_of_regions_visits_every_photograph_once(splits):
+    items = splits["train"].items
+    photographs = len(np.unique(items.record))
+    size = next(n for n in (8, 7, 6, 5) if photographs % n == 0)
+    order = BatchOrder(size, 2 * photographs // size, seed=0)
+    draws = [RegionSampler(items, order)[i] for i in range(2 * photographs)]
+    records = items.record[[draw.row for draw in draws]].reshape(2, photographs)
+    for epoch in records:
+        np.testing.assert_array_equal(np.sort(epoch), np.unique(items.record))
+    assert not np.array_equal(*records)
+    assert len({draw.seed for draw in draws}) == len(draws)
+    # Every item has its turn.
+    several = [draw.row for seed in range(20) for draw in region_draws(items, seed)]
+    assert set(several) == set(range(len(items)))
+    with pytest.raises(InputError, match=r"region_batch.images=1000 is more than the \d+ photog"):
+        RegionSampler(items, BatchOrder(1000, 1, 0))
+
+
+def region_draws(items, seed):
+    sampler = RegionSampler(items, BatchOrder(1, len(np.unique(items.record)), seed))
+    return [sampler[i] for i in range(len(sampler))]
 
 
 def test_captions_that_tell_sides_are_never_mirrored(iterate, monkeypatch):

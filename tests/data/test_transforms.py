@@ -1,5 +1,6 @@
 """Views: the boxes follow crops, trimming and flips; random changes stay in their ranges."""
 
+import dataclasses
 import io
 
 import cv2
@@ -8,8 +9,14 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from capret_jax.config import AugmentConfig
+from capret_jax.data import transforms
 from capret_jax.data.colour import LUMA, blur, change_colours, colour_matrix
-from capret_jax.data.geometry import map_boxes
+from capret_jax.data.geometry import (
+    map_boxes,
+    random_resized_crop,
+    random_window_around,
+    shares_inside,
+)
 from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import Augmentation, crop_view, whole_view
 from capret_jax.errors import InputError
@@ -239,6 +246,79 @@ def test_randaugment_moves_crops_alone(photograph):
         if crop.image[..., 1].max() > 127:  # brightness of a tenth hides it
             inside = painted_box(crop.image)
             np.testing.assert_allclose(crop.boxes[0], inside, atol=0.06)
+
+
+def test_randaugment_moves_whole_photographs_and_no_regions(photograph, monkeypatch):
+    drawn = []
+
+    def record(pixels, boxes, operations, level, rng, *, geometric):
+        drawn.append((operations, level, geometric))
+        return pixels, boxes
+
+    monkeypatch.setattr(transforms, "randaugment", record)
+    augment = Augmentation(AugmentConfig(randaugment=2), 64)
+    window, rng = np.array([0, 0, 160, 120]), np.random.default_rng(0)
+    augment.image_view(photograph, BOX[None], rng)
+    Augmentation(AugmentConfig(randaugment=2, crop_area=0.2), 64).image_view(
+        photograph, BOX[None], rng
+    )
+    assert drawn == [(2, 7, True)] * 2
+    drawn.clear()
+    augment.window_view(photograph, BOX[None], rng, window=window)
+    augment.whole_view(photograph, BOX[None], rng)
+    assert drawn == [(2, 7, False)] * 2
+
+
+def test_a_view_of_a_whole_photograph_can_be_a_random_crop(photograph):
+    plain = AugmentConfig(trim=0.0, **PLAIN | {"flip": 0})
+    whole = Augmentation(plain, 96).image_view(photograph, BOX[None], np.random.default_rng(0))
+    np.testing.assert_array_equal(whole.image, whole_view(photograph, BOX[None], 96).image)
+    config = dataclasses.replace(plain, crop_area=0.5)
+    for seed in range(10):
+        window = random_resized_crop(160, 120, 0.5, np.random.default_rng(seed))
+        view = Augmentation(config, 96).image_view(
+            photograph, BOX[None], np.random.default_rng(seed)
+        )
+        np.testing.assert_array_equal(view.image, photograph.crop(window, 96))
+    turned = dataclasses.replace(plain, rotate=30.0)
+    view = Augmentation(turned, 96).image_view(photograph, BOX[None], np.random.default_rng(1))
+    np.testing.assert_allclose(painted_box(view.image), view.boxes[0], atol=0.03)
+
+
+def test_random_crops_have_torchvisions_areas_and_aspects():
+    rng = np.random.default_rng(0)
+    windows = np.array([random_resized_crop(1600, 1200, 0.2, rng) for _ in range(4000)])
+    low, high = windows[:, :2], windows[:, 2:]
+    assert (low >= 0).all() and (high <= [1600, 1200]).all() and (low < high).all()
+    width, height = (high - low).T
+    aspect, area = width / height, width * height / (1600 * 1200)
+    assert 0.74 < aspect.min() < 0.77 and 1.31 < aspect.max() < 1.34
+    assert 0.199 < area.min() < 0.21 and area.max() > 0.9
+    # A share s fits in height if its aspect is above 4/3 s: always below 9/16, and above with the
+    # probability -log(s) / (2 log(4/3)). Others are drawn again.
+    fitting = 0.5625 - 0.2 + (0.4375 + 0.5625 * np.log(0.5625)) / (2 * np.log(4 / 3))
+    counts = np.histogram(area, [0.2, 0.3, 0.4, 0.5])[0]
+    np.testing.assert_allclose(counts / 4000, 0.1 / fitting, atol=0.015)
+    assert low[:, 0].max() > 400  # anywhere
+    # Nothing fits: the largest window in the middle.
+    np.testing.assert_array_equal(random_resized_crop(100, 20, 1.0, rng), [36, 0, 63, 20])
+    np.testing.assert_array_equal(random_resized_crop(20, 100, 1.0, rng), [0, 36, 20, 63])
+
+
+def test_windows_around_a_box_reach_from_it_to_the_edges():
+    rng, box = np.random.default_rng(0), np.array([40.4, 30.6, 60.2, 70.9])
+    windows = np.array([random_window_around(box, 100, 80, rng) for _ in range(2000)])
+    np.testing.assert_array_equal(windows.min(axis=0), [0, 0, 61, 71])
+    np.testing.assert_array_equal(windows.max(axis=0), [40, 30, 100, 80])
+    np.testing.assert_allclose(windows.mean(axis=0), [20, 15, 80.5, 75.5], atol=1)
+    outside = random_window_around(np.array([-3.0, 5.0, 120.0, 90.0]), 100, 80, rng)
+    assert outside[0] == 0 and outside[2] == 100 and outside[3] == 80
+
+
+def test_shares_inside_a_window():
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 15, 15], [20, 0, 30, 10], [-5, 0, 5, 10]], float)
+    shares = shares_inside(boxes, np.array([0, 0, 10, 10]))
+    np.testing.assert_allclose(shares, [1, 0.25, 0, 0.5])
 
 
 def test_a_negative_margin_cuts_the_box_in_training_too(photograph):

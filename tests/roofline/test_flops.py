@@ -14,6 +14,7 @@ from capret_jax.config import (
     ExperimentConfig,
     LossConfig,
     MeshConfig,
+    RegionBatchConfig,
 )
 from capret_jax.data.batch import Batch
 from capret_jax.distributed.mesh import make_mesh
@@ -126,6 +127,17 @@ def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
     again = 4 * 5 * MODEL.vision_width * MODEL.text_width * MODEL.fusion_layers * B
     extra = again * bool(loss.itm)
     assert ideal <= traced <= 1.03 * (ideal + extra)
+
+
+def test_a_region_batch_adds_its_own_flops():
+    regions = RegionBatchConfig(images=3 * B, regions_per_image=2)
+    config = ExperimentConfig(
+        batch_size=B, model=MODEL, data=DataConfig(max_tokens=T, region_batch=regions)
+    )
+    batches = config.item_batch(), config.region_batch()
+    alone = [ideal_step_flops(batch, CLASSES) for batch in batches]
+    assert ideal_step_flops(config, CLASSES) == sum(alone)
+    assert alone[1] > 2.5 * alone[0]  # three times the pictures, and twice as many texts each
 
 
 def test_the_loss_between_images_compares_with_batch_and_memory():

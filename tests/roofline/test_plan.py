@@ -10,7 +10,14 @@ import shutil
 import numpy as np
 import pytest
 
-from capret_jax.config import ExperimentConfig, LossConfig, MeshConfig, ViewConfig, from_config_dict
+from capret_jax.config import (
+    ExperimentConfig,
+    LossConfig,
+    MeshConfig,
+    RegionBatchConfig,
+    ViewConfig,
+    from_config_dict,
+)
 from capret_jax.data.batch import Batch
 from capret_jax.data.pipeline import abstract_batch
 from capret_jax.distributed.mesh import make_mesh
@@ -39,19 +46,35 @@ def shrink(name: str, tiny: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-@pytest.fixture(params=["demo", "demo_pretrain", "regions"])
+# Data of the configs below that are not files.
+CHANGES = {
+    "regions": {"view": ViewConfig("region", regions_per_image=2)},
+    "region_batch": {"region_batch": RegionBatchConfig(images=8, regions_per_image=2)},
+}
+
+
+@pytest.fixture(params=["demo", "demo_pretrain", *CHANGES])
 def config(request, tiny_config) -> ExperimentConfig:
-    if request.param != "regions":
+    if request.param not in CHANGES:
         return shrink(request.param, tiny_config)
-    view = ViewConfig("region", regions_per_image=2)
-    return dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, view=view))
+    data = dataclasses.replace(tiny_config.data, **CHANGES[request.param])
+    return dataclasses.replace(tiny_config, data=data)
 
 
 def test_abstract_batches_are_those_of_the_training_iterator(config, tmp_path):
     iterator = Run(config, tmp_path).training_batches()
     batch, abstract = next(iterator), abstract_batch(config)
     iterator.close()
+    assert (batch.regions is None) == (abstract.regions is None)
+    if batch.regions is not None:
+        check_same_arrays(batch.regions, abstract.regions)
+    check_same_arrays(batch, abstract)
+
+
+def check_same_arrays(batch: Batch, abstract: Batch) -> None:
     for field in dataclasses.fields(Batch):
+        if field.name == "regions":
+            continue
         array, expected = getattr(batch, field.name), getattr(abstract, field.name)
         assert (array is None) == (expected is None), field.name
         if array is not None:

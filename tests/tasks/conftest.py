@@ -7,8 +7,9 @@ from collections.abc import Callable
 import jax
 import pytest
 
-from capret_jax.checkpoints.conversion import Converted, Report
+from capret_jax.checkpoints.conversion import Converted
 from capret_jax.checkpoints.converted import save_converted
+from capret_jax.checkpoints.report import Report
 from capret_jax.config import (
     AugmentConfig,
     DataConfig,
@@ -16,12 +17,15 @@ from capret_jax.config import (
     ExperimentConfig,
     LoopConfig,
     LossConfig,
+    MeshConfig,
     OptimizerConfig,
     ReadConfig,
 )
 from capret_jax.config.loss import TERMS
 from capret_jax.config.task import TASK_LOSSES
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
+from capret_jax.train import base_run
 from tests.conftest import ANSWERING_MODEL, SMALL_MODEL
 from tests.tasks.files import WRITERS
 
@@ -34,20 +38,26 @@ LOSSES = {"captioning": {"mlm_causal": True}, "vqa": {"vqa_reduction": "weighted
 
 
 @pytest.fixture(scope="session")
-def starts(once) -> pathlib.Path:
-    """Converted checkpoints with random parameters: "pretrain", and "vqa" with a decoder."""
+def start(once) -> pathlib.Path:
+    """A converted checkpoint with random parameters."""
 
     def fill(path: pathlib.Path) -> None:
-        for kind, model in (("pretrain", SMALL_MODEL), ("vqa", ANSWERING_MODEL)):
-            report = Report(kind, "tiny", model.image_size)
-            params = init_params(model, jax.random.key(0))
-            save_converted(path / kind, Converted(params, model, report))
+        params = init_params(SMALL_MODEL, jax.random.key(0))
+        report = Report("pretrain", "tiny", SMALL_MODEL.image_size)
+        save_converted(path / "start", Converted(params, SMALL_MODEL, report))
 
-    return once("tasks_start", fill)
+    return once("tasks_start", fill) / "start"
 
 
 @pytest.fixture
-def task_config(starts, tmp_path) -> Callable[..., ExperimentConfig]:
+def one_device(monkeypatch) -> None:
+    """Runs on one of the devices: the programs compile faster."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    monkeypatch.setattr(base_run, "make_mesh", lambda config: mesh)
+
+
+@pytest.fixture
+def task_config(start, tmp_path) -> Callable[..., ExperimentConfig]:
     """Returns the config of a short run on a task, whose files are written for it alone."""
 
     def make(name: str, steps: int = 2, **changes) -> ExperimentConfig:
@@ -56,7 +66,7 @@ def task_config(starts, tmp_path) -> Callable[..., ExperimentConfig]:
         weights = {term: float(term in TASK_LOSSES[name]) for term in TERMS}
         config = ExperimentConfig(
             batch_size=16,
-            init_from=str(starts / ("vqa" if name == "vqa" else "pretrain")),
+            init_from=str(start),
             task=WRITERS[name](folder),
             model=MODELS.get(name, SMALL_MODEL),
             data=DataConfig(

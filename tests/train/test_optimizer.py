@@ -31,9 +31,64 @@ def test_schedule_warms_up_and_decays_to_zero(decay, halfway):
     assert values == pytest.approx([0.0, 1.0, 2.0, 2.0 * halfway, 0.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_a_warmup_can_be_a_fraction_and_the_decay_end_above_zero(decay):
+    config = OptimizerConfig(
+        learning_rate=2.0, warmup_steps=0, warmup_fraction=0.1, decay=decay, final_rate=0.5
+    )
+    schedule = make_schedule(config, 109)  # 10 steps of warm-up: rounded down
+    values = [float(schedule(step)) for step in (0, 5, 10, 109)]
+    assert values == pytest.approx([0.0, 1.0, 2.0, 0.5], abs=1e-6)
+    middle = [float(schedule(step)) for step in (43, 76)]  # a third and two thirds of the decay
+    assert sum(middle) == pytest.approx(2.5, abs=1e-6)
+    linear = decay == "linear"
+    assert middle[0] == pytest.approx(1.5 if linear else 0.5 + 1.5 * 0.75, abs=1e-6)
+
+
 def test_a_warmup_that_does_not_end_is_refused():
     with pytest.raises(InputError, match=r"warmup_steps=100 must be less than steps=50"):
         make_schedule(OptimizerConfig(warmup_steps=100), 50)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"warmup_fraction": 0.1}, "warmup_steps=100 and optimizer.warmup_fraction=0.1 are two"),
+        ({"warmup_fraction": 1.0, "warmup_steps": 0}, r"warmup_fraction=1.0 is not in \[0, 1\)"),
+        ({"final_rate": 1e-3}, r"final_rate=0.001 is not in \[0, optimizer.learning_rate=3e-05"),
+        ({"fresh_multiplier": -1.0}, "fresh_multiplier=-1.0 is negative"),
+    ],
+)
+def test_impossible_rates_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        OptimizerConfig(**settings)
+
+
+def test_fresh_parameters_have_a_rate_of_their_own_unless_a_pattern_names_them():
+    config = experiment(fresh_multiplier=2.0, rate_multipliers=(("model/text", 0.5),))
+    params = {
+        part: {"kernel": jnp.array([2.0])} for part in ("vision_proj", "text_proj", "itm_head")
+    }
+    params = {"model": params, "arcface": jnp.array([2.0])}
+    fresh = {"arcface", "model/itm_head/kernel", "model/text_proj/kernel"}
+    optimizer = make_optimizer(config, fresh)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    moved = {
+        path_name(path): float(update[0]) / -(0.1 * (1 + 0.01 * 2))
+        for path, update in jax.tree.leaves_with_path(updates)
+    }
+    assert moved == pytest.approx(
+        {
+            "arcface": 2.0,
+            "model/itm_head/kernel": 2.0,
+            "model/text_proj/kernel": 0.5,
+            "model/vision_proj/kernel": 1.0,
+        },
+        rel=1e-5,
+    )
+    with pytest.raises(InputError, match="fresh_multiplier=2.0 is for what config.init_from lacks"):
+        ExperimentConfig(optimizer=OptimizerConfig(fresh_multiplier=2.0))
 
 
 def test_decay_is_for_matrices_and_embeddings_alone(params):

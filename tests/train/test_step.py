@@ -127,6 +127,16 @@ def anchored(monkeypatch, frozen):
     ).anchored
 
 
+def test_fresh_parameters_are_those_without_trained_values(monkeypatch):
+    paths = ["itm_head/up/kernel", "text_proj/bias"]
+    monkeypatch.setattr(step_setup, "fresh_parameters", lambda *_: paths)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    for multiplier, expected in ((1.0, ()), (2.0, tuple(paths))):
+        optimizer = OptimizerConfig(warmup_steps=1, fresh_multiplier=multiplier)
+        config = ExperimentConfig(model=SMALL_MODEL, optimizer=optimizer, init_from="start")
+        assert StepSetup.create(config, mesh, CLASS_SIZES).fresh == expected
+
+
 def test_frozen_parameters_have_no_start(monkeypatch):
     assert anchored(monkeypatch, ()) == ("vision/cls_token", "text_proj/bias")
     assert anchored(monkeypatch, ("model/vision/",)) == ("text_proj/bias",)

@@ -146,6 +146,17 @@ def test_a_run_starts_from_another_runs_model(config, trained_dir, tmp_path, cap
     assert int(state.step) == 0
 
 
+def test_what_was_fresh_at_the_start_stays_so(config, trained_dir, monkeypatch):
+    run = Run(config, trained_dir)
+    saved = run.checkpoints.metadata()
+    assert saved["fresh"] == list(run.setup.fresh) == []  # the run has no rate for fresh parameters
+    optimizer = dataclasses.replace(config.optimizer, fresh_multiplier=2.0)
+    config = dataclasses.replace(config, optimizer=optimizer, init_from="deleted since")
+    saved |= {"config": dataclasses.asdict(config), "fresh": ["itm_head/up/kernel"]}
+    monkeypatch.setattr(Checkpoints, "metadata", lambda _: saved)
+    assert Run(config, trained_dir).setup.fresh == ("itm_head/up/kernel",)
+
+
 def swap_words(path):
     lines = path.read_text().splitlines()
     lines[-1], lines[-2] = lines[-2], lines[-1]

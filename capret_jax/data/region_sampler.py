@@ -1,0 +1,56 @@
+"""The order of the photographs whose items train as regions, beside the batches of items."""
+
+import functools
+
+import numpy as np
+
+from capret_jax.data.items import ItemTable
+from capret_jax.data.sampler import BatchOrder, Draw
+from capret_jax.errors import InputError
+
+
+class RegionSampler:
+    """A random-access sequence of photographs that depends on the seed and the index alone.
+
+    An epoch visits all photographs with items in a random order, each once; when the size of a
+    batch does not divide their number, the rest of them are left out until the next epoch. A draw
+    names one of the photograph's items at random. So the position of both orders is the step.
+
+    Attributes:
+        order: size, number and seed of the batches; `batch_size` counts photographs.
+    """
+
+    def __init__(self, items: ItemTable, order: BatchOrder):
+        """
+        Args:
+            items: items of the training split.
+            order: size, number and seed of the batches.
+
+        Raises:
+            InputError: there are fewer photographs than a batch has.
+        """
+        self.order = order
+        self._starts = np.flatnonzero(np.diff(items.record, prepend=-1))
+        self._ends = np.append(self._starts[1:], len(items))
+        if len(self._starts) < order.batch_size:
+            raise InputError(
+                f"data.region_batch.images={order.batch_size} is more than the "
+                f"{len(self._starts)} photographs of the training split."
+            )
+        self._slots = order.share.rows(order.batch_size)[order.share.index]
+
+    def __len__(self) -> int:
+        return self.order.steps * self.order.local_batch_size
+
+    def __getitem__(self, index: int) -> Draw:
+        step, offset = divmod(index, self.order.local_batch_size)
+        slot = int(self._slots[offset])
+        epoch, batch = divmod(step, len(self._starts) // self.order.batch_size)
+        photograph = self._shuffled(epoch)[batch * self.order.batch_size + slot]
+        first, end = self._starts[photograph], self._ends[photograph]
+        row = np.random.default_rng([self.order.seed, 5, step, slot]).integers(first, end)
+        return Draw(int(row), (self.order.seed, 6, step, slot))
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.order.seed, 4, epoch]).permutation(len(self._starts))
