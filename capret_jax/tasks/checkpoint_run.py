@@ -17,6 +17,7 @@ from capret_jax.config import (
     LossConfig,
     MeshConfig,
     ModelConfig,
+    ReadConfig,
     TaskConfig,
 )
 from capret_jax.config.loss import TERMS
@@ -36,12 +37,14 @@ class CheckpointSettings:
 
     Attributes:
         image_size: pixels; 0 for the size of the checkpoint.
+        resize: `ReadConfig.resize`.
         tokenizer: tokenizer in place of the checkpoint's own; empty for that.
         precision: `ComputeConfig.dtype`.
         evaluation: batch size, and memory for re-ranking.
     """
 
     image_size: int = 0
+    resize: str = "pillow"
     tokenizer: str = ""
     precision: str = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -108,7 +111,7 @@ def _config(
         task=task,
         model=model,
         compute=ComputeConfig(settings.precision),
-        data=DataConfig(max_tokens=setup.max_tokens),
+        data=DataConfig(max_tokens=setup.max_tokens, read=ReadConfig(resize=settings.resize)),
         loss=LossConfig(**weights),
         evaluation=settings.evaluation,
     )

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.config import MeshConfig
@@ -53,7 +54,7 @@ def make_run(mesh, tmp_path):
 
 def states(run, model, path):
     """Vision states of one picture."""
-    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size)
+    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size, "fast")
     return np.asarray(model.encode_image(np.asarray(normalize_pixels(pixels[None]))))
 
 
@@ -228,3 +229,12 @@ def test_sentences_are_judged_from_both_pictures(make_run, model, params):
         for row, value in zip(run.test.rows, judged, strict=True)
     ]
     assert len(set(judged)) == 2
+
+
+def test_a_picture_is_squashed_as_pillow_does(make_run):
+    run = make_run("grounding")
+    folder, path = run.config.task.images, run.test.rows[0].image
+    with Image.open(f"{folder}/{path}") as picture:
+        expected = picture.resize((32, 32), Image.Resampling.BICUBIC)
+    read = read_picture(PictureFolder(folder), path, 32, "pillow")
+    np.testing.assert_array_equal(read, np.asarray(expected))
