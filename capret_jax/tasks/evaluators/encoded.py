@@ -45,6 +45,8 @@ class RetrievalEncoder:
         model = run.config.model
         self._vision_shape = (1 + model.grid**2, model.vision_width)
         check_space(len(run.test.rows), self._vision_shape, *self._cache)
+        captions = sum(len(row.captions) for row in run.test.rows)
+        check_space(captions, (run.config.data.max_tokens, model.text_width), *self._cache)
 
     def images(self, params: dict) -> EncodedSide:
         """Encodes the pictures, (1+N, D) states each; every process has to call it."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from capret_jax.config import ExperimentConfig
 from capret_jax.distributed.mesh import batch_parts
@@ -80,7 +81,10 @@ class PairMatcher:
         groups = group_rows(image, min(CAPTIONS_PER_CALL, int(np.bincount(image).max())))
         logits, start = np.empty(len(pairs), np.float32), 0
         batches = self._batches(groups, image, text, images, texts)
-        for values in self._logits(params, batches):
+        total = -(-len(groups) // batch_parts(self._run.mesh))
+        quiet = total < 2 or jax.process_index() > 0
+        results = self._logits(params, batches)
+        for values in tqdm(results, "re-ranking", total, disable=quiet, leave=False):
             rows = groups[start : start + len(values)]
             logits[rows] = values[: len(rows)]
             start += len(values)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from capret_jax.data.tokenizer import CaptionEncoder
@@ -78,5 +79,15 @@ class VqaMeasurement:
         flat = [x.reshape(-1, x.shape[-1]) for x in questions]
         text = model.encode_text(*flat)
         fused = model.fuse(text, flat[1], model.encode_image(normalize_pixels(image)))
-        ranked, _ = rank_answers(model, Answers(ids, mask), FusedQuestions(fused, flat[1]), self._k)
-        return ranked[:, 0].reshape(questions[0].shape[:2])
+        shape = questions[0].shape[:2]
+        states, masks = (
+            jnp.moveaxis(x.reshape(*shape, *x.shape[1:]), 1, 0) for x in (fused, flat[1])
+        )
+
+        # One question of each picture at a time: logits of all words, for k answers of each, are
+        # the largest arrays of an evaluation.
+        def best(question):
+            ranked, _ = rank_answers(model, Answers(ids, mask), FusedQuestions(*question), self._k)
+            return ranked[:, 0]
+
+        return jax.lax.map(best, (states, masks)).T

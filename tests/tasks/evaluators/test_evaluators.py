@@ -137,6 +137,14 @@ def test_too_few_candidates_are_refused(make_run):
 
 def test_answers_are_the_best_of_the_list(make_run, model, params):
     run = make_run("vqa")
+    # Five more questions about one picture, and one about another.
+    texts = ["is it red?", "is it blue?", "plain?", "what is it?", "a picture?", "is it one?"]
+    images = [run.test.rows[3].image] * 5 + [run.test.rows[1].image]
+    more = [
+        run.test.rows[0]._replace(image=image, question=text, question_id=100 + number)
+        for number, (image, text) in enumerate(zip(images, texts, strict=True))
+    ]
+    run = dataclasses.replace(run, test=run.test._replace(rows=(*run.test.rows, *more)))
     results = make_evaluator(run).measure(params)
     listed = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "dark"]
     encode = CaptionEncoder(run.encode.tokenizer, 16)
@@ -147,6 +155,7 @@ def test_answers_are_the_best_of_the_list(make_run, model, params):
         ranked, _ = model.rank_answers(ids, mask, question, token_mask, 4)
         expected.append({"question_id": row.question_id, "answer": listed[int(ranked[0, 0])]})
     assert results.files["result.json"] == expected
+    assert len({entry["answer"] for entry in expected}) > 2
     accuracies = [
         vqa_accuracy(entry["answer"], row.answers)
         for entry, row in zip(expected, run.test.rows, strict=True)
