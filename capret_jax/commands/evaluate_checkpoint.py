@@ -20,6 +20,7 @@ from absl import flags
 
 from capret_jax.command_line import run
 from capret_jax.config import EvaluationConfig, TaskConfig
+from capret_jax.config.data import RESIZES
 from capret_jax.config.model import DTYPES
 from capret_jax.config.task import TASK_LOSSES
 from capret_jax.errors import InputError
@@ -39,6 +40,7 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "Retrieval: candidates to re-rank; 0 f
 _PROMPT = flags.DEFINE_string("prompt", None, 'Captioning: by default "a picture of".')
 _OUT = flags.DEFINE_string("out", "", "Folder of the results; by default DIR/evaluation_TASK.")
 _SIZE = flags.DEFINE_integer("image_size", 0, "Pixels; 0 for the checkpoint's size.", 0)
+_RESIZE = flags.DEFINE_enum("resize", "pillow", RESIZES, "Pillow's bicubic filter, or faster.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Pictures in a batch, over all devices.", 1)
 _PRECISION = flags.DEFINE_enum("precision", "float32", DTYPES, "Of matrix products.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer in place of the model's own.")
@@ -58,6 +60,7 @@ def main(argv: list[str]) -> None:
         raise InputError(f"expected one DIR, got {argv[1:]}; see --help.")
     settings = CheckpointSettings(
         _SIZE.value,
+        _RESIZE.value,
         _TOKENIZER.value,
         _PRECISION.value,
         EvaluationConfig(

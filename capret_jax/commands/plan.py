@@ -35,12 +35,16 @@ from capret_jax.command_line import load_config, run
 from capret_jax.config import ExperimentConfig, from_config_dict
 from capret_jax.distributed.mesh import batch_parts, make_mesh
 from capret_jax.errors import InputError
+from capret_jax.models.x2vlm import abstract_model
+from capret_jax.roofline.flops import ideal_matching_flops
 from capret_jax.roofline.plan import (
+    Program,
     embedding_program,
     open_topology,
     plan,
     training_program,
 )
+from capret_jax.tasks.evaluators.matching import abstract_pairs, match_function
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/df2_finetune.py", "Config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Kind and shape: v5e:4x4, h100:8, h100:4x8.")
@@ -49,7 +53,7 @@ _JSON = flags.DEFINE_string("json", None, "Write the figures here, too.")
 
 
 def main(argv: list[str]) -> None:
-    """Prints and writes the plans of the training step and of the embedding at evaluation."""
+    """Prints and writes the plans of the training step, and of the programs of an evaluation."""
     del argv
     config = from_config_dict(load_config(_CONFIG))
     topology = open_topology(str(_TOPOLOGY.value))
@@ -61,8 +65,12 @@ def main(argv: list[str]) -> None:
     _show("training step", config.batch_size, training)
     embedding = plan(embedding_program(config, mesh), mesh, chip)
     _show("evaluation embedding", config.evaluation.batch_size, embedding)
+    content = {**training, "embedding": embedding}
+    if config.task.name == "retrieval":
+        program = matching_program(config, mesh)
+        content["matching"] = plan(program, mesh, chip)
+        _show("re-ranking", program.images, content["matching"], "pairs")
     if _JSON.value:
-        content = {**training, "embedding": embedding}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -76,8 +84,17 @@ def _check_batch(config: ExperimentConfig, mesh: Mesh) -> None:
             raise InputError(f"config.{name}={size} does not divide over {parts} parts.")
 
 
-def _show(name: str, batch: int, figures: dict[str, Any]) -> None:
-    print(f"\n{name}, {batch} images, per chip")
+def matching_program(config: ExperimentConfig, mesh: Mesh) -> Program:
+    """Returns the re-ranking of image-text retrieval; its unit is a pair of image and text."""
+    pairs, (_, params) = abstract_pairs(config, mesh), abstract_model(config.model)
+    groups, texts, tokens = pairs.mask.shape
+    ideal = ideal_matching_flops(config.model, groups, texts, tokens)
+    function = match_function(config, mesh).jitted
+    return Program(function, (params, pairs, ()), ideal, groups * texts)
+
+
+def _show(name: str, batch: int, figures: dict[str, Any], unit: str = "images") -> None:
+    print(f"\n{name}, {batch} {unit}, per chip")
     room = 1 - figures["hbm_needed"] / figures["hbm_there"]
     fits = f"{room:.0%} to spare" if figures["fits"] else "DOES NOT FIT: see docs/scaling.md"
     needed, there = (figures[key] / 1e9 for key in ("hbm_needed", "hbm_there"))
@@ -92,7 +109,7 @@ def _show(name: str, batch: int, figures: dict[str, Any]) -> None:
     times = ", ".join(f"{key} {value * 1e3:.0f} ms" for key, value in figures["seconds"].items())
     _line("roofline", f"{times}: bound by {figures['bound_by']}")
     rate = batch / figures["roofline_seconds"]
-    _line("at best", f"MFU {figures['mfu_bound']:.0%}, {rate:.0f} images/s on all chips")
+    _line("at best", f"MFU {figures['mfu_bound']:.0%}, {rate:.0f} {unit}/s on all chips")
     _line("largest batch", f"about {figures['largest_batch']}")
     _line("compiled in", f"{figures['compile_seconds']:.0f} s")
 

@@ -99,6 +99,10 @@ class VisionTokenStore:
                 "choose another folder, or raise evaluation.cache_mb."
             ) from error
 
+    def __len__(self) -> int:
+        """Returns the number of rows."""
+        return len(self._mask)
+
     def write(self, rows: np.ndarray, tokens: VisionTokens) -> None:
         """Stores tokens at rows of the item table; `rows` and `tokens` have equal leading axes."""
         self._states[rows], self._mask[rows] = tokens

@@ -77,6 +77,19 @@ def ideal_embedding_flops(config: ModelConfig, images: int) -> float:
     return images * (_vision(config) + 2 * config.vision_width * config.embed_dim)
 
 
+def ideal_matching_flops(config: ModelConfig, images: int, texts: int, tokens: int) -> float:
+    """Returns the FLOPs of match logits of encoded images and texts.
+
+    Args:
+        config: shapes of the model.
+        images: number of images.
+        texts: number of texts that are fused with each image.
+        tokens: T, tokens of a text.
+    """
+    head = 4 * config.text_width**2 + 8 * config.text_width
+    return images * (_keys_values(config) + texts * (_fusion(config, tokens) + head))
+
+
 def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
     """Returns the FLOPs of a training step, three times those of the forward pass.
 

@@ -37,12 +37,14 @@ class CheckpointSettings:
 
     Attributes:
         image_size: pixels; 0 for the size of the checkpoint.
+        resize: `ReadConfig.resize`.
         tokenizer: tokenizer in place of the checkpoint's own; empty for that.
         precision: `ComputeConfig.dtype`.
         evaluation: batch size, and memory for re-ranking.
     """
 
     image_size: int = 0
+    resize: str = "pillow"
     tokenizer: str = ""
     precision: str = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -83,8 +85,6 @@ class CheckpointRun:
         model = dataclasses.replace(
             folder.card.config, image_size=settings.image_size or folder.card.config.image_size
         )
-        if folder.step is None:  # the published results are of pictures that Pillow resized
-            setup = setup._replace(resize="pillow")
         config = _config(task, settings, model, setup)
         tokenizer = open_model_tokenizer(setup, model)
         encode = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
@@ -116,7 +116,7 @@ def _config(
             max_tokens=setup.max_tokens,
             cleaning=setup.cleaning.kind,
             max_words=setup.cleaning.max_words,
-            read=ReadConfig(resize=setup.resize),
+            read=ReadConfig(resize=settings.resize),
         ),
         loss=LossConfig(**weights),
         evaluation=settings.evaluation,

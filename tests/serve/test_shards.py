@@ -60,9 +60,7 @@ def test_another_resizing_is_another_index(encoder, trained_dir, index_dir, spli
     photograph = splits["validation"].photograph(0)
     by_pillow = photograph.resized_by("pillow")
     size, window = 32, frame(photograph)
-    np.testing.assert_array_equal(
-        exact.view(photograph, None).image, by_pillow.crop(window, size)
-    )
+    np.testing.assert_array_equal(exact.view(photograph, None).image, by_pillow.crop(window, size))
     np.testing.assert_array_equal(
         encoder.view(by_pillow, None).image, photograph.crop(window, size)
     )

@@ -24,7 +24,7 @@ class CaptioningMeasurement:
         self._run = run
         self._special = SpecialTokens(tokenizer.mask_token_id, tokenizer.sep_token_id)
         self._search = BeamConfig(task.beams, task.min_tokens, task.max_tokens)
-        self._write = MeshFunction(run, self._write_captions)
+        self._write = MeshFunction(run.config, run.mesh, self._write_captions)
 
     def __call__(self, params: dict) -> TaskResults:
         """Describes all pictures; every process has to call it.

@@ -40,11 +40,13 @@ class RetrievalEncoder:
             InputError: the disk has no room for the states.
         """
         self._run = run
-        self._encode_images = MeshFunction(run, _encode_images)
-        self._encode_texts = MeshFunction(run, _encode_texts)
+        self._encode_images = MeshFunction(run.config, run.mesh, _encode_images)
+        self._encode_texts = MeshFunction(run.config, run.mesh, _encode_texts)
         model = run.config.model
         self._vision_shape = (1 + model.grid**2, model.vision_width)
         check_space(len(run.test.rows), self._vision_shape, *self._cache)
+        captions = sum(len(row.captions) for row in run.test.rows)
+        check_space(captions, (run.config.data.max_tokens, model.text_width), *self._cache)
 
     def images(self, params: dict) -> EncodedSide:
         """Encodes the pictures, (1+N, D) states each; every process has to call it."""

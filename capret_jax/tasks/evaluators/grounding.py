@@ -22,7 +22,7 @@ class GroundingMeasurement:
     """Predicts the box of each phrase from the fusion of picture and phrase."""
 
     def __init__(self, run: EvaluationInputs):
-        self._run, self._predict = run, MeshFunction(run, _predict)
+        self._run, self._predict = run, MeshFunction(run.config, run.mesh, _predict)
 
     def __call__(self, params: dict) -> TaskResults:
         """Measures a model; every process has to call it.

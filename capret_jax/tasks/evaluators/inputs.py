@@ -45,6 +45,6 @@ class TaskResults(NamedTuple):
     files: dict[str, Any] = {}
 
 
-def compute_settings(run: EvaluationInputs) -> ComputeConfig:
+def compute_settings(config: ExperimentConfig, mesh: Mesh) -> ComputeConfig:
     """Returns the settings of the computation, resolved for the mesh's platform."""
-    return run.config.compute.on(run.mesh.devices.flat[0].platform)
+    return config.compute.on(mesh.devices.flat[0].platform)

@@ -6,11 +6,14 @@ tokens are read and sent to a device once for all of them.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
 
+from capret_jax.config import ExperimentConfig
 from capret_jax.distributed.mesh import batch_parts
 from capret_jax.models.x2vlm import X2VLM
 from capret_jax.retrieval.vision_tokens import VisionTokenStore
@@ -19,7 +22,21 @@ from capret_jax.tasks.evaluators.inputs import EvaluationInputs, compute_setting
 from capret_jax.tasks.evaluators.mesh_model import MeshFunction, batch_rows
 
 # Captions that a device fuses with a picture in one call.
-_CAPTIONS = 128
+CAPTIONS_PER_CALL = 128
+
+
+class PairBatch(NamedTuple):
+    """U pictures, each with K captions.
+
+    Attributes:
+        image: (U, 1+N, D) float16 vision tokens.
+        text: (U, K, T, D) float16 states of the captions.
+        mask: (U, K, T) bool, True for tokens.
+    """
+
+    image: Any
+    text: Any
+    mask: Any
 
 
 class Matches(NamedTuple):
@@ -40,8 +57,7 @@ class PairMatcher:
     """Scores pairs on all devices of a mesh."""
 
     def __init__(self, run: EvaluationInputs):
-        self._run, self._dtype = run, compute_settings(run).dtype
-        self._logits = MeshFunction(run, self._match)
+        self._run, self._logits = run, match_function(run.config, run.mesh)
 
     def __call__(
         self,
@@ -54,50 +70,74 @@ class PairMatcher:
 
         Args:
             params: parameters of the model, sharded over the mesh.
-            candidates: (I, k) int rows of captions by picture, and (Q, k') rows of pictures by
-                caption.
-            images, texts: vision tokens, and states of captions.
+            candidates: (I, k) int rows of captions of the first I pictures, and (Q, k') rows of
+                pictures of the first Q captions.
+            images, texts: vision tokens, and states of captions, of all pictures and captions.
         """
-        keys, count = pair_keys(candidates), len(candidates[1])
+        count = len(texts)
+        keys = pair_keys(candidates, count)
         pairs = np.unique(np.concatenate([key.reshape(-1) for key in keys]))
         image, text = np.divmod(pairs, count)
-        groups = group_rows(image, min(_CAPTIONS, int(np.bincount(image).max())))
+        groups = group_rows(image, min(CAPTIONS_PER_CALL, int(np.bincount(image).max())))
         logits, start = np.empty(len(pairs), np.float32), 0
         batches = self._batches(groups, image, text, images, texts)
-        for values in self._logits(params, batches):
+        total = -(-len(groups) // batch_parts(self._run.mesh))
+        quiet = total < 2 or jax.process_index() > 0
+        results = self._logits(params, batches)
+        for values in tqdm(results, "re-ranking", total, disable=quiet, leave=False):
             rows = groups[start : start + len(values)]
             logits[rows] = values[: len(rows)]
             start += len(values)
         by_image, by_text = (logits[np.searchsorted(pairs, key)] for key in keys)
         return Matches(by_image, by_text, len(pairs))
 
-    def _batches(self, groups, image, text, images, texts) -> Iterator[tuple[np.ndarray, ...]]:
+    def _batches(self, groups, image, text, images, texts) -> Iterator[PairBatch]:
         """Yields this process's groups of pairs, one for each part of the mesh."""
         for rows in batch_rows(self._run, len(groups), batch_parts(self._run.mesh)):
             captions = texts(text[groups[rows]])
-            yield images(image[groups[rows, 0]]).states, captions.states, captions.mask
+            tokens = images(image[groups[rows, 0]]).states
+            yield PairBatch(tokens, captions.states, captions.mask)
 
-    def _match(self, model: X2VLM, batch) -> jax.Array:
-        image, text, mask = batch
-        groups, captions = text.shape[:2]
-        states = text.reshape(groups * captions, *text.shape[2:]).astype(self._dtype)
-        token_mask = mask.reshape(groups * captions, -1)
-        fused = model.fuse(states, token_mask, image.astype(self._dtype))
+
+def match_function(config: ExperimentConfig, mesh: Mesh) -> MeshFunction:
+    """Makes the function of the model and a `PairBatch` that returns (U, K) float32 logits."""
+    dtype = compute_settings(config, mesh).dtype
+
+    def match(model: X2VLM, batch: PairBatch) -> jax.Array:
+        groups, captions = batch.text.shape[:2]
+        text, mask = (x.reshape(groups * captions, *x.shape[2:]) for x in (batch.text, batch.mask))
+        fused = model.fuse(text.astype(dtype), mask, batch.image.astype(dtype))
         return model.match_logits(fused)[:, 1].reshape(groups, captions)
 
+    return MeshFunction(config, mesh, match)
 
-def pair_keys(candidates: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the pairs of both directions, as picture * number of captions + caption.
+
+def abstract_pairs(config: ExperimentConfig, mesh: Mesh) -> PairBatch:
+    """Returns shapes and dtypes of the largest batch of an evaluation with this config."""
+    groups, tokens, model = batch_parts(mesh), config.data.max_tokens, config.model
+    text = (groups, CAPTIONS_PER_CALL, tokens)
+    image = (groups, 1 + model.grid**2, model.vision_width)
+    return PairBatch(
+        jax.ShapeDtypeStruct(image, np.float16),
+        jax.ShapeDtypeStruct((*text, model.text_width), np.float16),
+        jax.ShapeDtypeStruct(text, np.bool_),
+    )
+
+
+def pair_keys(
+    candidates: tuple[np.ndarray, np.ndarray], captions: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the pairs of both directions, as picture * `captions` + caption.
 
     Args:
         candidates: (I, k) rows of captions by picture, and (Q, k') rows of pictures by caption.
+        captions: number of all captions.
 
     Returns:
         int64 numbers of the same shapes.
     """
     by_image, by_text = (np.asarray(rows, np.int64) for rows in candidates)
-    count = len(by_text)
     return (
-        np.arange(len(by_image))[:, None] * count + by_image,
-        by_text * count + np.arange(count)[:, None],
+        np.arange(len(by_image))[:, None] * captions + by_image,
+        by_text * captions + np.arange(len(by_text))[:, None],
     )

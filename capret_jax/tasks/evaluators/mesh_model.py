@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from capret_jax.config import ExperimentConfig
 from capret_jax.distributed.batch_share import to_global
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.models.x2vlm import abstract_model, bind
@@ -16,16 +18,21 @@ Batch = Any
 
 
 class MeshFunction:
-    """A function of the model and a batch; batches are split over all devices of a mesh."""
+    """A function of the model and a batch; batches are split over all devices of a mesh.
 
-    def __init__(self, run: EvaluationInputs, function: Callable[..., Any]):
+    Attributes:
+        jitted: the jitted function of parameters, a global batch and a tuple of shared arguments.
+    """
+
+    def __init__(self, config: ExperimentConfig, mesh: Mesh, function: Callable[..., Any]):
         """
         Args:
-            run: shapes of the model, precision and mesh.
+            config: shapes of the model, and precision.
+            mesh: mesh of the devices to use.
             function: (model, batch, *shared) -> tree of arrays with as many rows as the batch.
         """
-        compute, self._mesh = compute_settings(run), run.mesh
-        graphdef, abstract = abstract_model(run.config.model, compute)
+        compute, self._mesh = compute_settings(config, mesh), mesh
+        graphdef, abstract = abstract_model(config.model, compute)
 
         def call(params, batch, shared):
             with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
@@ -33,7 +40,7 @@ class MeshFunction:
 
         whole = replicated(self._mesh)
         inputs = param_shardings(self._mesh, abstract), batch_sharding(self._mesh), whole
-        self._call = jax.jit(call, in_shardings=inputs, out_shardings=whole)
+        self.jitted = jax.jit(call, in_shardings=inputs, out_shardings=whole)
 
     def __call__(
         self, params: dict, batches: Iterable[Batch], shared: tuple[Any, ...] = ()
@@ -53,7 +60,7 @@ class MeshFunction:
             placed = to_global(self._mesh, batch)
             # One program at a time: CPU devices can block each other in two that communicate.
             result = jax.device_get(pending)
-            pending = self._call(params, placed, shared)
+            pending = self.jitted(params, placed, shared)
             if result is not None:
                 yield result
         if pending is not None:

@@ -15,7 +15,7 @@ class Nlvr2Measurement:
     """Judges whether each sentence is true of its two pictures."""
 
     def __init__(self, run: EvaluationInputs):
-        self._run, self._judge = run, MeshFunction(run, _judge)
+        self._run, self._judge = run, MeshFunction(run.config, run.mesh, _judge)
 
     def __call__(self, params: dict) -> TaskResults:
         """Judges all sentences; every process has to call it.

@@ -73,8 +73,8 @@ class RetrievalMeasurement:
         encoded = time.perf_counter()
         image_labels = LabelledEmbeddings(images.features, np.arange(len(rows)))
         text_labels = LabelledEmbeddings(texts.features, owner)
-        by_image = self._nearest(image_labels, text_labels)
-        by_text = self._nearest(text_labels, image_labels)
+        by_image = find_candidates(self._run, image_labels, text_labels)
+        by_text = find_candidates(self._run, text_labels, image_labels)
         searched = time.perf_counter()
         candidates = by_image.rows, by_text.rows
         match = self._matcher(params, candidates, images.states, texts.states)
@@ -93,10 +93,14 @@ class RetrievalMeasurement:
         }
         return TaskResults(metrics)
 
-    def _nearest(self, queries: LabelledEmbeddings, gallery: LabelledEmbeddings) -> Candidates:
-        ranking = rank_on_mesh(self._run.mesh, queries, gallery, self._run.config.task.top_k)
-        relevant = gallery.identities[ranking.neighbours] == queries.identities[:, None]
-        return Candidates(ranking.neighbours, ranking.scores, relevant, len(gallery.vectors))
+
+def find_candidates(
+    run: EvaluationInputs, queries: LabelledEmbeddings, gallery: LabelledEmbeddings
+) -> Candidates:
+    """Finds the `task.top_k` nearest items of each query; every process has to call it."""
+    ranking = rank_on_mesh(run.mesh, queries, gallery, run.config.task.top_k)
+    relevant = gallery.identities[ranking.neighbours] == queries.identities[:, None]
+    return Candidates(ranking.neighbours, ranking.scores, relevant, len(gallery.vectors))
 
 
 def _seconds(**phases: float) -> dict[str, float]:

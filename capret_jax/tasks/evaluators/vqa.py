@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from capret_jax.data.vqa import TEST_QUESTION_WORDS, answer_encoder, question_encoder
@@ -34,7 +35,7 @@ class VqaMeasurement:
         """
         self._run, self._answers = run, read_answers(run.config.task.answers)
         self._k = min(run.config.task.answers_ranked, len(self._answers))
-        self._choose = MeshFunction(run, self._choose_answers)
+        self._choose = MeshFunction(run.config, run.mesh, self._choose_answers)
 
     def __call__(self, params: dict) -> TaskResults:
         """Answers all questions; every process has to call it.
@@ -79,5 +80,15 @@ class VqaMeasurement:
         flat = [x.reshape(-1, x.shape[-1]) for x in questions]
         text = model.encode_text(*flat)
         fused = model.fuse(text, flat[1], model.encode_image(normalize_pixels(image)))
-        ranked, _ = rank_answers(model, Answers(ids, mask), FusedQuestions(fused, flat[1]), self._k)
-        return ranked[:, 0].reshape(questions[0].shape[:2])
+        shape = questions[0].shape[:2]
+        states, masks = (
+            jnp.moveaxis(x.reshape(*shape, *x.shape[1:]), 1, 0) for x in (fused, flat[1])
+        )
+
+        # One question of each picture at a time: logits of all words, for k answers of each, are
+        # the largest arrays of an evaluation.
+        def best(question):
+            ranked, _ = rank_answers(model, Answers(ids, mask), FusedQuestions(*question), self._k)
+            return ranked[:, 0]
+
+        return jax.lax.map(best, (states, masks)).T

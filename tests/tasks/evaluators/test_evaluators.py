@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.config import MeshConfig
@@ -53,7 +54,7 @@ def make_run(mesh, tmp_path):
 
 def states(run, model, path):
     """Vision states of one picture."""
-    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size)
+    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size, "fast")
     return np.asarray(model.encode_image(np.asarray(normalize_pixels(pixels[None]))))
 
 
@@ -70,7 +71,7 @@ def recalls(scores, own):
 
 
 def test_retrieval_is_that_of_whole_matrices(make_run, model, params, monkeypatch):
-    monkeypatch.setattr(matching_module, "_CAPTIONS", 3)
+    monkeypatch.setattr(matching_module, "CAPTIONS_PER_CALL", 3)
     run = make_run("retrieval", top_k=10)
     rows = run.test.rows
     texts = [text for row in rows for text in row.captions]
@@ -104,7 +105,7 @@ def test_retrieval_is_that_of_whole_matrices(make_run, model, params, monkeypatc
 
 
 def test_the_logits_of_pairs_are_those_of_single_pairs(make_run, model, params, monkeypatch):
-    monkeypatch.setattr(matching_module, "_CAPTIONS", 3)
+    monkeypatch.setattr(matching_module, "CAPTIONS_PER_CALL", 3)
     run = make_run("retrieval", top_k=10)
     rows = run.test.rows
     seen = {}
@@ -136,6 +137,14 @@ def test_too_few_candidates_are_refused(make_run):
 
 def test_answers_are_the_best_of_the_list(make_run, model, params):
     run = make_run("vqa")
+    # Five more questions about one picture, and one about another.
+    texts = ["is it red?", "is it blue?", "plain?", "what is it?", "a picture?", "is it one?"]
+    images = [run.test.rows[3].image] * 5 + [run.test.rows[1].image]
+    more = [
+        run.test.rows[0]._replace(image=image, question=text, question_id=100 + number)
+        for number, (image, text) in enumerate(zip(images, texts, strict=True))
+    ]
+    run = dataclasses.replace(run, test=run.test._replace(rows=(*run.test.rows, *more)))
     results = make_evaluator(run).measure(params)
     listed = ["red", "green", "blue", "yellow", "black", "white", "pink", "brown", "dark"]
     encode = CaptionEncoder(run.encode.tokenizer, 16)
@@ -146,6 +155,7 @@ def test_answers_are_the_best_of_the_list(make_run, model, params):
         ranked, _ = model.rank_answers(ids, mask, question, token_mask, 4)
         expected.append({"question_id": row.question_id, "answer": listed[int(ranked[0, 0])]})
     assert results.files["result.json"] == expected
+    assert len({entry["answer"] for entry in expected}) > 2
     accuracies = [
         vqa_accuracy(entry["answer"], row.answers)
         for entry, row in zip(expected, run.test.rows, strict=True)
@@ -228,3 +238,12 @@ def test_sentences_are_judged_from_both_pictures(make_run, model, params):
         for row, value in zip(run.test.rows, judged, strict=True)
     ]
     assert len(set(judged)) == 2
+
+
+def test_a_picture_is_squashed_as_pillow_does(make_run):
+    run = make_run("grounding")
+    folder, path = run.config.task.images, run.test.rows[0].image
+    with Image.open(f"{folder}/{path}") as picture:
+        expected = picture.resize((32, 32), Image.Resampling.BICUBIC)
+    read = read_picture(PictureFolder(folder), path, 32, "pillow")
+    np.testing.assert_array_equal(read, np.asarray(expected))

@@ -28,6 +28,8 @@ def test_values_come_back_by_text():
 
 
 def test_a_pair_has_one_number_in_both_directions():
-    by_image, by_text = pair_keys((np.array([[2, 0], [1, 2]]), np.array([[0], [1], [1]])))
+    by_image, by_text = pair_keys(
+        (np.array([[2, 0], [1, 2]]), np.array([[0], [1], [1]])), captions=3
+    )
     np.testing.assert_array_equal(by_image, [[2, 0], [4, 5]])
     np.testing.assert_array_equal(by_text, [[0], [4], [5]])

@@ -32,7 +32,9 @@ def test_it_computes_in_the_dtype_of_the_config(tmp_path):
 
     def call(run):
         batches = array_batches(run, np.arange(20), 8)
-        return MeshFunction(run, sizes).by_row(random_params(), batches, 20, (np.int32(100),))
+        return MeshFunction(run.config, run.mesh, sizes).by_row(
+            random_params(), batches, 20, (np.int32(100),)
+        )
 
     np.testing.assert_array_equal(call(run), np.arange(104, 124))
     np.testing.assert_array_equal(
