@@ -142,7 +142,7 @@ def _end_because(notice: str) -> NoReturn:
 
 def _report_death(index: int) -> None:
     """Tells all processes, or this one if it was process 0, that one died."""
-    reason = "it was killed, or crashed"
+    reason = "it was killed, crashed, or its host is gone"
     if index:
         _announce_end(index, 1, reason)
     elif not _ending.is_set():
@@ -159,7 +159,8 @@ def _announce_end(index: int, code: int, line: str) -> bool:
 
 def _notice(index: int, code: int, line: str) -> str:
     """Returns the exit code of the others, and the reason for an exit with `code`."""
-    return f"{_FAILED if code else 0} process {index} of {jax.process_count()} ended: {line}"
+    place, reason = f"process {index} of {jax.process_count()}", line.rstrip(".")
+    return f"{_FAILED if code else 0} {place} ended: {reason}"
 
 
 def _end(problem: str) -> None:

@@ -55,6 +55,7 @@ class Encoder:
         tokenizer: str = "",
         image_size: int | None = None,
         detection: DetectionConfig = DetectionConfig(batch_size=1),
+        precision: str = "float32",
     ) -> "Encoder":
         """Loads a model.
 
@@ -63,6 +64,7 @@ class Encoder:
             tokenizer: tokenizer to use in place of the model's own.
             image_size: side of the input in pixels; the model's own when None.
             detection: settings of garment detection.
+            precision: "float32" or "bfloat16", see `load_model`.
 
         Raises:
             InputError: the folder holds no model, or one whose embeddings need captions.
@@ -75,7 +77,7 @@ class Encoder:
                 "of every picture: only embedding.kind='image' can be served."
             )
         threshold = read_threshold(model_folder.path, model_folder.step, detection.threshold)
-        model = model_folder.load_model(image_size)
+        model = model_folder.load_model(image_size, precision)
         return cls(model, model_folder.setup(tokenizer), threshold, detection)
 
     def view(self, photograph: Photograph, box: Sequence[float] | np.ndarray | None) -> View:

@@ -73,6 +73,7 @@ class Searcher:
         index: str | os.PathLike | None = None,
         tokenizer: str = "",
         detection: DetectionConfig = DetectionConfig(batch_size=1),
+        precision: str = "float32",
     ) -> "Searcher":
         """Loads a model and an index.
 
@@ -81,11 +82,13 @@ class Searcher:
             index: folder of an index; the folder `index` inside the model's when None.
             tokenizer: tokenizer to use in place of the model's own.
             detection: settings of garment detection.
+            precision: "float32" or "bfloat16" for queries, see `load_model`; the index may be of
+                the other one.
 
         Raises:
             InputError: a folder holds something else, or the index belongs to another model.
         """
-        encoder = Encoder.from_dir(model, tokenizer, detection=detection)
+        encoder = Encoder.from_dir(model, tokenizer, detection=detection, precision=precision)
         return cls(encoder, load_index(index_folder(model, index), encoder.digest))
 
     def detect(self, photo: Any) -> list[Detection]:

@@ -166,8 +166,8 @@ run(main)
             process.kill()
             process.communicate()
     line = (
-        f"error in process {1 - killed} of 2: process {killed} of 2 ended: it was killed, or "
-        "crashed; start all of them again to go on from the newest checkpoint"
+        f"error in process {1 - killed} of 2: process {killed} of 2 ended: it was killed, "
+        "crashed, or its host is gone; start all of them again to go on from the newest checkpoint"
     )
     ours = [line for line in errors.splitlines() if line.startswith("error")]
     assert ours == [line]
