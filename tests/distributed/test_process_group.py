@@ -119,9 +119,10 @@ run(main)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_others_with_a_line_that_names_it(killed):
+def test_sigterm_stops_all_and_a_killed_process_ends_the_others_with_its_name(killed):
+    """One group for both, since it takes seconds to start."""
     program = """
-import sys, time
+import os, signal, sys, time
 from capret_jax.command_line import run
 from capret_jax.distributed.process_group import join
 
@@ -129,8 +130,15 @@ def main(argv):
     join(argv[1], 2, int(argv[2]))
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
-    multihost_utils.process_allgather(jnp.zeros(1))
-    print("here", file=sys.stderr, flush=True)
+    from capret_jax.train.preemption import PreemptionSignal
+    with PreemptionSignal(100) as preemption:  # a resumed run
+        if argv[2] == "1":  # before its first step
+            os.kill(os.getpid(), signal.SIGTERM)
+        for step in range(101, 400):
+            time.sleep(0.1)
+            if preemption.stops_after(step):
+                break
+        print(step, preemption.received(), file=sys.stderr, flush=True)
     if argv[2] == "1":
         time.sleep(60)
     multihost_utils.process_allgather(jnp.zeros(1))
@@ -154,9 +162,10 @@ run(main)
         for index in range(2)
     ]
     try:
-        for process in processes:
-            assert process.stderr is not None
-            assert process.stderr.readline() == "here\n"
+        lines = [process.stderr.readline() for process in processes if process.stderr]
+        assert lines[0] == lines[1]
+        step, received = lines[0].split()
+        assert 101 <= int(step) < 399 and received == "True"
         processes[killed].kill()
         start = time.monotonic()
         _, errors = processes[1 - killed].communicate(timeout=60)
