@@ -134,6 +134,7 @@ def main(argv):
     with PreemptionSignal(100) as preemption:  # a resumed run
         if argv[2] == "1":  # before its first step
             os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # as if compiling: JAX looks for the signal every second
         for step in range(101, 400):
             time.sleep(0.1)
             if preemption.stops_after(step):
