@@ -260,10 +260,9 @@ class Run:
             )
         data, asked = config.data, questions_about(config.data.name) if config.loss.vqa else ()
         further = [*vocabulary_of(asked), *template_phrases(data.vocabulary)]
-        if data.captions.prompt:
-            further.append(data.captions.prompt)
         texts, size = itertools.chain(self.captions, further), config.model.vocab_size
         raw = [clean_caption(x, answer_cleaning(data.text_cleaning)) for x in answers_of(asked)]
+        raw += filter(None, [data.captions.prompt])
         provide_vocabulary(own, texts, size, data.text_cleaning, raw)
 
     def _load_evaluation_captions(self) -> list[str]:
