@@ -114,6 +114,17 @@ def test_a_run_of_a_version_without_cleaning_goes_on_only_as_it_began():
     check_same_training(saved, now, "runs/x")
 
 
+def test_a_run_keeps_its_resizing():
+    saved = dataclasses.asdict(ExperimentConfig())
+    pillow = dataclasses.asdict(from_config_dict(changed("data.read.resize", "pillow")))
+    del saved["data"]["read"]["resize"]  # of an older version
+    check_same_training(saved, dataclasses.asdict(ExperimentConfig()), "runs/x")
+    threads = dataclasses.asdict(from_config_dict(changed("data.read.threads", 7)))
+    check_same_training(saved, threads, "runs/x")
+    with pytest.raises(InputError, match=r"config\.data\.read\.resize was 'fast' and is 'pillow'"):
+        check_same_training(saved, pillow, "runs/x")
+
+
 def test_evaluations_that_choose_the_model_may_not_change():
     def config(**loop):
         return dataclasses.asdict(ExperimentConfig(loop=LoopConfig(**loop)))

@@ -52,6 +52,7 @@ class Setup(NamedTuple):
         vocabulary: fingerprint of the tokens that it was trained with; empty if it is not known.
         max_tokens: T.
         data: `config.data` of the run, as nested dicts; None for a converted checkpoint.
+        resize: how views are resized, one of `config.data.RESIZES`.
         cleaning: preparation of texts; that of X2-VLM's fine-tuning for a converted checkpoint.
     """
 
@@ -61,6 +62,7 @@ class Setup(NamedTuple):
     vocabulary: str
     max_tokens: int
     data: dict | None
+    resize: str = "fast"
     cleaning: Cleaning = Cleaning()
 
 
@@ -132,7 +134,9 @@ class ModelFolder:
         cleaning = EARLIER_CLEANING
         if "cleaning" in data:
             cleaning = Cleaning(data["cleaning"], data["max_words"])
-        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data, cleaning)
+        resize = data["read"].get("resize", "fast")  # absent from older checkpoints
+        tokens = self._vocabulary, data["max_tokens"]
+        return Setup(view, margin, tokenizer, *tokens, data, resize, cleaning)
 
     def load_params(self, place: Callable[[dict], dict] = on_one_device) -> dict:
         """Reads the parameters, averaged ones if the run has averages.
