@@ -12,7 +12,7 @@ from capret_jax.buckets.urls import check_no_url
 from capret_jax.distributed.part import Part
 from capret_jax.distributed.process_group import (
     describe_lost_process,
-    exit_after_error,
+    exit_with_group,
     process_label,
 )
 from capret_jax.errors import InputError, describe_system_error, first_line
@@ -45,17 +45,17 @@ def run(main: Callable[[list[str]], None], buckets: Collection[str] = ()) -> Non
     except (InputError, FloatingPointError) as error:
         line = " ".join(str(error).split())
         print(f"error{process_label()}: {line}", file=sys.stderr)
-        exit_after_error(2, line)
+        exit_with_group(2, line)
     except Exception as error:
         if lost := describe_lost_process(error):
             print(f"error{process_label()}: {lost}", file=sys.stderr, flush=True)
-            exit_after_error(2, None)
+            exit_with_group(2, None)
         if problem := describe_system_error(error):
             print(f"error{process_label()}: {problem}", file=sys.stderr)
-            exit_after_error(2, problem)
+            exit_with_group(2, problem)
         traceback.print_exc()
         print(f"failed{process_label()}", file=sys.stderr)
-        exit_after_error(1, f"{type(error).__name__}: {first_line(error)}")
+        exit_with_group(1, f"{type(error).__name__}: {first_line(error)}")
 
 
 def _adopt_flags(module: types.ModuleType) -> None:

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-import sys
 from types import FrameType
 
 # Libraries read these at import: no advice on installing torch, no XLA banners.
@@ -19,7 +18,7 @@ from capret_jax.buckets.urls import url_scheme
 from capret_jax.command_line import load_config
 from capret_jax.command_line import run as run_program
 from capret_jax.config import ExperimentConfig, from_config_dict
-from capret_jax.distributed.process_group import join
+from capret_jax.distributed.process_group import exit_with_group, join
 from capret_jax.errors import InputError
 from capret_jax.evaluation.retrieval import CurveEvaluator
 from capret_jax.evaluation.suite import EVALUATION, EvaluationSuite
@@ -104,7 +103,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     """Handles SIGTERM outside of training, where there is nothing to save."""
     del number, frame
     print(f"stopped by SIGTERM: {RESUME}", flush=True)
-    sys.exit(0)
+    exit_with_group(0, "stopped by SIGTERM")
 
 
 def _make_workdir(path: str) -> pathlib.Path:

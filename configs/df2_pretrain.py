@@ -39,7 +39,8 @@ def get_config():
                 augment=AugmentConfig(
                     # As X2-VLM.
                     randaugment=2,
-                    # Boxes are learnt from these views alone; X2-VLM's share of region batches.
+                    # Boxes are learnt from these views alone. configs/x2vlm_pretrain.py has
+                    # X2-VLM's region batch in their place.
                     wide=0.33,
                 ),
                 read=ReadConfig(threads=16, prefetch=16),

@@ -20,6 +20,7 @@ from capret_jax.config import (
     from_config_dict,
 )
 from capret_jax.config.loss import TERMS
+from capret_jax.data.geometry import random_window_around
 from capret_jax.data.transforms import Augmentation
 from capret_jax.errors import InputError
 from capret_jax.evaluation.context import EvaluationContext
@@ -64,6 +65,11 @@ def shrink(splits, tmp_path_factory):
                 tokenizer="",
                 read=replace(config.data.read, threads=2),
                 prepare=replace(config.data.prepare, processes=1),
+                region_batch=replace(
+                    config.data.region_batch,
+                    images=min(config.data.region_batch.images, 8),
+                    regions_per_image=2,
+                ),
             ),
             loss=replace(config.loss, matching_group=2),
             optimizer=replace(config.optimizer, warmup_steps=1),
@@ -88,6 +94,7 @@ RECIPES = {
     "df2_pretrain": ("train_and_evaluate", {"itc", "itm", "mlm", "box_l1", "box_giou"}),
     "df2_finetune": ("train_and_evaluate", {"itc", "itm", "box_l1", "box_giou", "arcface"}),
     "df2_zeroshot": ("evaluate", None),
+    "x2vlm_pretrain": ("train", {"itc", "itm", "mlm", "box_l1", "box_giou"}),
     "photos": ("train_and_evaluate", {"arcface"}),
     "coco_retrieval": ("train_and_evaluate", {"itc", "itm"}),
     "vqav2": ("train_and_evaluate", {"vqa"}),
@@ -123,6 +130,7 @@ BOXED = [
     for name, (_, terms) in RECIPES.items()
     if terms and "box_l1" in terms and not load(name).task.name
 ]
+BOXED.remove("x2vlm_pretrain")  # of regions
 
 
 @pytest.mark.parametrize("name", BOXED)
@@ -142,15 +150,40 @@ def test_a_constant_box_does_badly_in_the_views_that_train_boxes(name, splits):
     assert constant_iou(augment.wide_view) < 0.65 < 0.75 < constant_iou(augment.crop_view)
 
 
+def test_a_constant_box_does_badly_in_windows_of_regions(splits):
+    data, split, rng = load("x2vlm_pretrain").data, splits["train"], np.random.default_rng(0)
+    assert data.augment.region_crop and data.region_batch.images
+    augment, boxes = Augmentation(data.augment, 32), []
+    for row in rng.integers(len(split.items), size=400):
+        photograph, box = split.photograph(row), split.items.box[row]
+        window = random_window_around(box, photograph.width, photograph.height, rng)
+        boxes.append(augment.window_view(photograph, box[None], rng, window=window).boxes)
+    boxes = jnp.concatenate(boxes)
+    assert iou_and_giou(corners(jnp.median(boxes, axis=0)), corners(boxes))[0].mean() < 0.65
+
+
+@pytest.mark.parametrize("kind, processes, steps", [("4m", 8, 504_495), ("1b", 24, 1_292_034)])
+def test_the_published_recipe_is_that_of_its_number_of_processes(kind, processes, steps):
+    config = load("x2vlm_pretrain", kind)
+    assert config.batch_size == 128 * processes
+    assert config.loss.itc * processes == 1
+    pairs, epochs = {"4m": (5_114_489, 101), "1b": (1_323_042_683, 3)}[kind]
+    assert config.loop.steps == steps == epochs * -(-pairs // config.batch_size)
+    with pytest.raises(InputError, match="there are 4m and 1b"):
+        load("x2vlm_pretrain", "5m")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain"])
+@pytest.mark.parametrize("name", ["df2_finetune", "df2_pretrain", "x2vlm_pretrain"])
 def test_training_configs_train(name, shrink, tmp_path):
     run = Run(shrink(load(name)), tmp_path)
     Trainer(run, CurveEvaluator(EvaluationContext(run))).train()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 2
-    assert ("loss/mlm" in lines[0]) == (name == "df2_pretrain")
+    assert ("loss/mlm" in lines[0]) == (name != "df2_finetune")
     assert ("loss/arcface" in lines[0]) == (name == "df2_finetune")
+    assert ("regions/loss/box_l1" in lines[0]) == (name == "x2vlm_pretrain")
+    assert ("loss/box_l1" in lines[0]) == (name != "x2vlm_pretrain")
 
 
 @pytest.mark.slow

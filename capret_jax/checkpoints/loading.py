@@ -132,20 +132,12 @@ class ModelFolder:
         data = self._run_config["data"]
         tokenizer = tokenizer or data["tokenizer"] or str(own)
         view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
-        resize = data["read"].get("resize", "fast")  # absent from older checkpoints
         cleaning = EARLIER_CLEANING
         if "cleaning" in data:
             cleaning = Cleaning(data["cleaning"], data["max_words"])
-        return Setup(
-            view,
-            margin,
-            tokenizer,
-            self._vocabulary,
-            data["max_tokens"],
-            data,
-            resize=resize,
-            cleaning=cleaning,
-        )
+        resize = data["read"].get("resize", "fast")  # absent from older checkpoints
+        tokens = self._vocabulary, data["max_tokens"]
+        return Setup(view, margin, tokenizer, *tokens, data, resize, cleaning)
 
     def load_params(self, place: Callable[[dict], dict] = on_one_device) -> dict:
         """Reads the parameters, averaged ones if the run has averages.

@@ -17,7 +17,8 @@ class LossConfig:
     """Weights and settings of the terms; a term of weight 0 is not computed.
 
     Attributes:
-        itc: weight of the image-text contrastive loss.
+        itc: weight of the image-text contrastive loss; 1/W has the strength of X2-VLM's release on
+            W processes (docs/x2vlm_recipe.md).
         itm: weight of the image-text matching loss.
         mlm: weight of masked language modelling.
         vqa: weight of visual question answering: the cross entropy of the answers' tokens.

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any, Protocol
 
 import grain
@@ -28,6 +28,8 @@ _CAUSES = {
     signal.SIGKILL: "memory was probably full",
     signal.SIGBUS: "/dev/shm was probably full: give the container more (docker --shm-size)",
 }
+# A filter, as in PYTHONWARNINGS, for what Python's resource tracker says of that which it removes.
+_NO_LEAKS = "ignore:resource_tracker:UserWarning"
 
 
 class BatchSource(Protocol):
@@ -82,6 +84,8 @@ class BatchIterator(grain.DatasetIterator[Batch]):
         if self._closed:
             raise ValueError("the iterator is closed")
         if self._reading is None:
+            if self._read.workers:
+                _start_resource_tracker()  # first: it unblocks signals
             with _blocked_signals():
                 self._reading = self._read_from(self._step)
                 if self._read.workers:
@@ -143,6 +147,21 @@ def _unlink(array: Any) -> None:
     if isinstance(array, SharedMemoryArray):
         array.shm.unlink()  # the memory itself lasts as long as the array
         array._unlink_on_del = False
+
+
+def _start_resource_tracker() -> None:
+    """Starts the process that removes shared memory after an abrupt end, without its warnings.
+
+    A process of a group ends abruptly when another one failed, with one line that says so.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before},{_NO_LEAKS}" if before else _NO_LEAKS
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 class _WorkerSource:

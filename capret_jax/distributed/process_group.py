@@ -15,6 +15,8 @@ import jax
 # JAX has no public name for the client of its key-value store.
 from jax._src import distributed
 
+from capret_jax.distributed.lost_processes import LostProcesses
+from capret_jax.distributed.sigterm import share_with_jax
 from capret_jax.errors import InputError, causes, first_line
 
 # JAX's own limit ends in an abort with a page of C++; ours comes first.
@@ -25,10 +27,13 @@ _LOST = re.compile(
 )
 # Seconds without a sign of life after which a process counts as dead, and all others end.
 _HEARTBEAT = 30
-# Key of the reason why the first process that failed did so.
-_FAILURE = "capret_jax/failure"
+# Key of what all do after one process has ended before the others: an exit code and the reason.
+_END = "capret_jax/end"
+# Exit code of a process that ends because another one failed.
+_FAILED = 2
 # Seconds between two looks at it, and in which all processes look and end.
 _WATCH_SECONDS, _SECONDS_TO_END = 0.5, 2
+_REMEDY = "start all of them again to go on from the newest checkpoint"
 # Set when this process ends.
 _ending = threading.Event()
 # Set when this process has reported the failure of another one.
@@ -70,8 +75,6 @@ def join(
         )
     if not (cluster or coordinator):
         return
-    # Its handler of SIGTERM would replace `PreemptionSignal`.
-    jax.config.update("jax_enable_preemption_service", False)
     place = f" at {coordinator}" if coordinator else ""
     problem = (
         f"the {count or ''} processes did not all come together{place} within {seconds} s: start "
@@ -93,7 +96,12 @@ def join(
         raise InputError(f"the processes cannot be joined: {error}{remedy}") from error
     finally:
         watchdog.cancel()
+    share_with_jax()
     threading.Thread(target=_watch_for_failures, daemon=True).start()
+    address = distributed.global_state.coordinator_address
+    assert address is not None
+    lost = LostProcesses(key_value_store(), address, _report_death)
+    atexit.register(lost.say_farewell)
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
@@ -110,27 +118,49 @@ def _watch_for_failures() -> None:
     """
     while not _ending.wait(_WATCH_SECONDS):
         try:
-            notice = key_value_store().key_value_try_get(_FAILURE)
+            notice = key_value_store().key_value_try_get(_END)
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
                 continue
             return  # process 0 is gone, or this process is about to end
         if not _ending.is_set():
-            _reported.set()
-            remedy = "start all of them again to go on from the newest checkpoint"
-            print(f"error{process_label()}: {notice}; {remedy}", file=sys.stderr, flush=True)
-            # The others need process 0's key-value store to know, and to end in order.
-            time.sleep(0 if jax.process_index() else _SECONDS_TO_END + _WATCH_SECONDS)
-            os._exit(2)
+            _end_because(notice)
 
 
-def _announce_failure(line: str) -> bool:
-    """Tells the other processes why this one ends; returns False if another one failed before."""
-    place = f"process {jax.process_index()} of {jax.process_count()}"
+def _end_because(notice: str) -> NoReturn:
+    """Ends this process for a reason that lies in another one; see `_notice`."""
+    _reported.set()
+    code, reason = notice.split(" ", 1)
+    word = "error" if int(code) else "stopped"
+    # In one call, since JAX may be writing that it aborts.
+    sys.stderr.write(f"{word}{process_label()}: {reason}; {_REMEDY}\n")
+    sys.stderr.flush()
+    # The others need process 0's key-value store to know, and to end in order.
+    time.sleep(0 if jax.process_index() else _SECONDS_TO_END + _WATCH_SECONDS)
+    os._exit(int(code))
+
+
+def _report_death(index: int) -> None:
+    """Tells all processes, or this one if it was process 0, that one died."""
+    reason = "it was killed, crashed, or its host is gone"
+    if index:
+        _announce_end(index, 1, reason)
+    elif not _ending.is_set():
+        _end_because(_notice(0, 1, reason))  # before JAX's own abort has written its page
+
+
+def _announce_end(index: int, code: int, line: str) -> bool:
+    """Tells all processes why one ends; returns False if another one did before."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # announced, or process 0 is gone
-        key_value_store().key_value_set(_FAILURE, f"{place} ended: {line}")
+        key_value_store().key_value_set(_END, _notice(index, code, line))
         return True
     return False
+
+
+def _notice(index: int, code: int, line: str) -> str:
+    """Returns the exit code of the others, and the reason for an exit with `code`."""
+    place, reason = f"process {index} of {jax.process_count()}", line.rstrip(".")
+    return f"{_FAILED if code else 0} {place} ended: {reason}"
 
 
 def _end(problem: str) -> None:
@@ -153,12 +183,11 @@ def describe_lost_process(error: BaseException) -> str | None:
     """
     for cause in causes(error) if jax.distributed.is_initialized() else ():
         if _LOST.search(str(cause)):
-            while _reported.is_set():
-                time.sleep(1)  # until the thread that reported it ends this process
+            if _reported.wait(_SECONDS_TO_END + _WATCH_SECONDS):
+                threading.Event().wait()  # the thread that reports it ends this process
             return (
                 f"another of the {jax.process_count()} processes ended, and has the reason in its "
-                f"own output ({first_line(cause)}); start all of them again to go on from the "
-                "newest checkpoint"
+                f"own output ({first_line(cause)}); {_REMEDY}"
             )
     return None
 
@@ -176,7 +205,7 @@ def end_unless_done(seconds: float, line: str) -> Iterator[None]:
 
     def end() -> None:
         print(f"error{process_label()}: {line}", file=sys.stderr, flush=True)
-        exit_after_error(2, line)
+        exit_with_group(2, line)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True
@@ -187,14 +216,14 @@ def end_unless_done(seconds: float, line: str) -> Iterator[None]:
         timer.cancel()
 
 
-def exit_after_error(code: int, line: str | None) -> NoReturn:
-    """Ends this process with an exit code, and all others of its group with one line that names it.
+def exit_with_group(code: int, line: str | None) -> NoReturn:
+    """Ends this process and all others of its group, which print one line that names it.
 
     A process of a group ends at once: an orderly exit would wait for the others, which wait for
     this one in a collective.
 
     Args:
-        code: the exit code.
+        code: the exit code; with 0 the others end with 0, too, otherwise with 2.
         line: the reason, for the other processes; None if they know it: another one ended first.
     """
     if not jax.distributed.is_initialized():
@@ -202,7 +231,7 @@ def exit_after_error(code: int, line: str | None) -> NoReturn:
     sys.stderr.flush()
     _ending.set()
     if line is not None:
-        announced = _announce_failure(line)
+        announced = _announce_end(jax.process_index(), code, line)
         # Collectives fail as soon as a process is gone, and JAX may abort: first the others look.
         if announced or jax.process_index() == 0:
             time.sleep(_SECONDS_TO_END)

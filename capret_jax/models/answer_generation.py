@@ -11,7 +11,8 @@ from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig, beam_search
 from capret_jax.models.x2vlm import X2VLM
 
-# Number of answers whose logits are in memory at once: 0.6 GB with 30,522 tokens and answers of 10.
+# Number of answers whose logits are in memory at once: 0.6 GB with 30,522 tokens and answers of 10;
+# one for each question at least.
 _SCORED_AT_ONCE = 512
 
 
@@ -85,15 +86,15 @@ def rank_answers(
     first_log_probs = jax.nn.log_softmax(logits)[:, ids[:, 1]]
     first, rows = jax.lax.top_k(first_log_probs, k)
 
-    def losses_of(some: jax.Array) -> jax.Array:
-        candidates = Answers(*(x[rows[some]].reshape(len(some) * k, -1) for x in (ids, mask)))
-        own = FusedQuestions(question.states[some], question.mask[some])
-        return answer_losses(model, candidates, own)
+    def losses_of(columns: jax.Array) -> jax.Array:
+        some = rows[:, columns].reshape(-1)
+        return answer_losses(model, Answers(ids[some], mask[some]), question).reshape(questions, -1)
 
-    size = min(questions, max(1, _SCORED_AT_ONCE // k))
-    # Full groups of questions; the last one is padded with the last question.
-    groups = jnp.arange(-(-questions // size) * size).clip(max=questions - 1).reshape(-1, size)
-    losses = jax.lax.map(losses_of, groups).reshape(-1, k)[:questions]
+    # Parts of all questions' answers, not of the questions, which a mesh has split already. The
+    # last part is padded with the last answer.
+    size = -(-k // -(-questions * k // _SCORED_AT_ONCE))
+    parts = jnp.arange(-(-k // size) * size).clip(max=k - 1).reshape(-1, size)
+    losses = jax.lax.map(losses_of, parts).swapaxes(0, 1).reshape(questions, -1)[:, :k]
     scores, order = jax.lax.top_k(first - losses, k)
     return jnp.take_along_axis(rows, order, axis=1), jax.nn.softmax(scores)
 

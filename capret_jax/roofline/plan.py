@@ -121,7 +121,8 @@ def training_program(config: ExperimentConfig, mesh: Mesh, classes: int) -> Prog
         mesh: mesh of the devices to plan for.
         classes: C, number of identities of the training split.
     """
-    setup = StepSetup.create(config, mesh, np.ones(classes, int))
+    # The factors of rates do not change the plan, and the checkpoint that decides may not be here.
+    setup = StepSetup.create(config, mesh, np.ones(classes, int), fresh=())
     batch = _on_mesh(abstract_batch(config), mesh)
     arguments = abstract_state(setup), batch
     ideal = ideal_step_flops(config, classes)

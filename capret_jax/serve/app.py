@@ -16,6 +16,7 @@ from absl import flags, logging
 from capret_jax.command_line import run
 from capret_jax.config import DetectionConfig
 from capret_jax.config.data import RESIZES
+from capret_jax.config.model import DTYPES
 from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.connections import LimitedConnection
 from capret_jax.serve.encoder import BATCH_SIZES
@@ -27,6 +28,12 @@ _INDEX = flags.DEFINE_string("index", None, "Folder of the index; MODEL/index by
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer in place of the model's own.")
 _RESIZE = flags.DEFINE_enum(
     "resize", None, RESIZES, "How pictures are resized; by default as in the model's training."
+)
+_PRECISION = flags.DEFINE_enum(
+    "precision",
+    "float32",
+    DTYPES,
+    "Precision of matrix products; bfloat16 is faster on GPUs, TPUs.",
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", 0, 65535)
@@ -55,7 +62,12 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     detection = DetectionConfig(batch_size=BATCH_SIZES[1])
     searcher = Searcher.from_dir(
-        _MODEL.value, _INDEX.value, _TOKENIZER.value, detection, resize=_RESIZE.value
+        _MODEL.value,
+        _INDEX.value,
+        _TOKENIZER.value,
+        detection,
+        resize=_RESIZE.value,
+        precision=_PRECISION.value,
     )
     index_dir = index_folder(_MODEL.value, _INDEX.value)
     limits = ServiceLimits(upload_bytes=_MAX_UPLOAD.value * 2**20, waiting=_MAX_WAITING.value)

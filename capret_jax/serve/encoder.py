@@ -59,6 +59,7 @@ class Encoder:
         detection: DetectionConfig = DetectionConfig(batch_size=1),
         *,
         resize: str | None = None,
+        precision: str = "float32",
     ) -> "Encoder":
         """Loads a model.
 
@@ -69,6 +70,7 @@ class Encoder:
             detection: settings of garment detection.
             resize: how views are resized, one of `config.data.RESIZES`; as in the model's training
                 when None, "fast" for a converted checkpoint.
+            precision: "float32" or "bfloat16", see `load_model`.
 
         Raises:
             InputError: the folder holds no model, or one whose embeddings need captions.
@@ -81,7 +83,7 @@ class Encoder:
                 "of every picture: only embedding.kind='image' can be served."
             )
         threshold = read_threshold(model_folder.path, model_folder.step, detection.threshold)
-        model = model_folder.load_model(image_size)
+        model = model_folder.load_model(image_size, precision)
         setup = model_folder.setup(tokenizer)
         if resize is not None:
             setup = setup._replace(resize=resize)

@@ -75,6 +75,7 @@ class Searcher:
         detection: DetectionConfig = DetectionConfig(batch_size=1),
         *,
         resize: str | None = None,
+        precision: str = "float32",
     ) -> "Searcher":
         """Loads a model and an index.
 
@@ -84,12 +85,16 @@ class Searcher:
             tokenizer: tokenizer to use in place of the model's own.
             detection: settings of garment detection.
             resize: how views are resized, see `Encoder.from_dir`.
+            precision: "float32" or "bfloat16" for queries, see `load_model`; the index may be of
+                the other one.
 
         Raises:
             InputError: a folder holds something else, or the index belongs to another model or to
                 other resizing.
         """
-        encoder = Encoder.from_dir(model, tokenizer, detection=detection, resize=resize)
+        encoder = Encoder.from_dir(
+            model, tokenizer, detection=detection, resize=resize, precision=precision
+        )
         return cls(encoder, load_index(index_folder(model, index), encoder.digest))
 
     def detect(self, photo: Any) -> list[Detection]:

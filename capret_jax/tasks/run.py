@@ -124,11 +124,9 @@ class TaskRun(BaseRun):
         rows, cleaning = self.train.rows, answer_cleaning(self.config.data.text_cleaning)
         texts = {text for row in rows for text in _encoded_texts(row)}
         answers = {text for row in rows if isinstance(row, VisualQuestion) for text in row.answers}
-        prompt = [self.config.task.prompt] if self.config.task.prompt else []
-        return VocabularyTexts(
-            [*sorted(texts), *prompt],
-            [clean_caption(answer, cleaning) for answer in sorted(answers)],
-        )
+        raw = [clean_caption(answer, cleaning) for answer in sorted(answers)]
+        raw += filter(None, [self.config.task.prompt])
+        return VocabularyTexts(sorted(texts), raw)
 
 
 def _encoded_texts(

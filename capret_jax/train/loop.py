@@ -27,8 +27,7 @@ class LoopServices:
         checkpoints: storage of the states.
         metadata: JSON content saved with each checkpoint, see `Checkpoints.save`.
         writer: writer of the training curve.
-        preemption: the active handler of SIGTERM. It is checked after every step; with several
-            processes only at logged steps.
+        preemption: the active handler of SIGTERM. It is checked after every step.
         evaluator: evaluator that is run every `LoopConfig.evaluate_every` steps and whose metrics
             are logged; None for no evaluation.
     """
@@ -77,7 +76,7 @@ def run_loop(
             pending.append(metrics)
             progress.update()
             logging = step % config.log_every == 0 or step == start + 1
-            stopping = services.preemption.agreed(logging)
+            stopping = services.preemption.stops_after(step)
             last = step == config.steps
             evaluating = not stopping and _evaluates(step, config)
             evaluator = services.evaluator if evaluating else None

@@ -125,9 +125,8 @@ class Run(BaseRun):
         config = self.config
         data, asked = config.data, questions_about(config.data.name) if config.loss.vqa else ()
         further = [*vocabulary_of(asked), *template_phrases(data.vocabulary)]
-        if data.captions.prompt:
-            further.append(data.captions.prompt)
         raw = [clean_caption(x, answer_cleaning(data.text_cleaning)) for x in answers_of(asked)]
+        raw += filter(None, [data.captions.prompt])
         return VocabularyTexts(itertools.chain(self.captions, further), raw)
 
     def _load_evaluation_captions(self) -> list[str]:

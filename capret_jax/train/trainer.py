@@ -96,7 +96,7 @@ class Trainer:
         }
         writer = MetricsWriter(run.files.folder, int(state.step), run.files.publish)
         try:
-            with PreemptionSignal() as preemption:
+            with PreemptionSignal(int(state.step)) as preemption:
                 services = LoopServices(
                     make_step(run.setup),
                     checkpoints,
@@ -108,7 +108,7 @@ class Trainer:
                 state = run_loop(state, iterator, run.config.loop, run.mesh, services)
                 # Before the signal would end the process: the last checkpoint is being written.
                 checkpoints.wait()
-                return int(state.step), preemption.agreed(True)
+                return int(state.step), preemption.received()
         finally:
             writer.close()
             run.files.publish()

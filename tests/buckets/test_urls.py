@@ -99,9 +99,7 @@ def test_every_key_reads_buckets_or_refuses_them_by_name(key):
 
 
 @pytest.mark.parametrize("command", installed())
-def test_every_flag_reads_buckets_or_refuses_them_by_name(
-    command, bucket_environment, tmp_path, monkeypatch
-):
+def test_every_flag_reads_buckets_or_refuses_them_by_name(command, bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(pathlib.Path(__file__).parents[2] / "configs")
     paths = [flag for flag in text_flags(command) if flag not in NO_PATHS]
@@ -121,7 +119,7 @@ def test_every_flag_reads_buckets_or_refuses_them_by_name(
 @pytest.mark.parametrize(
     ("key", "read"), [("config.init_from", True), ("config.data.source_dir", False)]
 )
-def test_an_override_is_a_key_and_not_a_flag(key, read, bucket_environment, tmp_path):
+def test_an_override_is_a_key_and_not_a_flag(key, read, bucket, tmp_path):
     code, _, error = in_process.call(
         "capret_jax.main", "--config=configs/demo.py", f"--workdir={tmp_path}", f"--{key}={URL}"
     )

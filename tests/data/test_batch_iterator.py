@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import pathlib
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from multiprocessing import active_children
@@ -115,6 +118,25 @@ def test_a_worker_ends_with_the_main_process():
     waiting.join(10)
     os.close(reader)
     assert ended == [1]
+
+
+def test_shared_memory_of_an_abrupt_end_is_removed_in_silence():
+    program = """
+import os
+from multiprocessing.shared_memory import SharedMemory
+from capret_jax.data import batch_iterator
+
+batch_iterator._start_resource_tracker()
+assert "PYTHONWARNINGS" not in os.environ
+print(SharedMemory(create=True, size=8).name, flush=True)
+os._exit(0)
+"""
+    environment = {name: x for name, x in os.environ.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not pathlib.Path("/dev/shm", done.stdout.strip()).exists()
 
 
 def test_more_workers_than_cores_are_refused():

@@ -18,8 +18,10 @@ from capret_jax.config import (
     RegionBatchConfig,
     ViewConfig,
 )
+from capret_jax.data import pipeline
 from capret_jax.data.batch import IGNORED_LABEL, NO_IDENTITY
 from capret_jax.data.captions import TrainingCaptions, template_caption
+from capret_jax.data.geometry import random_window_around
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.pipeline import TrainingText, abstract_batch, training_iterator
@@ -239,6 +241,29 @@ def test_windows_of_regions_show_the_drawn_item_and_most_of_others(iterate, spli
     assert boxes[:, 2:].prod(axis=1).mean() > 1.2 * whole[:, 2:].prod(axis=1).mean()
     if most > 1:
         assert 16 * 6 < sum(shown) < np.bincount(items.record).mean() * 16 * 6
+
+
+def test_items_are_kept_where_more_than_half_of_them_is_inside(iterate, splits, monkeypatch):
+    items, expected = splits["train"].items, []
+
+    def window_around(box, width, height, rng):
+        window = random_window_around(box, width, height, rng)
+        (row,) = np.flatnonzero((items.box == box).all(axis=1))
+        count = 1
+        for x1, y1, x2, y2 in items.box[items.rows_beside(row)]:
+            wide = min(x2, window[2]) - max(x1, window[0])
+            high = min(y2, window[3]) - max(y1, window[1])
+            share = max(wide, 0) * max(high, 0) / ((x2 - x1) * (y2 - y1))
+            count += share > 0.5
+        expected.append(count)
+        return window
+
+    monkeypatch.setattr(pipeline, "random_window_around", window_around)
+    regions = RegionBatchConfig(images=16, regions_per_image=8)
+    batches = iterate(regions=regions, region_crop=True, threads=0)
+    kept = [batch.regions.valid.reshape(16, 8).sum(axis=1) for batch in batches]
+    np.testing.assert_array_equal(np.concatenate(kept), expected)
+    assert len(set(expected)) > 1
 
 
 def test_an_epoch_of_regions_visits_every_photograph_once(splits):

@@ -1,9 +1,12 @@
 """Process groups: contradicting flags, missing clusters, and processes that fail."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -49,19 +52,43 @@ def test_a_process_on_its_own_has_no_label():
     assert process_label() == ""
 
 
-def test_a_process_that_fails_ends_the_others_with_a_line_that_names_it():
+@pytest.mark.parametrize(
+    "end, code, here, there",
+    [
+        (
+            'raise InputError("wrong here")',
+            2,
+            "error in process 1 of 2: wrong here",
+            "error in process 0 of 2: process 1 of 2 ended: wrong here",
+        ),
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGTERM)",
+            0,
+            "",
+            "stopped in process 0 of 2: process 1 of 2 ended: stopped by SIGTERM",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["failure", "SIGTERM"],
+)
+def test_a_process_that_ends_early_ends_the_others_with_a_line_that_names_it(
+    end, code, here, there
+):
     program = """
-import sys, time
+import os, signal, sys, time
 from capret_jax.command_line import run
 from capret_jax.errors import InputError
-from capret_jax.distributed.process_group import join
+from capret_jax.distributed.process_group import exit_with_group, join
 
 def main(argv):
+    # As in `main`; it has to outlive the handler of JAX's preemption service.
+    signal.signal(signal.SIGTERM, lambda *_: exit_with_group(0, "stopped by SIGTERM"))
     join(argv[1], 2, int(argv[2]), False)
     if argv[2] == "1":
-        raise InputError("wrong here")
+        exec(END)
     time.sleep(60)
 
+END = sys.argv.pop()
 run(main)
 """
     with socket.socket() as listener:
@@ -69,7 +96,8 @@ run(main)
         address = f"localhost:{listener.getsockname()[1]}"
     first, second = (
         subprocess.Popen(
-            [sys.executable, "-c", program, address, str(index)],
+            [sys.executable, "-c", program, address, str(index), end],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -77,17 +105,87 @@ run(main)
     )
     try:
         _, errors = second.communicate(timeout=30)
-        assert second.returncode == 2
-        assert errors.splitlines()[-1] == "error in process 1 of 2: wrong here"
+        assert second.returncode == code
+        assert errors.splitlines()[-1:] == ([here] if here else [])
         _, errors = first.communicate(timeout=5)
-        assert first.returncode == 2
+        assert first.returncode == code
         assert errors.splitlines()[-1] == (
-            "error in process 0 of 2: process 1 of 2 ended: wrong here; start all of them again to "
-            "go on from the newest checkpoint"
+            f"{there}; start all of them again to go on from the newest checkpoint"
         )
     finally:
         first.kill()
         first.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_sigterm_stops_all_and_a_killed_process_ends_the_others_with_its_name(killed):
+    """One group for both, since it takes seconds to start."""
+    program = """
+import os, signal, sys, time
+from capret_jax.command_line import run
+from capret_jax.distributed.process_group import join
+
+def main(argv):
+    join(argv[1], 2, int(argv[2]))
+    import jax.numpy as jnp
+    from jax.experimental import multihost_utils
+    from capret_jax.train.preemption import PreemptionSignal
+    with PreemptionSignal(100) as preemption:  # a resumed run
+        if argv[2] == "1":  # before its first step
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # as if compiling: JAX looks for the signal every second
+        for step in range(101, 400):
+            time.sleep(0.1)
+            if preemption.stops_after(step):
+                break
+        print(step, preemption.received(), file=sys.stderr, flush=True)
+    if argv[2] == "1":
+        time.sleep(60)
+    multihost_utils.process_allgather(jnp.zeros(1))
+
+run(main)
+"""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, address, str(index)],
+            env={
+                **os.environ,
+                "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+                "TF_CPP_MIN_LOG_LEVEL": "2",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        lines = [process.stderr.readline() for process in processes if process.stderr]
+        assert lines[0] == lines[1]
+        step, received = lines[0].split()
+        assert 101 <= int(step) < 399 and received == "True"
+        processes[killed].kill()
+        start = time.monotonic()
+        _, errors = processes[1 - killed].communicate(timeout=60)
+        assert time.monotonic() - start < 15, "JAX itself notices after 30 seconds"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    line = (
+        f"error in process {1 - killed} of 2: process {killed} of 2 ended: it was killed, "
+        "crashed, or its host is gone; start all of them again to go on from the newest checkpoint"
+    )
+    ours = [line for line in errors.splitlines() if line.startswith("error")]
+    assert ours == [line]
+    if killed:
+        assert processes[0].returncode == 2
+        assert errors.splitlines() == [line]
+    else:  # JAX aborts as soon as its connection to process 0 breaks, too
+        assert processes[1].returncode in (2, -signal.SIGABRT)
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -110,6 +208,8 @@ def test_processes_that_do_not_come_end_in_one_line(index):
 
 
 def test_the_end_of_another_process_is_one_line(monkeypatch):
+    monkeypatch.setattr(process_group, "_SECONDS_TO_END", 0)
+    monkeypatch.setattr(process_group, "_WATCH_SECONDS", 0)
     error = RuntimeError(
         "UNKNOWN: Gloo AllGather failed: Connection closed by peer [10.0.0.2]:7\nx"
     )
@@ -126,7 +226,7 @@ def test_a_block_that_takes_too_long_ends_the_process(monkeypatch, capsys):
     ended = threading.Event()
     codes = []
     monkeypatch.setattr(
-        process_group, "exit_after_error", lambda *reason: (codes.append(reason), ended.set())
+        process_group, "exit_with_group", lambda *reason: (codes.append(reason), ended.set())
     )
     with process_group.end_unless_done(60, "not this"):
         pass

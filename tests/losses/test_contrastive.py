@@ -136,3 +136,34 @@ def test_memory_per_device_does_not_grow_with_the_devices():
     two, eight = scratch(2), scratch(8)
     # A dense (rows, columns) matrix alone would grow by 256 x 1536 x 4 bytes.
     assert eight - two < 256 * 1536 * 4 / 2
+
+
+def test_the_released_all_gather_trains_encoders_with_a_fraction_of_the_gradient():
+    """W processes that differentiate their own features alone, and average their gradients."""
+    processes, batch, width = 4, 12, 6
+    keys = jax.random.split(jax.random.key(0), 4)
+    images, texts = (jax.random.normal(key, (batch, width)) for key in keys[:2])
+    weights = [jax.random.normal(key, (width, E)) / 3 for key in keys[2:]]
+
+    def encode(weights, inputs):
+        features = inputs @ weights
+        return features / jnp.linalg.norm(features, axis=1, keepdims=True)
+
+    def loss(parameters, process=None):
+        image_weights, text_weights, temperature = parameters
+        sides = encode(image_weights, images), encode(text_weights, texts)
+        if process is not None:
+            own = jnp.arange(batch) // (batch // processes) == process
+            sides = [jnp.where(own[:, None], x, jax.lax.stop_gradient(x)) for x in sides]
+        labels = PairLabels(jnp.full(batch, -1), jnp.arange(batch), np.ones(batch, bool))
+        features = ContrastiveFeatures(*sides, temperature)
+        return contrastive_loss(features, labels, ONE_DEVICE).value
+
+    parameters = (*weights, jnp.float32(0.3))
+    ours = jax.grad(loss)(parameters)
+    each = [jax.grad(loss)(parameters, process) for process in range(processes)]
+    theirs = jax.tree.map(lambda *x: sum(x) / processes, *each)
+    for whole, released in zip(ours[:2], theirs[:2], strict=True):
+        np.testing.assert_allclose(released, whole / processes, rtol=1e-4, atol=1e-6)
+    # Every process has the whole gradient of the temperature.
+    np.testing.assert_allclose(theirs[2], ours[2], rtol=1e-4)

@@ -50,20 +50,17 @@ def train(prepared_dir):
         devices: int,
         workdir: pathlib.Path,
         *overrides: str,
-        stop_after: int | None = None,
-        by: int = signal.SIGTERM,
+        kill_after: int | None = None,
     ) -> list[dict]:
         flags = [*SHRUNK, f"--config.data.prepared_dir={prepared_dir}", f"--workdir={workdir}"]
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
         command = [sys.executable, *launcher, *flags, *overrides]
-        return _curve(command, environment, workdir, stop_after, by)
+        return _curve(command, environment, workdir, kill_after)
 
     return run
 
 
-def _curve(
-    command, environment, workdir: pathlib.Path, stop_after: int | None, by: int
-) -> list[dict]:
+def _curve(command, environment, workdir: pathlib.Path, kill_after: int | None) -> list[dict]:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -72,15 +69,14 @@ def _curve(
         stderr=subprocess.PIPE,
         text=True,
     )
-    if stop_after:
-        wait_for_checkpoint(process, workdir, stop_after)
-        process.send_signal(by)
-    printed, errors = process.communicate(timeout=240)
-    if by == signal.SIGKILL:
+    if kill_after:
+        wait_for_checkpoint(process, workdir, kill_after)
+        process.kill()
+    _, errors = process.communicate(timeout=240)
+    if kill_after:
         assert process.returncode == -signal.SIGKILL, errors
         return []
     assert process.returncode == 0, errors
-    assert ("stopped by SIGTERM" in printed) is bool(stop_after)
     curve = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for point in curve:
         point.pop("images_per_second")
@@ -162,15 +158,56 @@ def test_another_number_of_processes_resumes(before, after, train, request, tmp_
 
 
 def test_a_killed_run_ends_with_the_same_bits(one, train, tmp_path):
-    train(*ONE, tmp_path, stop_after=1, by=signal.SIGKILL)
+    train(*ONE, tmp_path, kill_after=1)
     train(*ONE, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, saved_state(tmp_path, 3), saved_state(one[0], 3))
 
 
-def test_sigterm_reaches_all_processes_and_they_save(train, tmp_path):
-    curve = train(*TWO, tmp_path, "--config.loop.steps=1000", stop_after=1)
-    assert (tmp_path / "checkpoints" / str(curve[-1]["step"])).is_dir()
-    assert 1 <= curve[-1]["step"] < 1000
+def test_sigterm_to_one_process_stops_all_after_the_same_step(prepared_dir, tmp_path):
+    rarely = [f"--config.loop.{key}=100000" for key in ("steps", "log_every", "checkpoint_every")]
+    losses = [f"--config.loss.{name}=0" for name in ("itm", "mlm")]  # others compile longer
+    data = [f"--config.data.prepared_dir={prepared_dir}", f"--workdir={tmp_path}"]
+    command = [sys.executable, *TWO[0], *SHRUNK, *data, *rarely, *losses]
+    launcher = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    curve = tmp_path / "metrics.jsonl"
+    while launcher.poll() is None and not (curve.exists() and curve.read_text()):
+        time.sleep(0.05)
+    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+    os.kill(int(children.split()[1]), signal.SIGTERM)
+    printed, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, errors
+    assert "stopped by SIGTERM at step" in printed
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    first, last = (json.loads(line)["step"] for line in curve.read_text().splitlines())
+    assert first == 1 < last == int(checkpoint.name) < 100000
+    assert len(list((checkpoint / "data").glob("process_*.json"))) == 2
+
+
+def test_the_launcher_passes_sigterm_on_to_all_processes(tmp_path):
+    program = f"""
+import subprocess, sys
+from launch import local_processes
+
+CHILD = "trap 'touch stopped_$0; exit 0' TERM; touch $0; while :; do sleep 0.05; done"
+local_processes._start = lambda index, *_: subprocess.Popen(
+    ["sh", "-c", CHILD, str(index)], cwd="{tmp_path}"
+)
+sys.argv = ["local_processes", "2"]
+sys.exit(local_processes.main())
+"""
+    launcher = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    while launcher.poll() is None and len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.05)
+    launcher.terminate()
+    assert launcher.wait(timeout=20) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "stopped_0", "stopped_1"}
 
 
 def test_a_failing_process_ends_the_others(tmp_path):

@@ -92,6 +92,13 @@ def test_the_planned_step_of_a_vqa_config_has_few_flops_more_than_the_ideal(tiny
     assert program.ideal_flops <= flops <= 1.6 * program.ideal_flops
 
 
+def test_a_plan_does_not_need_the_start_that_decides_what_is_fresh(tiny_config):
+    config = shrink("x2vlm_pretrain", tiny_config)
+    assert config.optimizer.fresh_multiplier == 2 and not pathlib.Path(config.init_from).exists()
+    program = training_program(config, make_mesh(MeshConfig()), 256)
+    assert program.images == tiny_config.batch_size + config.data.region_batch.images
+
+
 def contents(folder: pathlib.Path) -> dict[pathlib.Path, tuple[int, int]]:
     """Returns path -> size and time of the last change, folders included."""
     stats = {path: path.stat() for path in [folder, *folder.rglob("*")]}

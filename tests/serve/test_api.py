@@ -17,6 +17,7 @@ from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.middleware import BodyLimit
 from capret_jax.serve.searcher import Searcher
 from capret_jax.serve.service import ServiceLimits
+from tests.commands import in_process
 from tests.serve.conftest import picture
 from tests.serve.test_uploads import decompression_bomb, scan_bomb
 
@@ -221,6 +222,18 @@ def test_the_index_is_in_the_models_folder_if_none_is_named(trained_dir, index_d
         Searcher.from_dir(tmp_path)
     (tmp_path / "index").symlink_to(index_dir)
     assert len(Searcher.from_dir(tmp_path).index) == len(load_index(index_dir))
+
+
+def test_queries_are_embedded_in_the_precision_asked_for(searcher, trained_dir, index_dir):
+    fast = Searcher.from_dir(trained_dir, index_dir, precision="bfloat16")
+    exact = searcher.encoder.embed_text("a red skirt")
+    rounded = fast.encoder.embed_text("a red skirt")
+    assert 2e-4 < np.abs(rounded - exact).max() < 5e-2
+    assert fast.encoder.model.compute.dtype == "bfloat16"
+    with pytest.raises(InputError, match="precision='float16' is none of float32, bfloat16"):
+        Searcher.from_dir(trained_dir, index_dir, precision="float16")
+    code, _, error = in_process.call("capret_jax.serve.app", "--model=M", "--precision=float16")
+    assert code == 2 and "float32|bfloat16" in error
 
 
 def test_an_index_of_another_model_or_with_damage_is_rejected(trained_dir, index_dir, tmp_path):

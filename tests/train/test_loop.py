@@ -73,7 +73,7 @@ def train(config, evaluator, folder):
     checkpoints, saved = checkpoints_without_data(folder)
     state = TrainState(jnp.int32(0), {"model": {"x": jnp.int32(0)}}, ())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with PreemptionSignal() as preemption:
+    with PreemptionSignal(0) as preemption:
         writer = MetricsWriter(folder, start=0)
         metadata = {"config": {"optimizer": {}}}
         services = LoopServices(count, checkpoints, metadata, writer, preemption, evaluator)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from capret_jax.config import (
+    AugmentConfig,
     DataConfig,
     ExperimentConfig,
     LoopConfig,
@@ -134,6 +135,17 @@ def test_a_batch_that_trains_nothing_is_refused():
         RegionBatchConfig(images=-8)
     with pytest.raises(InputError, match=r"regions_per_image=0 is less than 1"):
         RegionBatchConfig(images=8, regions_per_image=0)
+
+
+def test_boxes_that_a_crop_may_cut_away_are_refused():
+    config = make_config()
+    data = dataclasses.replace(config.data, augment=AugmentConfig(crop_area=0.2))
+    assert dataclasses.replace(config, data=data).item_batch().data.augment.crop_area == 0.2
+    data = dataclasses.replace(data, region_batch=RegionBatchConfig())
+    with pytest.raises(InputError, match=r"crop_area, .* may cut away the item whose box is"):
+        dataclasses.replace(config, data=data)
+    no_boxes = dataclasses.replace(LOSS, box_l1=0.0, box_giou=0.0)
+    assert dataclasses.replace(config, data=data, loss=no_boxes).item_batch().loss == no_boxes
 
 
 @pytest.mark.parametrize(
