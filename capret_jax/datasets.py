@@ -42,8 +42,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     builder = _open(config)
     train, validation = (Records(builder, split) for split in ("train", "validation"))
     return Dataset(
-        Split(train, load_items(train), config.read.cached_images),
-        Split(validation, load_items(validation)),
+        Split(train, load_items(train), config.read.cached_images, config.read.resize),
+        Split(validation, load_items(validation), resize=config.read.resize),
         pathlib.Path(builder.data_path),
     )
 

@@ -93,6 +93,17 @@ def test_a_checkpoint_of_another_config_is_refused_by_key():
         check_same_training(saved, other, "runs/x")
 
 
+def test_a_run_keeps_its_resizing():
+    saved = dataclasses.asdict(ExperimentConfig())
+    pillow = dataclasses.asdict(from_config_dict(changed("data.read.resize", "pillow")))
+    del saved["data"]["read"]["resize"]  # of an older version
+    check_same_training(saved, dataclasses.asdict(ExperimentConfig()), "runs/x")
+    threads = dataclasses.asdict(from_config_dict(changed("data.read.threads", 7)))
+    check_same_training(saved, threads, "runs/x")
+    with pytest.raises(InputError, match=r"config\.data\.read\.resize was 'fast' and is 'pillow'"):
+        check_same_training(saved, pillow, "runs/x")
+
+
 def test_evaluations_that_choose_the_model_may_not_change():
     def config(**loop):
         return dataclasses.asdict(ExperimentConfig(loop=LoopConfig(**loop)))

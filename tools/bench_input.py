@@ -77,7 +77,17 @@ _ALL = AugmentConfig(
 # Functions that release the interpreter's lock while they work.
 _RELEASING = (
     (simplejpeg, "decode_jpeg"),
-    *((cv2, name) for name in ("resize", "warpPerspective", "LUT", "GaussianBlur", "transform")),
+    *(
+        (cv2, name)
+        for name in (
+            "resize",
+            "sepFilter2D",
+            "warpPerspective",
+            "LUT",
+            "GaussianBlur",
+            "transform",
+        )
+    ),
 )
 _LOCK_BATCHES = 8
 _SIDES = (300, 1000)

@@ -217,6 +217,8 @@ def provenance(config: CollectConfig, data: DataConfig, model_digest: str) -> di
         settings["part"] = f"{config.part.index}/{config.part.count}"
     if config.method != "annotations":
         settings |= {"model": model_digest, "margin": data.augment.margin}
+        if data.read.resize != "fast":
+            settings["resize"] = data.read.resize
     if config.method == "conversation":
         vocabulary = "\n".join(vocabulary_of(questions_about(data.name)))
         settings["questions"] = zlib.crc32(vocabulary.encode())

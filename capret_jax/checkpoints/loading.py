@@ -52,6 +52,7 @@ class Setup(NamedTuple):
         vocabulary: fingerprint of the tokens that it was trained with; empty if it is not known.
         max_tokens: T.
         data: `config.data` of the run, as nested dicts; None for a converted checkpoint.
+        resize: how views are resized, one of `config.data.RESIZES`.
     """
 
     view: ViewConfig
@@ -60,6 +61,7 @@ class Setup(NamedTuple):
     vocabulary: str
     max_tokens: int
     data: dict | None
+    resize: str = "fast"
 
 
 class ModelFolder:
@@ -126,7 +128,8 @@ class ModelFolder:
         data = self._run_config["data"]
         tokenizer = tokenizer or data["tokenizer"] or str(own)
         view, margin = ViewConfig(**data["view"]), data["augment"]["margin"]
-        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data)
+        resize = data["read"].get("resize", "fast")  # absent from older checkpoints
+        return Setup(view, margin, tokenizer, self._vocabulary, data["max_tokens"], data, resize)
 
     def load_params(self, place: Callable[[dict], dict] = on_one_device) -> dict:
         """Reads the parameters, averaged ones if the run has averages.

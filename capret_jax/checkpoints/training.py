@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import grain
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
+from orbax.checkpoint.metadata import StepMetadata, get_step_metadata
 
 from capret_jax.buckets.urls import absolute
 from capret_jax.checkpoints.damage import (
@@ -105,7 +106,7 @@ class Checkpoints:
         scored = []
         for step in self._steps():
             with contextlib.suppress(Exception):  # damaged metadata raise many types
-                if metrics := self._checkpointer.metadata(step).metrics:
+                if metrics := self._read_metadata(step).metrics:
                     scored.append((metrics[_SCORE], step))
         return max(scored)[1] if scored else None
 
@@ -124,7 +125,11 @@ class Checkpoints:
         )
 
     def _metadata(self, step: int) -> dict:
-        return self._checkpointer.metadata(step).custom_metadata or {}
+        return self._read_metadata(step).custom_metadata or {}
+
+    def _read_metadata(self, step: int) -> StepMetadata:
+        # `Checkpointer.metadata` would describe every array as well, in 0.3 s instead of 0.3 ms.
+        return get_step_metadata(self._checkpointer.directory / str(step))
 
     def save(
         self,

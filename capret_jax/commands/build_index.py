@@ -21,6 +21,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import flags
 
 from capret_jax.command_line import parse_part, run
+from capret_jax.config.data import RESIZES
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.retrieval.export import FORMATS, check_installed, export, exported
@@ -39,6 +40,9 @@ _SOURCE = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Folder of the index.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer in place of the model's own.")
+_RESIZE = flags.DEFINE_enum(
+    "resize", None, RESIZES, "How pictures are resized; by default as in the model's training."
+)
 _KIND = flags.DEFINE_enum("kind", "auto", KINDS, "Search method.")
 _TARGET = flags.DEFINE_float(
     "target_recall", 0.99, "Share of exact search's neighbours that ScaNN must find."
@@ -68,7 +72,7 @@ def main(argv: list[str]) -> None:
     check_installed(formats)
     config = IndexConfig(_KIND.value, target_recall=_TARGET.value, seed=_SEED.value)
     check_free(out)
-    encoder = Encoder.from_dir(_MODEL.value, _TOKENIZER.value)
+    encoder = Encoder.from_dir(_MODEL.value, _TOKENIZER.value, resize=_RESIZE.value)
     products = _read_products(encoder)
     check_unique_ids([product.item["id"] for product in products])
     shards = CatalogueShards(products, encoder.digest, _shards_folder(out), _SHARD.value)

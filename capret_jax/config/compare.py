@@ -17,7 +17,11 @@ NON_SEMANTIC_KEYS = (
     "data.source_dir",
     # Its content is compared instead.
     "data.teacher",
-    "data.read",
+    # All of data.read but resize.
+    "data.read.threads",
+    "data.read.prefetch",
+    "data.read.workers",
+    "data.read.cached_images",
     "loop.log_every",
     "loop.checkpoint_every",
     "loop.evaluate_every",

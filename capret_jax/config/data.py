@@ -8,6 +8,8 @@ DATASETS = ("synthetic", "deepfashion2")
 # Variants of the synthetic dataset; `synthetic.builder` has their sizes.
 VARIANTS = ("demo", "large", "pretrain", "mini")
 VIEWS = ("crop", "image", "region")
+# Ways to resize views, see `data.resizing`.
+RESIZES = ("fast", "pillow")
 BATCH_IDENTITIES = ("random", "category", "mined")
 # Caption fields that DeepFashion2 annotates, and those with the synthetic dataset's details in
 # addition; `data.schema` has their values.
@@ -210,7 +212,12 @@ class AugmentConfig:
     @property
     def geometric(self) -> bool:
         """Returns True if crops are cropped further, rotated, or seen in perspective."""
-        return self.crop_area < 1 or bool(self.rotate or self.perspective)
+        return self.crop_area < 1 or self.tilts
+
+    @property
+    def tilts(self) -> bool:
+        """Returns True if crops are rotated or seen in perspective."""
+        return bool(self.rotate or self.perspective)
 
     @property
     def photometric(self) -> bool:
@@ -220,7 +227,7 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReadConfig:
-    """Reading ahead of the training step.
+    """Reading of pictures, ahead of the training step.
 
     Attributes:
         threads: number of threads that decode and crop, in each process that reads; 0 for none, so
@@ -231,17 +238,23 @@ class ReadConfig:
             training process itself, whose interpreter runs one thread at a time.
         cached_images: number of decoded photographs to keep in memory, for datasets that fit; each
             worker keeps its own.
+        resize: "pillow" for views by Pillow's bicubic filter, bit for bit, which published
+            checkpoints were trained with; or "fast" for views by OpenCV that are close to it.
+            Views that are rotated or in perspective are by OpenCV in either case.
     """
 
     threads: int = 2
     prefetch: int = 4
     workers: int = 0
     cached_images: int = 0
+    resize: str = "fast"
 
     def __post_init__(self):
         for name in ("threads", "prefetch", "workers", "cached_images"):
             if getattr(self, name) < 0:
                 raise InputError(f"data.read.{name}={getattr(self, name)} is negative.")
+        if self.resize not in RESIZES:
+            raise InputError(f"data.read.resize={self.resize!r} is none of {', '.join(RESIZES)}.")
 
     @property
     def batches_ahead(self) -> int:

@@ -1,5 +1,6 @@
-"""Decoding and resizing of JPEG files; docs/performance.md compares decoders."""
+"""Decoding and views of JPEG files; docs/performance.md compares decoders."""
 
+import copy
 import io
 
 import cv2
@@ -7,15 +8,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from capret_jax.data import resizing
 from capret_jax.errors import InputError
 
-# Grain runs the threads; OpenCV's own would compete with them.
-cv2.setNumThreads(1)
 # JPEG's orientation tag, and its value for an upright picture.
 _ORIENTATION, _UPRIGHT = 0x0112, 1
-# libjpeg can decode at 1/factor of the size, from fewer coefficients.
-_FACTORS = (8, 4, 2)
-
+# libjpeg can decode at 1/factor of the size, from fewer coefficients. It averages blocks, and the
+# windows of views are rounded to them, so that this much is left to resizing.
+_FACTORS, _LEFT = (8, 4, 2), 4
+# Bilinear interpolation blurs as much as this part of a shrink, by measurement.
+_BILINEAR_BLUR = 0.25
 
 # A progressive JPEG has about ten scans; each one makes the decoder work through the whole picture,
 # so that a small file with many of them would take minutes.
@@ -42,18 +44,21 @@ class Photograph:
 
     Attributes:
         width, height: pixels.
+        resize: how views are resized, one of `config.data.RESIZES`. With "pillow" Pillow decodes,
+            too, and always at full size.
     """
 
-    def __init__(self, jpeg: bytes, name: str):
+    def __init__(self, jpeg: bytes, name: str, resize: str = "fast"):
         """
         Args:
             jpeg: the file's bytes.
             name: name of the photograph, for error messages.
+            resize: how views are resized.
 
         Raises:
             InputError: the bytes are not an image.
         """
-        self._jpeg, self._name = jpeg, name
+        self._jpeg, self._name, self.resize = jpeg, name, resize
         try:
             header = Image.open(io.BytesIO(jpeg))
             turned = header.getexif().get(_ORIENTATION, _UPRIGHT) != _UPRIGHT
@@ -70,8 +75,23 @@ class Photograph:
         """Makes a photograph of decoded pixels, (H, W, 3) uint8, upright."""
         photograph = cls.__new__(cls)
         photograph._jpeg, photograph._name, photograph._plain = b"", "", False
+        photograph.resize = "fast"
         photograph._decoded = {1: pixels}
         photograph.height, photograph.width = pixels.shape[:2]
+        return photograph
+
+    def resized_by(self, resize: str) -> "Photograph":
+        """Returns the photograph with views that are resized another way.
+
+        Args:
+            resize: one of `config.data.RESIZES`.
+        """
+        if resize == self.resize:
+            return self
+        photograph = copy.copy(self)
+        photograph.resize = resize
+        if self._jpeg:
+            photograph._decoded = {}  # by the decoder of `resize`
         return photograph
 
     def pixels(self, factor: int = 1) -> np.ndarray:
@@ -104,7 +124,7 @@ class Photograph:
         factor = self._factor(min(x2 - x1, y2 - y1) / size)
         pixels = self.pixels(factor)
         rows, columns = (slice(a // factor, -(-b // factor)) for a, b in ((y1, y2), (x1, x2)))
-        return _resize(pixels[rows, columns], size)
+        return resizing.resize(pixels[rows, columns], size, self.resize)
 
     def warp(self, quadrilateral: np.ndarray, size: int) -> np.ndarray:
         """Maps a quadrilateral to a square, with bilinear interpolation.
@@ -119,10 +139,11 @@ class Photograph:
         Returns:
             (S, S, 3) uint8.
         """
-        sides = np.linalg.norm(quadrilateral - np.roll(quadrilateral, 1, axis=0), axis=1)
-        shrink = sides.min() / size
-        factor = self._factor(shrink)
-        pixels, corners = _reduce(self.pixels(factor), quadrilateral / factor, shrink / factor)
+        shrink = _footprint(quadrilateral) / size
+        factor = self._factor(shrink.min())
+        pixels, corners = _antialias(
+            self.pixels(factor), quadrilateral / factor, shrink / factor - _BILINEAR_BLUR
+        )
         square = np.array([[0, 0], [size, 0], [size, size], [0, size]])
         # OpenCV counts from the centre of the first pixel.
         to_square = cv2.getPerspectiveTransform(
@@ -133,13 +154,13 @@ class Photograph:
         )
 
     def _factor(self, shrink: float) -> int:
-        """Returns the largest decoding factor that is at most `shrink`."""
-        if not self._plain:
+        """Returns the largest decoding factor that leaves enough of a shrink to resizing."""
+        if not self._plain or self.resize == "pillow":
             return 1
-        return next((factor for factor in _FACTORS if factor <= shrink), 1)
+        return next((factor for factor in _FACTORS if factor * _LEFT <= shrink), 1)
 
     def _decode(self, factor: int) -> np.ndarray:
-        if self._plain:
+        if self._plain and self.resize != "pillow":
             try:
                 return simplejpeg.decode_jpeg(
                     self._jpeg,
@@ -163,39 +184,30 @@ class Photograph:
         )
 
 
-def _reduce(
-    pixels: np.ndarray, corners: np.ndarray, shrink: float
+def _footprint(quadrilateral: np.ndarray) -> np.ndarray:
+    """Returns the extent (2,) in x and y of a quadrilateral's mean horizontal and vertical side."""
+    edges = np.roll(quadrilateral, -1, axis=0) - quadrilateral
+    across, down = (edges[0] - edges[2]) / 2, (edges[1] - edges[3]) / 2
+    return np.hypot(across, down)
+
+
+def _antialias(
+    pixels: np.ndarray, corners: np.ndarray, shrink: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Averages pixels around a quadrilateral, so that less than a factor of two remains.
+    """Removes the details around a quadrilateral that a smaller picture cannot show.
 
     Args:
         pixels: (H, W, 3) uint8.
         corners: (4, 2) corners of the quadrilateral, pixels.
-        shrink: factor by which the quadrilateral will be reduced.
+        shrink: (2,) factors by which it will be reduced in x and y.
 
     Returns:
-        The reduced window of the quadrilateral, and the corners in its pixels.
+        The smooth window of the quadrilateral, and the corners in its pixels.
     """
-    if shrink < 2:
+    if shrink.max() <= 1:
         return pixels, corners
     limit = np.array(pixels.shape[1::-1])
     low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, limit - 1)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int), low + 1, limit)
-    window = pixels[low[1] : high[1], low[0] : high[0]]
-    sides = np.maximum((high - low) // int(shrink), 1)
-    reduced = cv2.resize(window, tuple(map(int, sides)), interpolation=cv2.INTER_AREA)
-    return reduced, (corners - low) * sides / (high - low)
-
-
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resizes (h, w, 3) to (size, size, 3), close to Pillow's bicubic in a tenth of its time.
-
-    Below a factor of two interpolation uses every pixel; from there on, pixels are averaged.
-    """
-    return cv2.resize(pixels, (size, size), interpolation=_method(max(pixels.shape[:2]) / size))
-
-
-def _method(shrink: float) -> int:
-    if shrink >= 2:
-        return cv2.INTER_AREA
-    return cv2.INTER_LINEAR if shrink > 1 else cv2.INTER_CUBIC
+    smooth = resizing.antialias(pixels[low[1] : high[1], low[0] : high[0]], shrink)
+    return smooth, (corners - low) * smooth.shape[1::-1] / (high - low)

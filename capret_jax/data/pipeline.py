@@ -27,23 +27,26 @@ from capret_jax.data.vqa import ANSWER_TOKENS, VqaSampler
 class Split:
     """Records of the photographs of a split, and the table of their items."""
 
-    def __init__(self, records: Records, items: ItemTable, cached_images: int = 0):
+    def __init__(
+        self, records: Records, items: ItemTable, cached_images: int = 0, resize: str = "fast"
+    ):
         """
         Args:
             records: records of the photographs.
             items: table of their items, from `read_items`.
             cached_images: number of photographs to keep in memory.
+            resize: how views are resized, one of `config.data.RESIZES`.
         """
         self.records = records
         self.items = items
-        self._cached_images = cached_images
+        self._cached_images, self._resize = cached_images, resize
         self._cached = functools.lru_cache(maxsize=cached_images)(self._read)
 
     def __reduce__(self) -> tuple:
-        return Split, (self.records, self.items, self._cached_images)
+        return Split, (self.records, self.items, self._cached_images, self._resize)
 
     def _read(self, record: int, name: str) -> Photograph:
-        return Photograph(self.records.image(record), name)
+        return Photograph(self.records.image(record), name, self._resize)
 
     def photograph(self, row: int) -> Photograph:
         """Reads the photograph of the item in a row of the table."""

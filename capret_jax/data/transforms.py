@@ -109,6 +109,8 @@ class Augmentation:
             return _cut(photograph, window, box[None], self.size)
         window = _inside(photograph, window).astype(np.float64)
         corners = random_quadrilateral(window, self.config, rng)
+        if not self.config.tilts:
+            return _cut(photograph, corners[[0, 2]].reshape(4), box[None], self.size)
         return View(photograph.warp(corners, self.size), map_boxes(box[None], corners))
 
     def whole_view(
@@ -195,8 +197,7 @@ def _cut(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: in
 
 def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """Multiplies each channel by its gain, rounded and clipped; returns a copy."""
-    levels = np.clip(np.outer(np.arange(256), gains) + 0.5, 0, 255).astype(np.uint8)
-    return cv2.LUT(pixels, levels[None])
+    return cv2.transform(pixels, np.diag(gains).astype(np.float32))
 
 
 def _erase(pixels: np.ndarray, largest: float, rng: np.random.Generator) -> None:

@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection
 
 import jax
@@ -189,6 +190,12 @@ def abstract_model(
     config: ModelConfig, compute: ComputeConfig = PLAIN
 ) -> tuple[nnx.GraphDef, dict]:
     """Returns the structure, and the parameters as a nested dict of `jax.ShapeDtypeStruct`."""
+    graphdef, params = _abstract_model(config, compute)
+    return graphdef, jax.tree.map(lambda x: x, params)  # dicts of the caller's own
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_model(config: ModelConfig, compute: ComputeConfig) -> tuple[nnx.GraphDef, dict]:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: X2VLM(config, compute)))
     return graphdef, _string_keys(nnx.to_pure_dict(state))
 

@@ -82,10 +82,11 @@ def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
 
     Args:
         folder: folder that `save_index` wrote.
-        model: digest of the model that will embed the queries; None when unknown.
+        model: `Encoder.digest` of the model that will embed the queries; None when unknown.
 
     Raises:
-        InputError: a file is missing, truncated or changed, or another model computed the vectors.
+        InputError: a file is missing, truncated or changed, or another model, or another
+            resizing, computed the vectors.
     """
     manifest = read_manifest(folder)
     try:
@@ -101,6 +102,14 @@ def load_index(folder: pathlib.Path, model: str | None = None) -> Index:
 
 def _load(folder: pathlib.Path, manifest: dict[str, Any], model: str | None) -> Index:
     if model is not None and manifest["model"] != model:
+        (made, _, by), (wanted, _, now) = (
+            digest.partition("+") for digest in (manifest["model"], model)
+        )
+        if made == wanted:
+            raise InputError(
+                f"{folder} was made with data.read.resize={by or 'fast'} and not {now or 'fast'}: "
+                f"add --resize={by or 'fast'}, or build it again."
+            )
         raise InputError(
             f"{folder} was made with another model ({manifest['model'][:12] or 'unknown'} and not "
             f"{model[:12]}): build it again with this one."

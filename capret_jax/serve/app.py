@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from capret_jax.command_line import run
 from capret_jax.config import DetectionConfig
+from capret_jax.config.data import RESIZES
 from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.connections import LimitedConnection
 from capret_jax.serve.encoder import BATCH_SIZES
@@ -24,6 +25,9 @@ from capret_jax.serve.service import ServiceLimits
 _MODEL = flags.DEFINE_string("model", None, "Training workdir or converted model.", required=True)
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index; MODEL/index by default.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer in place of the model's own.")
+_RESIZE = flags.DEFINE_enum(
+    "resize", None, RESIZES, "How pictures are resized; by default as in the model's training."
+)
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", 0, 65535)
 _MAX_UPLOAD = flags.DEFINE_integer("max_upload_mb", 20, "Largest request, in MB.", lower_bound=1)
@@ -50,7 +54,9 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     detection = DetectionConfig(batch_size=BATCH_SIZES[1])
-    searcher = Searcher.from_dir(_MODEL.value, _INDEX.value, _TOKENIZER.value, detection)
+    searcher = Searcher.from_dir(
+        _MODEL.value, _INDEX.value, _TOKENIZER.value, detection, resize=_RESIZE.value
+    )
     index_dir = index_folder(_MODEL.value, _INDEX.value)
     limits = ServiceLimits(upload_bytes=_MAX_UPLOAD.value * 2**20, waiting=_MAX_WAITING.value)
     index = searcher.index

@@ -28,8 +28,8 @@ class Encoder:
 
     Attributes:
         model: the model, with all methods of X2-VLM.
-        setup: its input settings: view, margin, tokenizer, text length.
-        digest: digest of its parameters.
+        setup: its input settings: view, margin, resizing, tokenizer, text length.
+        digest: digest of its parameters, and of the resizing if it is not "fast".
         threshold: lowest match probability of a detection.
     """
 
@@ -40,6 +40,8 @@ class Encoder:
         self.model, self.setup, self.threshold = model, setup, threshold
         self._overlap = detection.overlap
         self.digest = digest(jax.device_get(model.params))
+        if setup.resize != "fast":
+            self.digest += f"+{setup.resize}"
         tokenizer = open_model_tokenizer(setup, model.config)
         self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens)
         self.detector: Detector = PhraseDetector(
@@ -55,6 +57,8 @@ class Encoder:
         tokenizer: str = "",
         image_size: int | None = None,
         detection: DetectionConfig = DetectionConfig(batch_size=1),
+        *,
+        resize: str | None = None,
     ) -> "Encoder":
         """Loads a model.
 
@@ -63,6 +67,8 @@ class Encoder:
             tokenizer: tokenizer to use in place of the model's own.
             image_size: side of the input in pixels; the model's own when None.
             detection: settings of garment detection.
+            resize: how views are resized, one of `config.data.RESIZES`; as in the model's training
+                when None, "fast" for a converted checkpoint.
 
         Raises:
             InputError: the folder holds no model, or one whose embeddings need captions.
@@ -76,7 +82,10 @@ class Encoder:
             )
         threshold = read_threshold(model_folder.path, model_folder.step, detection.threshold)
         model = model_folder.load_model(image_size)
-        return cls(model, model_folder.setup(tokenizer), threshold, detection)
+        setup = model_folder.setup(tokenizer)
+        if resize is not None:
+            setup = setup._replace(resize=resize)
+        return cls(model, setup, threshold, detection)
 
     def view(self, photograph: Photograph, box: Sequence[float] | np.ndarray | None) -> View:
         """Returns the model's input for the garment in a box, or for the whole photograph.
@@ -88,7 +97,7 @@ class Encoder:
         Raises:
             InputError: the box is empty or outside of the photograph.
         """
-        size = self.model.config.image_size
+        size, photograph = self.model.config.image_size, self._as_trained(photograph)
         if box is None:
             return whole_view(photograph, frame(photograph)[None], size)
         box = _clip_box(photograph, np.asarray(box, np.float64))
@@ -131,8 +140,11 @@ class Encoder:
         """Detects the garments in each photograph, highest score first."""
         return [
             suppress_across_categories(detections, self.threshold, self._overlap)
-            for detections in self.detector(photographs)
+            for detections in self.detector([*map(self._as_trained, photographs)])
         ]
+
+    def _as_trained(self, photograph: Photograph) -> Photograph:
+        return photograph.resized_by(self.setup.resize)
 
     def warm_up(self) -> None:
         """Compiles all programs that requests need."""

@@ -73,6 +73,8 @@ class Searcher:
         index: str | os.PathLike | None = None,
         tokenizer: str = "",
         detection: DetectionConfig = DetectionConfig(batch_size=1),
+        *,
+        resize: str | None = None,
     ) -> "Searcher":
         """Loads a model and an index.
 
@@ -81,11 +83,13 @@ class Searcher:
             index: folder of an index; the folder `index` inside the model's when None.
             tokenizer: tokenizer to use in place of the model's own.
             detection: settings of garment detection.
+            resize: how views are resized, see `Encoder.from_dir`.
 
         Raises:
-            InputError: a folder holds something else, or the index belongs to another model.
+            InputError: a folder holds something else, or the index belongs to another model or to
+                other resizing.
         """
-        encoder = Encoder.from_dir(model, tokenizer, detection=detection)
+        encoder = Encoder.from_dir(model, tokenizer, detection=detection, resize=resize)
         return cls(encoder, load_index(index_folder(model, index), encoder.digest))
 
     def detect(self, photo: Any) -> list[Detection]:

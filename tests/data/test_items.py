@@ -3,12 +3,13 @@
 import dataclasses
 import errno
 import os
+import pickle
 import shutil
 
 import numpy as np
 import pytest
 
-from capret_jax.config import DataConfig
+from capret_jax.config import DataConfig, ReadConfig
 from capret_jax.data import items as items_module
 from capret_jax.data.batch import NO_IDENTITY
 from capret_jax.data.items import ItemTable
@@ -138,6 +139,14 @@ def test_changed_records_make_the_table_again(prepared, parsed):
     parsed.clear()
     open_dataset(config)
     assert not parsed
+
+
+def test_all_pictures_are_resized_as_the_config_says(prepared):
+    config, _ = prepared
+    dataset = open_dataset(dataclasses.replace(config, read=ReadConfig(resize="pillow")))
+    for split in (dataset.train, dataset.validation):
+        for copy in (split, pickle.loads(pickle.dumps(split))):  # of a worker
+            assert copy.photograph(0).resize == "pillow"
 
 
 def test_another_format_makes_the_table_again(prepared, parsed, monkeypatch):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
+from sklearn.datasets import load_sample_image
 
 from capret_jax.config import AugmentConfig
 from capret_jax.data.colour import LUMA, blur, change_colours, colour_matrix
@@ -13,6 +14,7 @@ from capret_jax.data.geometry import map_boxes
 from capret_jax.data.images import Photograph
 from capret_jax.data.transforms import Augmentation, crop_view, whole_view
 from capret_jax.errors import InputError
+from tests.data.test_images import error_db
 
 BOX = np.array([40, 30, 80, 90], np.float32)
 
@@ -174,6 +176,30 @@ def test_the_whole_quadrilateral_is_a_plain_resize():
     for size in (32, 64, 96, 400):
         difference = photograph.warp(corners, size).astype(int) - photograph.crop(window, size)
         assert np.abs(difference).mean() < 3, size  # a shift by one pixel gives 10 or more
+
+
+@pytest.mark.parametrize("shrink", [1.5, 2, 3, 5])
+def test_warped_views_are_smoothed_like_others(shrink):
+    """Bilinear interpolation alone gives 20 to 36 dB."""
+    photograph = Photograph.from_pixels(load_sample_image("china.jpg"))
+    window, size = np.array([101, 3, 521, 423]), round(420 / shrink)
+    x1, y1, x2, y2 = window
+    corners = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]], np.float64)
+    exact = photograph.resized_by("pillow").crop(window, size)
+    assert error_db(photograph.warp(corners, size), exact) > 41
+    turned = photograph.warp(np.roll(corners, -1, axis=0), size)
+    assert error_db(np.rot90(turned, -1), exact) > 41
+
+
+def test_crops_without_rotation_are_resized_windows(photograph, monkeypatch):
+    def crop(name):
+        augment = Augmentation(AugmentConfig(**PLAIN, **{name: GEOMETRY[name]}), 32)
+        return augment.crop_view(photograph, BOX, np.random.default_rng(0))
+
+    monkeypatch.setattr(Photograph, "warp", None)
+    assert crop("crop_area").image.shape == (32, 32, 3)
+    with pytest.raises(TypeError):
+        crop("rotate")
 
 
 def test_a_quarter_turn_moves_corners(photograph):

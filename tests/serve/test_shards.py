@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from capret_jax.data.transforms import frame
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
 from capret_jax.retrieval.export import exported
@@ -52,6 +53,27 @@ def test_two_processes_build_the_same_index(trained_dir, index_dir, tmp_path):
     index, expected = load_index(tmp_path / "index"), load_index(index_dir)
     assert index.items == expected.items
     np.testing.assert_allclose(index.vectors, expected.vectors, atol=1e-6)
+
+
+def test_another_resizing_is_another_index(encoder, trained_dir, index_dir, splits, tmp_path):
+    exact = Encoder.from_dir(trained_dir, resize="pillow")
+    photograph = splits["validation"].photograph(0)
+    by_pillow = photograph.resized_by("pillow")
+    size, window = 32, frame(photograph)
+    np.testing.assert_array_equal(exact.view(photograph, None).image, by_pillow.crop(window, size))
+    np.testing.assert_array_equal(
+        encoder.view(by_pillow, None).image, photograph.crop(window, size)
+    )
+    found, expected = exact.detect([photograph]), exact.detect([by_pillow])
+    assert [d.score for d in found[0]] == [d.score for d in expected[0]]
+    with pytest.raises(InputError, match="with data.read.resize=fast and not pillow: add --resize"):
+        load_index(index_dir, exact.digest)
+    index = load_index(index_dir, encoder.digest)
+    index.model = exact.digest
+    save_index(index, tmp_path / "index")
+    with pytest.raises(InputError, match="with data.read.resize=pillow and not fast: add --resize"):
+        load_index(tmp_path / "index", encoder.digest)
+    assert len(load_index(tmp_path / "index", exact.digest)) == len(index)
 
 
 def test_exports_equal_the_index(index_dir):
