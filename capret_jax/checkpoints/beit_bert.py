@@ -92,7 +92,7 @@ def from_beit_and_bert(
         )
     report = Report(KIND, _size_name(config), config.image_size, notes=beit_notes + bert_notes)
     vision = _SourceFile("BEiT-v2", beit, _vision_names(beit, config), _BEIT_IGNORED)
-    source_layers = _text_layers(bert, config, report)
+    source_layers = text_layer_sources(bert, config, report)
     names = _text_names(bert, config, source_layers)
     skipped = {rf"(bert\.)?encoder\.layer\.{i}\..*": _SKIPPED for i in _others(source_layers)}
     text = _SourceFile("BERT", bert, names, _BERT_IGNORED | skipped)
@@ -170,16 +170,23 @@ def _vision_names(
     return names
 
 
-def _text_layers(bert: Mapping[str, np.ndarray], config: ModelConfig, report: Report) -> list[int]:
-    """Returns the file's layer of each text layer: every second one of a BERT twice as deep."""
+def text_layer_sources(
+    bert: Mapping[str, np.ndarray], config: ModelConfig, report: Report
+) -> list[int]:
+    """Returns the file's layer of each text layer: every second one of a BERT twice as deep.
+
+    Args:
+        bert: name -> array, of which the names are read.
+        config: shapes of the model.
+        report: report that a line is added to, if layers are skipped.
+    """
     pattern = r"(bert\.)?encoder\.layer\.(\d+)\..*"
     found = {int(match[2]) for name in bert if (match := re.fullmatch(pattern, name))}
     if len(found) != 2 * config.text_layers:
         return list(range(config.text_layers))
     layers = list(range(1, len(found), 2))
     report.notes.append(
-        f"BERT's layers {layers[0]}, {layers[0] + 2}, ..., {layers[-1]} of {len(found)} are the "
-        f"text layers 0 to {config.text_layers - 1}"
+        f"of BERT's {len(found)} layers, the text layers are {', '.join(map(str, layers))}"
     )
     return layers
 
@@ -191,7 +198,7 @@ def _others(layers: list[int]) -> set[int]:
 def _text_names(
     bert: Mapping[str, np.ndarray], config: ModelConfig, source_layers: list[int]
 ) -> dict[str, ReferenceTensor]:
-    """Returns path -> tensor of the BERT file; `source_layers`: from `_text_layers`."""
+    """Returns path -> tensor of the BERT file; `source_layers`: from `text_layer_sources`."""
     prefix = "bert." if any(name.startswith("bert.") for name in bert) else ""
     names = text_names(config, prefix, source_layers)
     first_copied = config.text_layers - config.fusion_layers

@@ -10,7 +10,8 @@ import pytest
 from scipy.special import erf
 from transformers import BertTokenizerFast
 
-from capret_jax.checkpoints.beit_bert import from_beit_and_bert
+from capret_jax.checkpoints.beit_bert import from_beit_and_bert, text_layer_sources
+from capret_jax.checkpoints.report import Report
 from capret_jax.checkpoints.state_dict import read_state_dict
 from capret_jax.config import SIZES
 from capret_jax.errors import InputError
@@ -72,7 +73,42 @@ def test_names_of_norms_in_old_files_are_accepted(beit, bert):
 
 def test_a_deeper_bert_is_refused(beit):
     with pytest.raises(InputError, match=r"unexpected bert\.encoder\.layer\.2\."):
-        from_beit_and_bert(beit, bert_file(TINY, layers=4))
+        from_beit_and_bert(beit, bert_file(TINY, layers=3))
+
+
+def test_of_a_bert_twice_as_deep_every_second_layer_is_taken(beit):
+    config = dataclasses.replace(TINY, text_layers=3, fusion_layers=2)
+    bert = bert_file(config, layers=6)
+    converted = from_beit_and_bert(beit, bert, config)
+    report, params = converted.report, converted.params
+    assert "of BERT's 6 layers, the text layers are 1, 3, 5" in report.notes
+    taken = {("text", 0): 1, ("text", 1): 3, ("text", 2): 5, ("fusion", 0): 3, ("fusion", 1): 5}
+    for (encoder, own), layer in taken.items():
+        kernel = params[encoder]["layers"][str(own)]["mlp"]["up"]["kernel"]
+        expected = bert[f"bert.encoder.layer.{layer}.intermediate.dense.weight"]
+        np.testing.assert_array_equal(kernel, expected.T)
+    skipped = {name.split(".")[3] for name, why in report.ignored.items() if "half as deep" in why}
+    assert skipped == {"0", "2", "4"}
+    assert report.used.keys() | report.ignored.keys() == beit.keys() | bert.keys()
+
+
+def test_large_takes_twelve_of_the_layers_of_bert_large():
+    large = SIZES["large"]
+    shapes = {f"encoder.layer.{i}.output.dense.bias": np.zeros(1) for i in range(24)}
+    report = Report("beit_bert", "large", 224)
+    assert text_layer_sources(shapes, large, report) == list(range(1, 24, 2))
+    assert report.notes[0].endswith("text layers are 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23")
+
+
+def test_prefixed_files_are_accepted_and_more_fusion_than_text_layers_refused(beit, bert):
+    plain = from_beit_and_bert(beit, bert).params
+    wrapped = [{f"module.{name}": a for name, a in state.items()} for state in (beit, bert)]
+    converted = from_beit_and_bert(*wrapped)
+    jax.tree.map(np.testing.assert_array_equal, converted.params, plain)
+    assert len(converted.report.notes) == 2
+    deep = dataclasses.replace(TINY, fusion_layers=3)
+    with pytest.raises(InputError, match="the 3 fusion layers are copies of text layers"):
+        from_beit_and_bert(beit, bert, deep)
 
 
 def test_a_beit_file_before_fine_tuning_has_no_norm_after_pooling(beit, bert):

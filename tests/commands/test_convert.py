@@ -1,20 +1,27 @@
 """The command line of the converter, in both directions."""
 
+import dataclasses
 import json
 import pickle
 import re
 import zipfile
 
+import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
+from capret_jax.checkpoints.conversion import Converted
+from capret_jax.checkpoints.converted import save_converted
 from capret_jax.checkpoints.loading import ModelFolder, load_model, open_model_tokenizer
+from capret_jax.checkpoints.report import Report
 from capret_jax.checkpoints.state_dict import read_state_dict, write_state_dict
 from capret_jax.config import SIZES
 from capret_jax.errors import InputError
+from capret_jax.models.x2vlm import init_params
 from tests.checkpoints.files import beit_file, bert_file
 from tests.commands import in_process
-from tests.conftest import DATA
+from tests.conftest import DATA, SMALL_MODEL
 
 
 def convert(*arguments: object, **flags: object) -> str:
@@ -71,6 +78,87 @@ def test_beit_and_bert_are_converted(tmp_path):
     assert model.encode_image(np.zeros((1, 64, 64, 3), np.float32)).shape == (1, 17, 64)
     with pytest.raises(InputError, match="nothing to export"):
         convert(tmp_path / "dir", tmp_path / "back.th", to="torch")
+
+
+@pytest.fixture(scope="module")
+def odd_model(tmp_path_factory):
+    """A converted model of no published size, with an answer decoder and frame positions."""
+    config = dataclasses.replace(
+        SMALL_MODEL, vision_width=32, vision_heads=2, text_heads=2, embed_dim=24, frames=2,
+        decoder_layers=1, embedding="fusion",
+    )  # fmt: skip
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
+    folder = tmp_path_factory.mktemp("odd") / "model"
+    save_converted(folder, Converted(params, config, Report("pretrain", "custom", 32)))
+    return folder, config
+
+
+@pytest.mark.parametrize(
+    ("kind", "file_format"),
+    [("pretrain_stage2", "torch"), ("vqa", "safetensors"), ("retrieval", "torch")],
+)
+def test_exports_of_any_size_are_read_back(odd_model, kind, file_format, tmp_path):
+    folder, config = odd_model
+    convert(folder, tmp_path / "file", to=file_format, kind=kind)
+    printed = convert(tmp_path / "file", tmp_path / "dir")
+    assert f"{kind}, custom, 32 px" in printed
+    (params, card), given = read_model(tmp_path / "dir"), read_model(folder)[0]
+    layers = 1 if kind == "vqa" else 0
+    assert card.config == dataclasses.replace(config, decoder_layers=layers)
+    fresh = set(card.fresh)
+    assert fresh and "fusion_proj/kernel" in fresh
+    for path, value in params.items():
+        if path not in fresh:
+            np.testing.assert_array_equal(value, given[path], err_msg=path)
+    convert(tmp_path / "dir", tmp_path / "again", to=file_format)
+    states = [read_state_dict(tmp_path / name) for name in ("file", "again")]
+    np.testing.assert_equal(states[1], states[0])
+
+
+def test_a_file_of_no_published_size_needs_a_model_like_it(odd_model, tmp_path):
+    folder, config = odd_model
+    convert(folder, tmp_path / "file", to="torch")
+    bare = tmp_path / "bare.safetensors"
+    write_state_dict(bare, read_state_dict(tmp_path / "file"), "safetensors")
+    with pytest.raises(InputError, match="width 32 is of no known size .*: name a .* --like=DIR"):
+        convert(bare, tmp_path / "dir")
+    convert(bare, tmp_path / "dir", like=folder)
+    params, card = read_model(tmp_path / "dir")
+    # A stage-1 file has no frame positions.
+    assert card.config == dataclasses.replace(config, decoder_layers=0, frames=0)
+    np.testing.assert_array_equal(
+        params["text/embeddings/word/embedding"],
+        read_model(folder)[0]["text/embeddings/word/embedding"],
+    )
+    write_state_dict(bare, read_state_dict(bare), "safetensors", {"text_heads": "many"})
+    with pytest.raises(InputError, match="the shapes that the file says are of no model"):
+        convert(bare, tmp_path / "other")
+
+
+def read_model(folder):
+    """Path -> parameter, and the card."""
+    folder = ModelFolder(folder)
+    return flatten_dict(folder.load_params(), sep="/"), folder.card
+
+
+@pytest.mark.torch
+def test_torch_reads_an_export_with_its_shapes(odd_model, tmp_path):
+    torch = pytest.importorskip("torch")
+    convert(odd_model[0], tmp_path / "file", to="torch")
+    content = torch.load(tmp_path / "file", weights_only=True)
+    assert content["capret_jax_model"] == dataclasses.asdict(odd_model[1])
+    torch.save(content, tmp_path / "saved")
+    convert(tmp_path / "saved", tmp_path / "dir")
+
+
+def test_absent_names_are_printed_and_reported(tmp_path):
+    state = read_state_dict(DATA / "x2vlm_tiny_pretrain.th")
+    bare = {name: array for name, array in state.items() if "position_i" not in name}
+    write_state_dict(tmp_path / "bare.th", bare, "torch")
+    printed = convert(tmp_path / "bare.th", tmp_path / "dir")
+    assert "absent      4 tensors: 4 buffer, computed anew; nothing is lost" in printed
+    report = json.loads((tmp_path / "dir" / "report.json").read_text())
+    assert report["absent"].keys() == state.keys() - bare.keys()
 
 
 def test_existing_files_are_replaced_only_on_request(tmp_path):

@@ -270,6 +270,32 @@ def test_a_run_starts_from_a_converted_model_at_its_own_image_size(config, tmp_p
     assert untrained == {"mlm_head"}
 
 
+def test_an_answer_decoder_starts_from_the_encoders(config, tmp_path, capsys):
+    converted = from_reference(read_state_dict(DATA / "x2vlm_tiny_pretrain.th"))
+    save_converted(tmp_path / "converted", converted)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dress"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    start = dataclasses.replace(
+        config,
+        model=dataclasses.replace(SIZES["tiny"], image_size=32, decoder_layers=2),
+        data=dataclasses.replace(config.data, tokenizer=str(tmp_path / "vocab.txt")),
+        init_from=str(tmp_path / "converted"),
+    )
+    run = Run(start, tmp_path / "run")
+    model = run.initial_state().params["model"]
+    assert (
+        "a pretrain checkpoint; decoder layers 0-1 from text-encoder layers 2-3, decoder "
+        "embeddings and head from the text encoder; "
+        "fresh: decoder's cross-attention keys and values\n"
+    ) in capsys.readouterr().out
+    assert_same(model["decoder"]["embeddings"], converted.params["text"]["embeddings"])
+    # Without the loss of answers, the copies would never learn to answer.
+    assert not run.untrained_parameters()
+    silent = dataclasses.replace(start, loss=LossConfig(matching_group=2))
+    untrained = Run(silent, tmp_path / "silent").untrained_parameters()
+    assert {path.split("/")[0] for path in untrained} == {"decoder"}
+
+
 def test_the_averaged_model_is_loaded(config, trained_dir):
     model = load_model(trained_dir)
     state = final_state(config, trained_dir)
