@@ -335,9 +335,9 @@ class DataConfig:
         tokenizer: a vocab.txt, a folder, or a hub name such as "bert-base-uncased"; empty builds a
             vocabulary from the training captions, kept in the workdir.
         max_tokens: T, tokens of a caption with [CLS] and [SEP].
-        cleaning: of captions and questions: "x2vlm" as X2-VLM's, which puts a space in the place of
-            each mark; "none" for raw texts; or "earlier" for runs of versions without this key,
-            which deleted the marks, of answers too.
+        cleaning: preparation of captions and questions: "x2vlm", as in X2-VLM, where each mark
+            becomes a space; "none" for raw texts; or "earlier", as in versions without this key,
+            which deleted the marks, in answers too.
         max_words: words of a caption before it is tokenised; 30 in X2-VLM's fine-tuning, of which
             its tables are, and 40 in its pre-training. "none" ignores it.
         views_per_identity: K, views of each identity in a batch; 0 draws the same items one by one
