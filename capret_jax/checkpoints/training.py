@@ -106,7 +106,8 @@ class Checkpoints:
         scored = []
         for step in self._steps():
             with contextlib.suppress(Exception):  # damaged metadata raise many types
-                if metrics := self._read_metadata(step).metrics:
+                # `_read_metadata` leaves the metrics out.
+                if metrics := self._checkpointer.metadata(step).metrics:
                     scored.append((metrics[_SCORE], step))
         return max(scored)[1] if scored else None
 

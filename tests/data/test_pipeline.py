@@ -99,7 +99,8 @@ def assert_equal(a, b):
 def test_shapes_and_dtypes(iterate):
     batch = next(iterate(masked=True, asked=True, wide=0.5))
     columns = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    assert columns.pop("teacher") is columns.pop("regions") is None
+    for absent in ("teacher", "regions", "answer_weight", "pair_label"):
+        assert columns.pop(absent) is None
     shapes = {name: column.shape for name, column in columns.items()}
     assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
     assert shapes["token_ids"] == shapes["token_mask"] == shapes["masked_ids"] == (B, 24)

@@ -120,4 +120,4 @@ def test_the_command_trains_and_evaluates_a_task(
     metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
     assert metrics["accuracy"] == max(curve.values()) and metrics["left_out"] == 0
     assert len(json.loads((workdir / "evaluation" / "judgements.json").read_text())) == 16
-    assert f"{metrics['accuracy']:.3f}" in output
+    assert f"{metrics['accuracy']:.3f}" in output and "the best by accuracy" in output

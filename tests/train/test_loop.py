@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from capret_jax.checkpoints.training import Checkpoints
-from capret_jax.config import LoopConfig, MeshConfig
+from capret_jax.config import ExperimentConfig, LoopConfig, MeshConfig
 from capret_jax.data.batch import Batch
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
@@ -179,4 +179,4 @@ def test_a_checkpoint_of_an_older_version_is_restored(tmp_path):
 )
 def test_a_best_model_without_evaluations_is_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        LoopConfig(**settings)
+        ExperimentConfig(loop=LoopConfig(**settings))
