@@ -37,7 +37,7 @@ _REFS = flags.DEFINE_string("refs", "", "Grounding: REFER's references, a pickle
 _INSTANCES = flags.DEFINE_string("instances", "", "Grounding: COCO's instances.json.")
 _MISSING = flags.DEFINE_bool("allow_missing", False, "Accept that many pictures are missing.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Retrieval: candidates to re-rank; 0 for 256.", 0)
-_PROMPT = flags.DEFINE_string("prompt", None, 'Captioning: by default "a picture of".')
+_PROMPT = flags.DEFINE_string("prompt", None, "Captioning: by default that of the checkpoint.")
 _OUT = flags.DEFINE_string("out", "", "Folder of the results; by default DIR/evaluation_TASK.")
 _SIZE = flags.DEFINE_integer("image_size", 0, "Pixels; 0 for the checkpoint's size.", 0)
 _RESIZE = flags.DEFINE_enum("resize", "pillow", RESIZES, "Pillow's bicubic filter, or faster.")
@@ -46,8 +46,6 @@ _PRECISION = flags.DEFINE_enum("precision", "float32", DTYPES, "Of matrix produc
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "Tokenizer in place of the model's own.")
 _CACHE_MB = flags.DEFINE_integer("cache_mb", 4096, "Retrieval: states in memory; more in files.", 1)
 _CACHE_DIR = flags.DEFINE_string("cache_dir", "", "Folder of these files.")
-
-_PROMPT_OF_X2VLM = "a picture of"
 
 
 def main(argv: list[str]) -> None:
@@ -61,6 +59,7 @@ def main(argv: list[str]) -> None:
     settings = CheckpointSettings(
         _SIZE.value,
         _RESIZE.value,
+        _PROMPT.value is None,
         _TOKENIZER.value,
         _PRECISION.value,
         EvaluationConfig(
@@ -82,7 +81,7 @@ def _task() -> TaskConfig:
         "refs": _REFS.value,
         "instances": _INSTANCES.value,
         "top_k": _TOP_K.value,
-        "prompt": _prompt(),
+        "prompt": _PROMPT.value,
     }
     return TaskConfig(
         name=_TASK.value,
@@ -91,12 +90,6 @@ def _task() -> TaskConfig:
         allow_missing=_MISSING.value,
         **{name: value for name, value in options.items() if value},
     )
-
-
-def _prompt() -> str | None:
-    if _PROMPT.value is None and _TASK.value == "captioning":
-        return _PROMPT_OF_X2VLM
-    return _PROMPT.value
 
 
 def cli() -> None:

@@ -38,6 +38,7 @@ class CheckpointSettings:
     Attributes:
         image_size: pixels; 0 for the size of the checkpoint.
         resize: `ReadConfig.resize`.
+        own_prompt: True for captions that begin with the checkpoint's prompt, not `task.prompt`.
         tokenizer: tokenizer in place of the checkpoint's own; empty for that.
         precision: `ComputeConfig.dtype`.
         evaluation: batch size, and memory for re-ranking.
@@ -45,6 +46,7 @@ class CheckpointSettings:
 
     image_size: int = 0
     resize: str = "pillow"
+    own_prompt: bool = True
     tokenizer: str = ""
     precision: str = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -81,6 +83,8 @@ class CheckpointRun:
         """
         folder = ModelFolder(path)
         _check_parts(folder, task.name, path)
+        if task.name == "captioning" and settings.own_prompt:
+            task = dataclasses.replace(task, prompt=folder.card.prompt)
         setup = folder.setup(settings.tokenizer)
         model = dataclasses.replace(
             folder.card.config, image_size=settings.image_size or folder.card.config.image_size

@@ -1,5 +1,6 @@
 """capret-evaluate: converted checkpoints on the tiny sets of each task, and refusals by name."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -7,9 +8,10 @@ import pytest
 
 from capret_jax.checkpoints.conversion import Converted, Report
 from capret_jax.checkpoints.converted import save_converted
-from capret_jax.config import MeshConfig
+from capret_jax.config import EvaluationConfig, MeshConfig
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
+from capret_jax.tasks.checkpoint_run import CheckpointRun, CheckpointSettings
 from tests.commands.in_process import call
 from tests.conftest import ANSWERING_MODEL, SMALL_MODEL
 from tests.tasks.files import WRITERS
@@ -109,3 +111,21 @@ def test_a_batch_that_does_not_divide_is_refused(converted, tmp_path):
     arguments = ["--task=retrieval", f"--data={task.test}", f"--images={task.images}"]
     code, _, errors = call(COMMAND, converted / "retrieval", *arguments, "--batch_size=9")
     assert code == 2 and "--batch_size=9" in errors
+
+
+def test_captions_begin_with_the_prompt_of_the_checkpoint(converted, tmp_path):
+    code, _, errors = evaluate(
+        converted / "caption_mlm", "captioning", tmp_path, "--prompt=zebra", "--out=out"
+    )
+    assert code == 2 and "zebra" in errors
+    task = WRITERS["captioning"](tmp_path)
+    for settings, prompt in (
+        (CheckpointSettings(), "a picture of"),
+        (CheckpointSettings(own_prompt=False), ""),
+    ):
+        opened = CheckpointRun.open(
+            converted / "caption_mlm",
+            dataclasses.replace(task, prompt=""),
+            dataclasses.replace(settings, evaluation=EvaluationConfig(batch_size=8)),
+        )
+        assert opened.config.task.prompt == prompt

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens, write_captions
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
@@ -20,8 +21,17 @@ class CaptioningMeasurement:
     """Writes a caption of each picture after `task.prompt`, without length penalty."""
 
     def __init__(self, run: EvaluationInputs):
-        task, tokenizer = run.config.task, run.encode.tokenizer
+        """
+        Args:
+            run: pictures with their captions, prompt, and settings of the search.
+
+        Raises:
+            InputError: the vocabulary lacks a word of the prompt.
+        """
+        task, tokenizer, model = run.config.task, run.encode.tokenizer, run.config.model
         self._run = run
+        prompted = CaptionEncoder(tokenizer, model.max_positions, run.encode.cleaning, task.prompt)
+        self._prompt = prompted.prompt_ids
         self._special = SpecialTokens(tokenizer.mask_token_id, tokenizer.sep_token_id)
         self._search = BeamConfig(task.beams, task.min_tokens, task.max_tokens)
         self._write = MeshFunction(run.config, run.mesh, self._write_captions)
@@ -35,10 +45,8 @@ class CaptioningMeasurement:
         """
         run, rows = self._run, self._run.test.rows
         tokenizer = run.encode.tokenizer
-        # Without the [SEP] that ends a text.
-        prompt = np.array(tokenizer(run.config.task.prompt)["input_ids"][:-1], np.int32)
         batches = picture_batches(run, [row.image for row in rows])
-        ids = self._write.by_row(params, batches, len(rows), (prompt,))
+        ids = self._write.by_row(params, batches, len(rows), (self._prompt,))
         captions = decode_captions(tokenizer, ids)
         words = [ptb_words(caption) for caption in captions]
         references = [[ptb_words(text) for text in row.captions] for row in rows]

@@ -14,14 +14,13 @@ from capret_jax.tasks.pictures import PictureFolder
 _MAX_READY = 256
 
 
-def read_picture(folder: PictureFolder, path: str, size: int, resize: str) -> np.ndarray:
+def read_picture(folder: PictureFolder, path: str, size: int) -> np.ndarray:
     """Reads a picture, squashed to S x S as in X2-VLM's evaluations.
 
     Args:
         folder: the folder of pictures.
         path: path of the picture below the folder.
         size: S, pixels.
-        resize: how it is resized, `data.read.resize`.
 
     Returns:
         (S, S, 3) uint8 RGB.
@@ -29,7 +28,7 @@ def read_picture(folder: PictureFolder, path: str, size: int, resize: str) -> np
     Raises:
         InputError: the file cannot be read, or is no picture.
     """
-    photograph = folder.photograph(path).resized_by(resize)
+    photograph = folder.photograph(path)
     return photograph.crop(np.array([0, 0, photograph.width, photograph.height]), size)
 
 
@@ -57,7 +56,7 @@ def picture_batches(
     size = config.model.image_size
     batches = batch_rows(run, len(paths), config.evaluation.batch_size)
     dataset = grain.MapDataset.source(batches.reshape(-1)).map(
-        lambda row: read_picture(folder, paths[row], size, read.resize)
+        lambda row: read_picture(folder, paths[row], size)
     )
     ready = max(min(read.prefetch * batches.shape[1], _MAX_READY), 1)
     options = grain.ReadOptions(num_threads=read.threads, prefetch_buffer_size=ready)

@@ -54,7 +54,7 @@ def make_run(mesh, tmp_path):
 
 def states(run, model, path):
     """Vision states of one picture."""
-    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size, "fast")
+    pixels = read_picture(PictureFolder(run.config.task.images), path, MODEL.image_size)
     return np.asarray(model.encode_image(np.asarray(normalize_pixels(pixels[None]))))
 
 
@@ -245,5 +245,5 @@ def test_a_picture_is_squashed_as_pillow_does(make_run):
     folder, path = run.config.task.images, run.test.rows[0].image
     with Image.open(f"{folder}/{path}") as picture:
         expected = picture.resize((32, 32), Image.Resampling.BICUBIC)
-    read = read_picture(PictureFolder(folder), path, 32, "pillow")
+    read = read_picture(PictureFolder(folder, "pillow"), path, 32)
     np.testing.assert_array_equal(read, np.asarray(expected))
