@@ -1,6 +1,5 @@
 """Shared fixtures: golden values, a tiny model, the mini dataset, and one trained workdir."""
 
-import dataclasses
 import fcntl
 import os
 import pathlib
@@ -42,19 +41,8 @@ from capret_jax.models.x2vlm import abstract_model, bind
 from capret_jax.synthetic import builder as synthetic
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
+from tests.small_model import ANSWERING_MODEL
 
-# Compiles in seconds, with every part of the model in it.
-SMALL_MODEL = dataclasses.replace(
-    SIZES["tiny"],
-    image_size=32,
-    vision_depth=1,
-    text_layers=1,
-    fusion_layers=1,
-    vocab_size=256,
-    dropout=0.0,
-    drop_path=0.0,
-)
-ANSWERING_MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
 DATA = pathlib.Path(__file__).parent / "data"
 
 

@@ -30,8 +30,8 @@ from capret_jax.losses.box import corners, iou_and_giou
 from capret_jax.models.x2vlm import init_params
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
-from tests.conftest import SMALL_MODEL
 from tests.data.raw_deepfashion2 import write_raw
+from tests.small_model import SMALL_MODEL
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 

@@ -104,11 +104,10 @@ class Checkpoints:
             None if no checkpoint has a score.
         """
         scored = []
-        for step in self._steps():
-            with contextlib.suppress(Exception):  # damaged metadata raise many types
-                # `_read_metadata` leaves the metrics out.
-                if metrics := self._checkpointer.metadata(step).metrics:
-                    scored.append((metrics[_SCORE], step))
+        with contextlib.suppress(ValueError):  # a damaged date
+            for checkpoint in self._checkpointer.checkpoints:
+                if checkpoint.metrics:
+                    scored.append((checkpoint.metrics[_SCORE], checkpoint.step))
         return max(scored)[1] if scored else None
 
     def metadata(self) -> dict:

@@ -19,7 +19,7 @@ from capret_jax.config import (
 from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 URL = "gs://test/runs/one"
 

@@ -22,7 +22,7 @@ from capret_jax.config import DataConfig, ExperimentConfig, LoopConfig, LossConf
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.vqa import SYNTHETIC_QUESTIONS, answers_of, vocabulary_of
 from capret_jax.models.x2vlm import init_params
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 # One item for each of `images`.
 KEYS = [ItemKey("train", number, 1) for number in range(19)]

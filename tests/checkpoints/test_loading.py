@@ -24,7 +24,8 @@ from capret_jax.models.caption_generation import SpecialTokens
 from capret_jax.models.x2vlm import X2VLM, init_params
 from capret_jax.serve.encoder import Encoder
 from capret_jax.train.state import TrainState
-from tests.conftest import DATA, SMALL_MODEL
+from tests.conftest import DATA
+from tests.small_model import SMALL_MODEL
 
 
 @pytest.fixture(scope="session")

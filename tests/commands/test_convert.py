@@ -21,7 +21,8 @@ from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
 from tests.checkpoints.files import beit_file, bert_file
 from tests.commands import in_process
-from tests.conftest import DATA, SMALL_MODEL
+from tests.conftest import DATA
+from tests.small_model import SMALL_MODEL
 
 
 def convert(*arguments: object, **flags: object) -> str:

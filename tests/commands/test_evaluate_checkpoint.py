@@ -13,7 +13,7 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
 from capret_jax.tasks.checkpoint_run import CheckpointRun, CheckpointSettings
 from tests.commands.in_process import call
-from tests.conftest import ANSWERING_MODEL, SMALL_MODEL
+from tests.small_model import ANSWERING_MODEL, SMALL_MODEL
 from tests.tasks.files import WRITERS
 from tests.tasks.runs import read_json, tiny_run
 

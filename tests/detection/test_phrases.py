@@ -11,7 +11,7 @@ from capret_jax.detection.detector import suppress_across_categories
 from capret_jax.detection.phrases import PHRASES, PhraseDetector
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 WIDTH, HEIGHT = 120, 80
 TROUSERS = 8

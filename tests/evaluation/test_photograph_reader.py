@@ -16,7 +16,7 @@ from capret_jax.data.transforms import whole_view
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.evaluation.colour_histogram import histograms
 from capret_jax.evaluation.photograph_reader import PhotographReader
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 SIZE, BATCH = 32, 8
 CROP, WHOLE = ViewConfig(), ViewConfig("image")

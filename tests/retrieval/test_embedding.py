@@ -9,7 +9,7 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.beit import pool_regions, region_mask
 from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 SIZE, ITEMS = 32, 2
 

@@ -11,7 +11,7 @@ from capret_jax.retrieval import reranking as module
 from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.reranking import Matcher, best_phrases, cross_fit, rerank
 from capret_jax.retrieval.vision_tokens import VisionTokens
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 TEXTS = ["a red dress", "trousers", "a vest with stripes"]
 

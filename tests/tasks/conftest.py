@@ -26,7 +26,7 @@ from capret_jax.config.task import TASK_LOSSES
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
 from capret_jax.train import base_run
-from tests.conftest import ANSWERING_MODEL, SMALL_MODEL
+from tests.small_model import ANSWERING_MODEL, SMALL_MODEL
 from tests.tasks.files import WRITERS
 
 NO_CHANGES = AugmentConfig(

@@ -14,7 +14,7 @@ from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tok
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.models.x2vlm import init_params
 from capret_jax.tasks.readers import Examples, read_test
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 from tests.tasks.files import COLOURS
 
 MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1, nlvr=True)

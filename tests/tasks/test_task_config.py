@@ -17,7 +17,7 @@ from capret_jax.config import (
     check_same_training,
 )
 from capret_jax.errors import InputError
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 NLVR = dataclasses.replace(SMALL_MODEL, nlvr=True)
 NONE = LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, nlvr=1)

@@ -12,7 +12,7 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.train.metrics import merge
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 from tests.train.test_step import CLASSES, make_batch, make_setup
 
 # Without ITM, since hard negatives depend on the order of the batch.

@@ -16,7 +16,7 @@ from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 from capret_jax.train.inserted_masks import inserted_masks, insertion_mask, shared_positions
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 from tests.train.test_reached import only
 from tests.train.test_step import CLASSES, make_batch, make_setup
 

@@ -17,7 +17,7 @@ from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize
 from capret_jax.train.forward import trained_parts
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 from tests.train.test_step import CLASSES, make_batch, make_setup
 
 ANSWERING = dataclasses.replace(SMALL_MODEL, decoder_layers=1)

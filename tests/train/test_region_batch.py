@@ -27,7 +27,7 @@ from capret_jax.train.run import _check_divisible
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 B, PICTURES, M, T, CLASSES, WEIGHT = 16, 16, 2, 8, 5, 0.5
 # These compile fast; tests/train/test_forward.py has the other terms with regions.

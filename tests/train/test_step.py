@@ -27,7 +27,7 @@ from capret_jax.train.metrics import merge
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import abstract_state, init_state, make_params
 from capret_jax.train.step import TEMPERATURE_RANGE, _clamp_temperature, make_loss, make_step
-from tests.conftest import SMALL_MODEL
+from tests.small_model import SMALL_MODEL
 
 STEPS, CLASSES = 6, 5
 CLASS_SIZES = np.arange(1, CLASSES + 1)
