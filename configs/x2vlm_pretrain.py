@@ -84,6 +84,7 @@ def get_config(kind: str = "4m"):
                 name="deepfashion2",
                 tokenizer="bert-base-uncased",
                 max_tokens=recipe.tokens,  # released settings
+                max_words=40,  # released code
                 views_per_identity=0,  # image-text pairs have no identities
                 view=ViewConfig("image"),
                 region_batch=RegionBatchConfig(
@@ -113,6 +114,10 @@ def get_config(kind: str = "4m"):
                 # Weights of 1: released code.
                 itm=1.0,
                 mlm=1.0,
+                # Released settings: half of the tokens, 12 at most, in runs of tokens.
+                mlm_probability=0.5,
+                mlm_max=12,
+                mlm_spans="x2vlm",
                 box_l1=1.0,
                 box_giou=1.0,
                 arcface=0.0,
