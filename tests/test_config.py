@@ -13,7 +13,8 @@ from capret_jax.config import (
     from_config_dict,
     to_config_dict,
 )
-from capret_jax.config.data import ALL_FIELDS, FIELDS, VARIANTS
+from capret_jax.config.captions import ALL_FIELDS, FIELDS
+from capret_jax.config.data import VARIANTS
 from capret_jax.config.loss import ARCFACE_GRADIENTS
 from capret_jax.data.schema import DETAILS, LEVELS
 from capret_jax.errors import InputError

@@ -46,7 +46,7 @@ from capret_jax.config import (
     ReadConfig,
     ViewConfig,
 )
-from capret_jax.config.data import VIEWS
+from capret_jax.config.views import VIEWS
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions
 from capret_jax.data.images import Photograph

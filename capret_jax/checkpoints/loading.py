@@ -32,7 +32,7 @@ from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.report import model_parts
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
 from capret_jax.config import AugmentConfig, Cleaning, ComputeConfig, ModelConfig, ViewConfig
-from capret_jax.config.data import EARLIER_CLEANING
+from capret_jax.config.captions import EARLIER_CLEANING
 from capret_jax.config.model import DTYPES
 from capret_jax.data.tokenizer import open_tokenizer
 from capret_jax.errors import InputError

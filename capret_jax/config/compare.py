@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from capret_jax.config.data import EARLIER_CLEANING
+from capret_jax.config.captions import EARLIER_CLEANING
 from capret_jax.config.experiment import ExperimentConfig
 from capret_jax.config.model import ModelConfig
 from capret_jax.errors import InputError

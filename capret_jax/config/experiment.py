@@ -2,13 +2,14 @@
 
 import dataclasses
 
-from capret_jax.config.data import DataConfig, RegionBatchConfig, ViewConfig
+from capret_jax.config.data import DataConfig
 from capret_jax.config.evaluation import EmbeddingConfig, EvaluationConfig
 from capret_jax.config.loss import TERMS, LossConfig
 from capret_jax.config.mesh import MeshConfig
 from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
 from capret_jax.config.task import TASK_LOSSES, TASK_METRICS, TaskConfig
 from capret_jax.config.training import CURVE_METRICS, LoopConfig, OptimizerConfig
+from capret_jax.config.views import RegionBatchConfig, ViewConfig
 from capret_jax.errors import InputError
 
 MODES = ("train_and_evaluate", "train", "evaluate")

@@ -10,7 +10,7 @@ import numpy as np
 
 from capret_jax.buckets.access import staged
 from capret_jax.config import CaptionConfig, Cleaning
-from capret_jax.config.data import FIELDS
+from capret_jax.config.captions import FIELDS
 from capret_jax.data.items import ItemTable
 from capret_jax.data.json_values import as_int
 from capret_jax.data.schema import CATEGORIES, DETAILS, LEVELS

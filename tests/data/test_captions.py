@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from capret_jax.config import CaptionConfig, Cleaning, DataConfig
-from capret_jax.config.data import EARLIER_CLEANING
+from capret_jax.config.captions import EARLIER_CLEANING
 from capret_jax.data.captions import (
     TrainingCaptions,
     clean_caption,

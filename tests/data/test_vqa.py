@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from capret_jax.config import CaptionConfig, Cleaning, LossConfig
-from capret_jax.config.data import ALL_FIELDS, EARLIER_CLEANING
+from capret_jax.config.captions import ALL_FIELDS, EARLIER_CLEANING
 from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import Masker
