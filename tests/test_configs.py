@@ -1,6 +1,7 @@
 """The DeepFashion2 configs, reduced in size, on a raw folder and a converted checkpoint."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import pathlib
@@ -171,6 +172,78 @@ def test_the_published_recipe_is_that_of_its_number_of_processes(kind, processes
     assert config.loop.steps == steps == epochs * -(-pairs // config.batch_size)
     with pytest.raises(InputError, match="there are 4m and 1b"):
         load("x2vlm_pretrain", "5m")
+
+
+# Config -> values of X2-VLM's release, or of X-VLM's where it has none.
+PUBLISHED = {
+    "coco_retrieval": {
+        "model.image_size": 384,
+        "batch_size": 20 * 8,
+        "optimizer.learning_rate": 3e-5,
+        "optimizer.fresh_multiplier": 2,
+        "task.top_k": 256,
+        "data.max_words": 30,
+    },
+    "vqav2": {
+        "model.image_size": 768,
+        "model.decoder_layers": 6,
+        "batch_size": 128,
+        "optimizer.learning_rate": 4e-5,
+        "optimizer.rate_multipliers": (("model/vision/", 0.5), ("model/decoder/", 2.0)),
+        "task.answers_ranked": 128,
+        "loss.vqa_reduction": "weighted_sum",
+    },
+    "refcoco_plus": {
+        "model.image_size": 384,
+        "model.dropout": 0,
+        "model.text_drop_path": 0.1,
+        "optimizer.learning_rate": 1e-5,
+        "data.max_words": 30,
+    },
+    "coco_captioning": {
+        "model.image_size": 384,
+        "optimizer.learning_rate": 5e-6,
+        "optimizer.rate_multipliers": (("model/vision/", 2.0),),
+        "task.prompt": "a picture of",
+        "task.beams": 3,
+        "task.min_tokens": 5,
+        "task.max_tokens": 50,
+        "data.cleaning": "none",
+        "loss.mlm_probability": 0.6,
+        "loss.mlm_max": 18,
+        "loss.mlm_insert": True,
+        "loss.mlm_smoothing": 0.1,
+    },
+    "nlvr2": {"model.image_size": 384, "data.max_words": 30},
+    "x2vlm_pretrain": {
+        "model.image_size": 224,
+        "optimizer.learning_rate": 1e-4,
+        "optimizer.fresh_multiplier": 2,
+        "data.max_words": 40,
+        "data.region_batch.weight": 1.0,
+        "loss.mlm_probability": 0.5,
+        "loss.mlm_max": 12,
+        "loss.mlm_spans": "x2vlm",
+    },
+}
+COMMON = {
+    "model.attention_dropout": 0.1,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.decay": "linear",
+    "data.augment.randaugment": 2,
+    "data.augment.randaugment_level": 7,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_has_its_values(name):
+    config = load(name)
+    for key, value in (COMMON | PUBLISHED[name]).items():
+        assert functools.reduce(getattr, key.split("."), config) == value, key
+
+
+def test_flickr30k_has_fewer_candidates():
+    assert load("coco_retrieval", "flickr30k").task.top_k == 128
 
 
 @pytest.mark.slow

@@ -103,8 +103,11 @@ def with_optional_parts(
 ) -> ModelConfig:
     """Returns the config with as many decoder layers and frame positions as the file has."""
     layers = _decoder_layers(state, config) if "decoder" in KINDS[kind].parts else 0
-    shape = state[FRAME_POSITIONS].shape if FRAME_POSITIONS in state else ()
-    frames = shape[1] if len(shape) == 4 else len(shape[:1])
+    frames = 0
+    if FRAME_POSITIONS in state:
+        shape = state[FRAME_POSITIONS].shape
+        # (1, F, 1, D'); of any other shape the comparison of shapes tells what is needed.
+        frames = shape[1] if len(shape) == 4 else 1
     return dataclasses.replace(config, decoder_layers=layers, frames=frames)
 
 

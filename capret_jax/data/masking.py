@@ -14,7 +14,7 @@ SKIP_GRAM_SIZE = 3
 _KEEP, _RANDOM = 0.1, 0.1  # the rest, 80 %, becomes [MASK]
 
 
-class Masked(NamedTuple):
+class MaskedCaption(NamedTuple):
     """A caption with masked tokens.
 
     Attributes:
@@ -56,7 +56,7 @@ class Masker:
         pieces = tokenizer.convert_ids_to_tokens(list(range(self._vocabulary)))
         self._continues = np.array([piece.startswith("##") for piece in pieces])
 
-    def __call__(self, tokens: Tokens, rng: np.random.Generator) -> Masked:
+    def __call__(self, tokens: Tokens, rng: np.random.Generator) -> MaskedCaption:
         """Masks a caption at random; [CLS], the prompt and padding are never masked."""
         chosen = self._choose(tokens, rng)
         most, labels = self._config.mlm_max, tokens.ids[chosen]
@@ -67,7 +67,7 @@ class Masker:
         else:
             ids = self._replaced(ids, chosen, rng)
         padding = (0, most - len(chosen))
-        return Masked(
+        return MaskedCaption(
             ids,
             np.pad(positions, padding),
             np.pad(labels, padding, constant_values=IGNORED_LABEL),
@@ -126,7 +126,7 @@ class MaskedCaptions:
         self._encode = encode
         self._masker = Masker(encode.tokenizer, config, len(encode.prompt_ids) - 1)
 
-    def __call__(self, caption: str, rng: np.random.Generator) -> Masked:
+    def __call__(self, caption: str, rng: np.random.Generator) -> MaskedCaption:
         """Tokenises and masks a caption."""
         return self._masker(self._encode(caption), rng)
 

@@ -22,6 +22,7 @@ REQUIRED = {
     "capret-serve": ["--model=IN"],
     "capret-score": ["--query=Q", "--gallery=G"],
     "capret-collect": ["--out=OUT"],
+    "capret-evaluate": ["--task=vqa", "--data=D", "--images=I"],
     "capret-ablate": ["--config=configs/ablation.py", "--workdir=OUT"],
 }
 # Flags whose files are read from, or written to, a bucket.
@@ -33,7 +34,7 @@ SUPPORTED = {
     "capret-collect": {"model"},
 }
 # Flags that are no paths.
-NO_PATHS = {"coordinator_address", "runner", "language_model", "part", "topology"}
+NO_PATHS = {"coordinator_address", "runner", "language_model", "part", "prompt", "topology"}
 
 
 def text_flags(command: str) -> list[str]:

@@ -61,7 +61,7 @@ def matched(state):
     return match_reference(state)
 
 
-def sample_names(state: dict, count: int = 7) -> list[str]:
+def sample_names(state: dict, count: int = 4) -> list[str]:
     """Evenly spaced names, without the one that a stage-1 file lacks and a stage-2 file has."""
     names = [name for name in state if name != "absolute_frame_pos_embed"]
     return names[:: len(names) // (count - 1)] + names[-1:]

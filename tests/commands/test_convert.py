@@ -210,7 +210,9 @@ def test_the_prompt_of_a_captioning_file_can_be_named(tmp_path):
     assert ModelFolder(tmp_path / "own").card.prompt == ""
     with pytest.raises(InputError, match="--prompt is of caption_mlm files, not of pretrain"):
         convert(DATA / "x2vlm_tiny_pretrain.th", tmp_path / "out", prompt="a photo of")
-    with pytest.raises(InputError, match="neither --image_size, --bert, --tokenizer nor --prompt"):
+    with pytest.raises(
+        InputError, match="neither --image_size, --bert, --like, --tokenizer nor --prompt"
+    ):
         convert(tmp_path / "own", tmp_path / "back", to="torch", prompt="a photo of")
 
 

@@ -23,7 +23,7 @@ from capret_jax.distributed.batch_share import to_global
 from capret_jax.distributed.mesh import make_mesh, param_shardings
 from capret_jax.errors import InputError
 from capret_jax.losses import Metrics
-from capret_jax.train.run import _check_divisible
+from capret_jax.train.base_run import _check_divisible
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import make_params
 from capret_jax.train.step import make_loss

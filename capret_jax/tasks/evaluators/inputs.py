@@ -11,7 +11,7 @@ from capret_jax.tasks.readers import Examples
 
 
 class EvaluationInputs(Protocol):
-    """What an evaluation reads of a training run, or of a checkpoint that is evaluated alone.
+    """Inputs of an evaluation: a training run, or a checkpoint that is evaluated alone.
 
     Attributes:
         config: configuration with `task.name`.
