@@ -160,8 +160,9 @@ class _QuestionExamples(_Examples):
         self._encode_answer = answer_encoder(encode, ANSWER_TOKENS)
 
     def _make(self, row: VisualQuestion, draw: Draw, rng: np.random.Generator) -> Batch:
-        image = self._views.whole(row.image, row.question, rng)
-        question, distinct = self._encode(row.question), list(dict.fromkeys(row.answers))
+        distinct = list(dict.fromkeys(row.answers))
+        image = self._views.whole(row.image, " ".join((row.question, *distinct)), rng)
+        question = self._encode(row.question)
         padding = VQA_ANSWERS - len(distinct)
         answers = [self._encode_answer(text) for text in (*distinct, *[""] * padding)]
         return dataclasses.replace(
@@ -178,7 +179,6 @@ class _PhraseExamples(_Examples):
     """Batches of one picture with a phrase and its box."""
 
     def _make(self, row: ReferringExpression, draw: Draw, rng: np.random.Generator) -> Batch:
-        assert row.box is not None  # readers of training files find all
         view = self._views.boxed(row.image, row.text, row.box, rng)
         batch = _example(view.image, self._encode(row.text), draw)
         return dataclasses.replace(batch, box=view.boxes)

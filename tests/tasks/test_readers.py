@@ -12,7 +12,7 @@ from capret_jax.errors import InputError
 from capret_jax.tasks.examples import ImageCaptions, PairSentence, ReferringExpression
 from capret_jax.tasks.readers import read_test, read_training
 from capret_jax.tasks.readers.refer import Reference
-from tests.tasks.files import LEFT, WRITERS, write_json
+from tests.tasks.files import LEFT, WRITERS, paint, write_json
 
 
 @pytest.fixture(params=WRITERS)
@@ -66,6 +66,20 @@ def test_captions_of_a_picture_are_joined_for_captioning(tmp_path):
     assert len(joined.rows) == 8
     assert joined.rows[0].captions == ("a red picture", "this is plain red")
     assert joined.rows[0].image_id == "c_0"
+
+
+def test_ids_of_pictures_repeat_in_retrieval_alone(tmp_path):
+    for name in ("retrieval", "captioning"):
+        config = WRITERS[name](tmp_path)
+        for folder in "ab":
+            paint(tmp_path / "images" / folder / "1.jpg", "red")
+        rows = [{"image": f"{folder}/1.jpg", "caption": ["red"]} for folder in "ab"]
+        edit(config.test, lambda _, rows=rows: rows)
+        if name == "retrieval":
+            assert len(read_test(config).rows) == 2
+        else:
+            with pytest.raises(InputError, match="has image_id 1 twice"):
+                read_test(config)
 
 
 def test_answers_have_their_shares_as_weights_and_genomes_half(vqa):

@@ -70,6 +70,15 @@ def test_evaluation_alone_builds_no_vocabulary(task_config, tmp_path):
         TaskRun(evaluating(task_config("nlvr2")), tmp_path)
 
 
+def test_the_best_by_accuracy_needs_answers(task_config, tmp_path):
+    config = task_config("vqa")
+    loop = dataclasses.replace(config.loop, evaluate_every=1, keep_best="accuracy")
+    config = dataclasses.replace(config, loop=loop)
+    edit(config.task.test, lambda rows: [{**row, "answer": None} for row in rows])
+    with pytest.raises(InputError, match="keep_best='accuracy' needs answers, and config.task.te"):
+        TaskRun(config, tmp_path)
+
+
 def test_what_is_left_out_is_said_at_the_start(task_config, tmp_path, capsys):
     config = task_config("retrieval")
     (tmp_path / "files/images/val/picture_000001.png").unlink()

@@ -11,7 +11,7 @@ from capret_jax.tasks.evaluators.inputs import TaskResults
 
 METRICS = "metrics.json"
 # The files of all evaluations: of a folder that holds others, nothing is deleted.
-_RESULTS = {METRICS, "boxes.json", "captions.json", "judgements.json", "result.json"}
+RESULTS = {METRICS, "boxes.json", "captions.json", "judgements.json", "result.json"}
 
 
 def check_replaceable(folder: pathlib.Path, flag: str) -> None:
@@ -27,7 +27,7 @@ def check_replaceable(folder: pathlib.Path, flag: str) -> None:
     for path in (folder, _partial(folder)):
         if not path.exists():
             continue
-        if not path.is_dir() or {entry.name for entry in path.iterdir()} - _RESULTS:
+        if not path.is_dir() or {entry.name for entry in path.iterdir()} - RESULTS:
             raise InputError(
                 f"{flag}={path} holds other things than results of an evaluation and is not "
                 f"overwritten: choose another folder with {flag}."
