@@ -270,6 +270,33 @@ def test_phrases_of_resized_pictures_are_counted_or_refused(grounding, tmp_path)
     assert examples.left_out == 2 and len(examples.rows) == 14
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_phrases_of_turned_pictures_are_left_out(grounding, tmp_path, orientation):
+    name = tmp_path / "images/train2014/COCO_train2014_000000000001.jpg"
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    Image.open(name).save(name, exif=tag)
+    examples = read_training(dataclasses.replace(grounding, allow_missing=True))
+    assert examples.left_out == 2
+
+
+def test_each_file_has_one_limit_for_all_reasons(grounding, tmp_path):
+    rows = json.loads(pathlib.Path(grounding.train[0]).read_text())
+    lost, resized, rest = rows[0], rows[2], rows[4:] * 10
+    (tmp_path / "images" / lost["image"]).unlink()
+    path = tmp_path / "images" / resized["image"]
+    Image.open(path).resize((32, 24)).save(path)
+    for bad in (lost, resized):
+        edit(grounding.train[0], lambda _, bad=bad: [*rest, bad])
+        assert read_training(grounding).left_out == 1
+    small = write_json(tmp_path / "small.json", [lost, rows[4]])
+    with pytest.raises(InputError, match="small.json: 1 of 2 examples"):
+        read_training(dataclasses.replace(grounding, train=(*grounding.train, small)))
+    edit(grounding.train[0], lambda _: [*rest, lost, resized])
+    with pytest.raises(InputError, match="missing pictures.*size in task.instances.*allow_missing"):
+        read_training(grounding)
+
+
 class _Call:
     """A pickle of it calls what unpickles it to write a file."""
 

@@ -85,8 +85,8 @@ def test_what_is_left_out_is_said_at_the_start(task_config, tmp_path, capsys):
     task = dataclasses.replace(config.task, allow_missing=True)
     run = TaskRun(dataclasses.replace(config, batch_size=8, task=task), tmp_path)
     printed = capsys.readouterr().out
-    assert "training: 2 of 16 examples are left out, because of 1 missing pictures" in printed
-    assert "test: 1 of 8 examples are left out" in printed
+    assert "train.json: 2 of 16 examples are left out, because of 1 missing pictures" in printed
+    assert "test.json: 1 of 8 examples are left out" in printed
     assert (run.train.left_out, run.test.left_out) == (2, 1)
 
 
