@@ -88,6 +88,15 @@ def test_questions_have_all_distinct_answers_with_their_weights(batch_of):
             np.testing.assert_allclose(weight, [0.5] + [0] * 9)
 
 
+@pytest.mark.parametrize("words, tokens", [(1, 10), (20, 22), (40, 32)])
+def test_answers_are_whole_up_to_a_limit_that_is_said(batch_of, words, tokens, capsys):
+    run, _ = batch_of("vqa")
+    rows = [row._replace(answers=("red " * words,), weights=(1.0,)) for row in run.train.rows]
+    run.train = run.train._replace(rows=tuple(rows))
+    assert next(run.training_batches()).answer_ids.shape[1] == tokens
+    assert ("1 answers are cut to 32 tokens" in capsys.readouterr().out) == (words == 40)
+
+
 CROPPED = {"region_crop": True, "flip": 0.5}
 
 
