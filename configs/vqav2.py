@@ -52,7 +52,7 @@ def get_config():
                 max_tokens=40,
                 augment=AugmentConfig(
                     # RandomResizedCrop of half the area or more, and RandAugment(2, 7); flips, but
-                    # where a question mentions left or right.
+                    # where a question or an answer mentions left or right.
                     crop_area=0.5,
                     randaugment=2,
                     margin=0.0,

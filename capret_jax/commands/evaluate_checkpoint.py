@@ -16,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import jax
 from absl import flags
 
 from capret_jax.command_line import run
@@ -27,7 +28,7 @@ from capret_jax.errors import InputError
 from capret_jax.tasks.checkpoint_run import CheckpointRun, CheckpointSettings
 from capret_jax.tasks.curve import task_summary
 from capret_jax.tasks.evaluators import make_evaluator
-from capret_jax.tasks.evaluators.suite import write_results
+from capret_jax.tasks.evaluators.suite import check_replaceable, write_results
 
 _TASK = flags.DEFINE_enum("task", None, list(TASK_LOSSES), "The task.", required=True)
 _DATA = flags.DEFINE_string("data", None, "Annotation file to evaluate on.", required=True)
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) != 2:
         raise InputError(f"expected one DIR, got {argv[1:]}; see --help.")
+    _check_flags()
     settings = CheckpointSettings(
         _SIZE.value,
         _RESIZE.value,
@@ -66,13 +68,27 @@ def main(argv: list[str]) -> None:
             batch_size=_BATCH.value, cache_mb=_CACHE_MB.value, cache_dir=_CACHE_DIR.value
         ),
     )
+    # A resolved path has a name and a parent, which "." lacks.
+    out = pathlib.Path(_OUT.value or pathlib.Path(argv[1]) / f"evaluation_{_TASK.value}").resolve()
+    check_replaceable(out, "--out")
     checkpoint = CheckpointRun.open(argv[1], _task(), settings)
-    for note in checkpoint.test.notes:
+    first = jax.process_index() == 0
+    for note in checkpoint.test.notes if first else ():
         print(note)
     results = make_evaluator(checkpoint).measure(checkpoint.params)
-    out = pathlib.Path(_OUT.value or pathlib.Path(argv[1]) / f"evaluation_{_TASK.value}")
     write_results(out, results)
-    print(task_summary(results.metrics, out))
+    if first:
+        print(task_summary(results.metrics, out))
+
+
+def _check_flags() -> None:
+    """Checks that no flag of retrieval alone is given to another task."""
+    for flag in (_CACHE_MB, _CACHE_DIR):
+        if flag.value != flag.default and _TASK.value != "retrieval":
+            raise InputError(
+                f"--{flag.name}={flag.value} is of --task=retrieval, and --task={_TASK.value} does "
+                "not read it: leave it out."
+            )
 
 
 def _task() -> TaskConfig:

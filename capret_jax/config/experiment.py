@@ -9,7 +9,7 @@ from capret_jax.config.mesh import MeshConfig
 from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
 from capret_jax.config.task import TASK_LOSSES, TASK_METRICS, TaskConfig
 from capret_jax.config.training import CURVE_METRICS, LoopConfig, OptimizerConfig
-from capret_jax.config.views import RegionBatchConfig, ViewConfig
+from capret_jax.config.views import AugmentConfig, RegionBatchConfig, ViewConfig
 from capret_jax.errors import InputError
 
 MODES = ("train_and_evaluate", "train", "evaluate")
@@ -174,6 +174,13 @@ class ExperimentConfig:
                 f"config.data.augment.{key} shows windows around items, and {task} has none: leave "
                 "it out."
             )
+        for key in ("margin", "shrink", "trim"):
+            # 0 is what a task does in any case.
+            if getattr(augment, key) not in (0, getattr(AugmentConfig, key)):
+                raise InputError(
+                    f"config.data.augment.{key} is for photographs and shop items, and {task} does "
+                    "not read it: leave it out."
+                )
         if augment.geometric and name == "grounding":
             raise InputError(
                 f"config.data.augment.crop_area, rotate and perspective may cut away the box of "

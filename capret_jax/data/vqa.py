@@ -11,6 +11,8 @@ from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 
 # A, tokens of an answer in training, [CLS] and [SEP] included.
 ANSWER_TOKENS = 10
+# Most tokens of an answer of an annotation file: one long answer makes all as long.
+MAX_ANSWER_TOKENS = 32
 # Words of a question in training and in tests, as in X2-VLM.
 QUESTION_WORDS, TEST_QUESTION_WORDS = 30, 50
 NO_SLEEVES = "no"

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from capret_jax.config import ExperimentConfig
@@ -19,6 +20,7 @@ from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 from capret_jax.data.transforms import Augmentation, View, frame
 from capret_jax.data.vqa import (
     ANSWER_TOKENS,
+    MAX_ANSWER_TOKENS,
     QUESTION_WORDS,
     answer_encoder,
     question_encoder,
@@ -157,11 +159,20 @@ class _QuestionExamples(_Examples):
     def __init__(self, rows, encode, views, config):
         super().__init__(rows, encode, views, config)
         self._encode = question_encoder(encode, QUESTION_WORDS, encode.max_tokens)
-        self._encode_answer = answer_encoder(encode, ANSWER_TOKENS)
+        # Longer ones are cut, in the list of an evaluation too.
+        longest = min(MAX_ANSWER_TOKENS, config.model.max_positions)
+        answers = {answer for row in rows for answer in row.answers}
+        whole = answer_encoder(encode, longest)
+        tokens = max((int(whole(answer).mask.sum()) for answer in answers), default=0)
+        self._encode_answer = answer_encoder(encode, max(ANSWER_TOKENS, tokens))
+        cut = sum(map(whole.cuts, answers)) if tokens == longest else 0
+        if cut and jax.process_index() == 0:
+            print(f"training: {cut} answers are cut to {longest} tokens.", flush=True)
 
     def _make(self, row: VisualQuestion, draw: Draw, rng: np.random.Generator) -> Batch:
-        image = self._views.whole(row.image, row.question, rng)
-        question, distinct = self._encode(row.question), list(dict.fromkeys(row.answers))
+        distinct = list(dict.fromkeys(row.answers))
+        image = self._views.whole(row.image, " ".join((row.question, *distinct)), rng)
+        question = self._encode(row.question)
         padding = VQA_ANSWERS - len(distinct)
         answers = [self._encode_answer(text) for text in (*distinct, *[""] * padding)]
         return dataclasses.replace(
@@ -178,7 +189,6 @@ class _PhraseExamples(_Examples):
     """Batches of one picture with a phrase and its box."""
 
     def _make(self, row: ReferringExpression, draw: Draw, rng: np.random.Generator) -> Batch:
-        assert row.box is not None  # readers of training files find all
         view = self._views.boxed(row.image, row.text, row.box, rng)
         batch = _example(view.image, self._encode(row.text), draw)
         return dataclasses.replace(batch, box=view.boxes)

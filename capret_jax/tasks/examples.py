@@ -43,14 +43,14 @@ class ReferringExpression(NamedTuple):
         image: path of the picture, below the folder of images.
         ref_id: the object's id in REFER's files.
         text: the phrase.
-        box: x, y, w, h in pixels; None where the file names no box.
+        box: x, y, w, h in pixels.
         size: width and height of the picture in pixels, as annotated.
     """
 
     image: str
     ref_id: int
     text: str
-    box: tuple[float, float, float, float] | None
+    box: tuple[float, float, float, float]
     size: tuple[int, int]
 
 

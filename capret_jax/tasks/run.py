@@ -62,6 +62,7 @@ class TaskRun(BaseRun):
         self.test: Examples = read_test(config.task)
         self.train: Examples = Examples(())
         if config.mode != "evaluate":
+            self._check_best()
             self.train = read_training(config.task)
         if jax.process_index() == 0:
             for split, examples in (("training", self.train), ("test", self.test)):
@@ -103,6 +104,19 @@ class TaskRun(BaseRun):
     def _check_evaluable(self) -> None:
         config = self.config
         check_parts(config.init_from, config.model, TASK_PARTS[config.task.name])
+
+    def _check_best(self) -> None:
+        """Checks that the metric by which the best model is kept can be measured.
+
+        Raises:
+            InputError: it is the accuracy of questions without answers.
+        """
+        task, metric = self.config.task, self.config.loop.keep_best
+        if metric and task.name == "vqa" and not any(row.answers for row in self.test.rows):
+            raise InputError(
+                f"config.loop.keep_best={metric!r} needs answers, and config.task.test={task.test} "
+                "has none: name a file with answers, or leave keep_best empty."
+            )
 
     def _some_texts(self) -> list[str]:
         """Returns texts of examples that are spread over the split that this mode uses."""

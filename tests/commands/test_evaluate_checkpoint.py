@@ -12,6 +12,7 @@ from capret_jax.config import EvaluationConfig, MeshConfig
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
 from capret_jax.tasks.checkpoint_run import CheckpointRun, CheckpointSettings
+from capret_jax.tasks.evaluators.suite import check_replaceable
 from tests.commands.in_process import call
 from tests.small_model import ANSWERING_MODEL, SMALL_MODEL
 from tests.tasks.files import WRITERS
@@ -72,6 +73,7 @@ def test_a_converted_checkpoint_is_evaluated(kind, name, metric, result, convert
     metrics = read_json(out / "metrics.json")
     assert metrics["left_out"] == 0 and f"{metric:18}{metrics[metric]:.3f}" in printed
     assert {path.name for path in out.iterdir()} == {"metrics.json", *([result] if result else [])}
+    check_replaceable(out, "--out")
 
 
 @pytest.mark.parametrize(
@@ -129,3 +131,20 @@ def test_captions_begin_with_the_prompt_of_the_checkpoint(converted, tmp_path):
             dataclasses.replace(settings, evaluation=EvaluationConfig(batch_size=8)),
         )
         assert opened.config.task.prompt == prompt
+
+
+def test_a_folder_with_other_files_is_not_replaced(converted, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    kept = tmp_path / "mine" / "thesis.txt"
+    kept.write_text("years of work")
+    monkeypatch.chdir(kept.parent)
+    for out in (".", kept.parent, kept):
+        code, _, errors = evaluate(converted / "retrieval", "retrieval", tmp_path, f"--out={out}")
+        assert code == 2 and "choose another folder with --out" in errors
+        assert len(errors.splitlines()) == 1 and kept.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("flag", ["--cache_mb=5", "--cache_dir=files"])
+def test_a_flag_of_retrieval_is_refused_elsewhere(flag, converted, tmp_path):
+    code, _, errors = evaluate(converted / "retrieval", "grounding", tmp_path, flag)
+    assert code == 2 and f"{flag} is of --task=retrieval" in errors

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from capret_jax.config.task import VQA_ANSWERS
 from capret_jax.data.batch import IGNORED_LABEL
@@ -87,6 +88,15 @@ def test_questions_have_all_distinct_answers_with_their_weights(batch_of):
             np.testing.assert_allclose(weight, [0.5] + [0] * 9)
 
 
+@pytest.mark.parametrize("words, tokens", [(1, 10), (20, 22), (40, 32)])
+def test_answers_are_whole_up_to_a_limit_that_is_said(batch_of, words, tokens, capsys):
+    run, _ = batch_of("vqa")
+    rows = [row._replace(answers=("red " * words,), weights=(1.0,)) for row in run.train.rows]
+    run.train = run.train._replace(rows=tuple(rows))
+    assert next(run.training_batches()).answer_ids.shape[1] == tokens
+    assert ("1 answers are cut to 32 tokens" in capsys.readouterr().out) == (words == 40)
+
+
 CROPPED = {"region_crop": True, "flip": 0.5}
 
 
@@ -115,6 +125,29 @@ def test_a_phrase_that_mentions_a_side_is_not_flipped(batch_of, monkeypatch):
     kept = next(run.training_batches())
     np.testing.assert_array_equal(kept.image, flipped.image[:, :, ::-1])
     np.testing.assert_allclose(kept.box[:, 0], 1 - flipped.box[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["question", "answers"])
+def test_a_question_about_sides_is_not_flipped(batch_of, field, tmp_path):
+    run, flipped = batch_of("vqa", flip=1.0)
+    paint_halves(tmp_path / "files" / "images", run.train.rows)
+    flipped = next(run.training_batches())
+    if field == "question":
+        rows = [row._replace(question=f"{row.question} on the left") for row in run.train.rows]
+    else:
+        rows = [row._replace(answers=("right",), weights=(1.0,)) for row in run.train.rows]
+    run.train = run.train._replace(rows=tuple(rows))
+    kept = next(run.training_batches())
+    np.testing.assert_array_equal(kept.image, flipped.image[:, :, ::-1])
+    assert (kept.image != flipped.image).any()
+
+
+def paint_halves(folder, rows) -> None:
+    """Replaces the pictures by ones whose left half is red and right half blue."""
+    for path in {row.image for row in rows}:
+        pixels = np.zeros((48, 64, 3), np.uint8)
+        pixels[:, :32, 0] = pixels[:, 32:, 2] = 200
+        Image.fromarray(pixels).save(folder / path)
 
 
 def test_sentences_have_their_left_and_then_their_right_picture(batch_of):

@@ -12,7 +12,7 @@ from capret_jax.errors import InputError
 from capret_jax.tasks.examples import ImageCaptions, PairSentence, ReferringExpression
 from capret_jax.tasks.readers import read_test, read_training
 from capret_jax.tasks.readers.refer import Reference
-from tests.tasks.files import LEFT, WRITERS, write_json
+from tests.tasks.files import LEFT, WRITERS, paint, write_json
 
 
 @pytest.fixture(params=WRITERS)
@@ -66,6 +66,20 @@ def test_captions_of_a_picture_are_joined_for_captioning(tmp_path):
     assert len(joined.rows) == 8
     assert joined.rows[0].captions == ("a red picture", "this is plain red")
     assert joined.rows[0].image_id == "c_0"
+
+
+def test_ids_of_pictures_repeat_in_retrieval_alone(tmp_path):
+    for name in ("retrieval", "captioning"):
+        config = WRITERS[name](tmp_path)
+        for folder in "ab":
+            paint(tmp_path / "images" / folder / "1.jpg", "red")
+        rows = [{"image": f"{folder}/1.jpg", "caption": ["red"]} for folder in "ab"]
+        edit(config.test, lambda _, rows=rows: rows)
+        if name == "retrieval":
+            assert len(read_test(config).rows) == 2
+        else:
+            with pytest.raises(InputError, match="has image_id 1 twice"):
+                read_test(config)
 
 
 def test_answers_have_their_shares_as_weights_and_genomes_half(vqa):
@@ -254,6 +268,33 @@ def test_phrases_of_resized_pictures_are_counted_or_refused(grounding, tmp_path)
         read_training(grounding)
     examples = read_training(dataclasses.replace(grounding, allow_missing=True))
     assert examples.left_out == 2 and len(examples.rows) == 14
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_phrases_of_turned_pictures_are_left_out(grounding, tmp_path, orientation):
+    name = tmp_path / "images/train2014/COCO_train2014_000000000001.jpg"
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    Image.open(name).save(name, exif=tag)
+    examples = read_training(dataclasses.replace(grounding, allow_missing=True))
+    assert examples.left_out == 2
+
+
+def test_each_file_has_one_limit_for_all_reasons(grounding, tmp_path):
+    rows = json.loads(pathlib.Path(grounding.train[0]).read_text())
+    lost, resized, rest = rows[0], rows[2], rows[4:] * 10
+    (tmp_path / "images" / lost["image"]).unlink()
+    path = tmp_path / "images" / resized["image"]
+    Image.open(path).resize((32, 24)).save(path)
+    for bad in (lost, resized):
+        edit(grounding.train[0], lambda _, bad=bad: [*rest, bad])
+        assert read_training(grounding).left_out == 1
+    small = write_json(tmp_path / "small.json", [lost, rows[4]])
+    with pytest.raises(InputError, match="small.json: 1 of 2 examples"):
+        read_training(dataclasses.replace(grounding, train=(*grounding.train, small)))
+    edit(grounding.train[0], lambda _: [*rest, lost, resized])
+    with pytest.raises(InputError, match="missing pictures.*size in task.instances.*allow_missing"):
+        read_training(grounding)
 
 
 class _Call:

@@ -70,14 +70,23 @@ def test_evaluation_alone_builds_no_vocabulary(task_config, tmp_path):
         TaskRun(evaluating(task_config("nlvr2")), tmp_path)
 
 
+def test_the_best_by_accuracy_needs_answers(task_config, tmp_path):
+    config = task_config("vqa")
+    loop = dataclasses.replace(config.loop, evaluate_every=1, keep_best="accuracy")
+    config = dataclasses.replace(config, loop=loop)
+    edit(config.task.test, lambda rows: [{**row, "answer": None} for row in rows])
+    with pytest.raises(InputError, match="keep_best='accuracy' needs answers, and config.task.te"):
+        TaskRun(config, tmp_path)
+
+
 def test_what_is_left_out_is_said_at_the_start(task_config, tmp_path, capsys):
     config = task_config("retrieval")
     (tmp_path / "files/images/val/picture_000001.png").unlink()
     task = dataclasses.replace(config.task, allow_missing=True)
     run = TaskRun(dataclasses.replace(config, batch_size=8, task=task), tmp_path)
     printed = capsys.readouterr().out
-    assert "training: 2 of 16 examples are left out, because of 1 missing pictures" in printed
-    assert "test: 1 of 8 examples are left out" in printed
+    assert "train.json: 2 of 16 examples are left out, because of 1 missing pictures" in printed
+    assert "test.json: 1 of 8 examples are left out" in printed
     assert (run.train.left_out, run.test.left_out) == (2, 1)
 
 

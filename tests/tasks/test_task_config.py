@@ -60,6 +60,7 @@ def test_wrong_tasks_are_refused(changes, message):
             {"data": DataConfig(augment=AugmentConfig(region_crop=True))},
             "augment.region_crop shows",
         ),
+        ({"data": DataConfig(augment=AugmentConfig(trim=0.2))}, "augment.trim is for photographs"),
         ({"embedding": EmbeddingConfig("joined")}, "config.embedding.kind is for photographs"),
         ({"evaluation": EvaluationConfig(rerank=5)}, "config.evaluation.rerank is for"),
         ({"loop": LoopConfig(evaluate_every=1, keep_best="mAP")}, "'mAP' is none of accuracy"),

@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens, write_captions
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
@@ -26,12 +27,20 @@ class CaptioningMeasurement:
             run: pictures with their captions, prompt, and settings of the search.
 
         Raises:
-            InputError: the vocabulary lacks a word of the prompt.
+            InputError: the vocabulary lacks a word of the prompt, or the model has too few
+                positions for prompt and caption.
         """
         task, tokenizer, model = run.config.task, run.encode.tokenizer, run.config.model
         self._run = run
         prompted = CaptionEncoder(tokenizer, model.max_positions, run.encode.cleaning, task.prompt)
         self._prompt = prompted.prompt_ids
+        length = len(self._prompt) + task.max_tokens
+        if length > model.max_positions:
+            raise InputError(
+                f"task.max_tokens={task.max_tokens} after {len(self._prompt)} tokens of the "
+                f"prompt is more than model.max_positions={model.max_positions}: set at most "
+                f"{model.max_positions - len(self._prompt)}."
+            )
         self._special = SpecialTokens(tokenizer.mask_token_id, tokenizer.sep_token_id)
         self._search = BeamConfig(task.beams, task.min_tokens, task.max_tokens)
         self._write = MeshFunction(run.config, run.mesh, self._write_captions)

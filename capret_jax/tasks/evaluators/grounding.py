@@ -38,9 +38,10 @@ class GroundingMeasurement:
         batches = picture_batches(run, groups.paths, texts)
         boxes = self._predict.by_row(params, batches, len(groups.paths))
         boxes = to_pixels(groups.by_text(boxes), np.array([row.size for row in rows]))
-        metrics: dict[str, Any] = {"phrases": len(rows)}
-        if all(row.box is not None for row in rows):
-            metrics["accuracy"] = box_accuracy(boxes, np.array([row.box for row in rows]))
+        metrics = {
+            "accuracy": box_accuracy(boxes, np.array([row.box for row in rows])),
+            "phrases": len(rows),
+        }
         return TaskResults(metrics, {"boxes.json": [*map(_entry, rows, boxes)]})
 
 

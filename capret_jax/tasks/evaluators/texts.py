@@ -1,13 +1,13 @@
 """Tokens of the texts of an evaluation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
-from capret_jax.data.tokenizer import Tokens
+from capret_jax.data.tokenizer import CaptionEncoder, Tokens
 
 
-def stack_tokens(encode: Callable[[str], Tokens], texts: Iterable[str]) -> Tokens:
+def stack_tokens(encode: CaptionEncoder, texts: Iterable[str]) -> Tokens:
     """Encodes n >= 1 texts.
 
     Args:
@@ -18,6 +18,10 @@ def stack_tokens(encode: Callable[[str], Tokens], texts: Iterable[str]) -> Token
         (n, t) int32 ids and 0/1 mask; t <= T is the number of tokens of the longest text, since
         padding would cost as much as words.
     """
-    ids, mask = (np.stack(column) for column in zip(*map(encode, texts), strict=True))
-    longest = int(mask.sum(axis=1).max())
-    return Tokens(ids[:, :longest], mask[:, :longest])
+    # Copies, since views would keep the padding of all texts in memory.
+    rows = [tokens.ids[: tokens.mask.sum()].copy() for tokens in map(encode, texts)]
+    lengths = np.array([*map(len, rows)])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, encode.tokenizer.pad_token_id, np.int32)
+    ids[mask] = np.concatenate(rows)
+    return Tokens(ids, mask.astype(np.int32))

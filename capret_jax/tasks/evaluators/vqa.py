@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capret_jax.data.vqa import TEST_QUESTION_WORDS, answer_encoder, question_encoder
+from capret_jax.data.vqa import (
+    MAX_ANSWER_TOKENS,
+    TEST_QUESTION_WORDS,
+    answer_encoder,
+    question_encoder,
+)
 from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 from capret_jax.tasks.evaluators.grouping import PictureGroups
@@ -51,7 +56,9 @@ class VqaMeasurement:
         most = run.config.model.max_positions
         encode = question_encoder(run.encode, TEST_QUESTION_WORDS, most)
         questions = stack_tokens(encode, [row.question for row in rows])
-        listed = stack_tokens(answer_encoder(run.encode, most), self._answers)
+        listed = stack_tokens(
+            answer_encoder(run.encode, min(MAX_ANSWER_TOKENS, most)), self._answers
+        )
         texts = [x[groups.rows] for x in questions]
         batches = picture_batches(run, groups.paths, texts)
         best = self._choose.by_row(params, batches, len(groups.paths), tuple(listed))

@@ -158,18 +158,16 @@ def keep_with_pictures(
     rows: Sequence[Example],
     pictures: Callable[[Example], Sequence[str]],
     folder: str,
-    allow_missing: bool,
 ) -> Examples[Example]:
-    """Leaves out the examples whose pictures are missing.
+    """Leaves out the examples whose pictures are missing; `check_left_out` has the limit.
 
     Args:
         rows: the examples.
         pictures: paths of an example's pictures, below the folder.
         folder: folder of pictures, `task.images`.
-        allow_missing: True to accept more than `LARGEST_LOSS` of them.
 
     Raises:
-        InputError: a path leaves the folder, or too many pictures are missing.
+        InputError: a path leaves the folder.
     """
     found: dict[str, bool] = {}
     for row in rows:
@@ -181,33 +179,54 @@ def keep_with_pictures(
     missing = [path for path, there in found.items() if not there]
     reason = f"of {len(missing)} missing pictures in task.images={folder}"
     example = f", such as {missing[0]}" if missing else ""
-    return leave_out(kept, len(rows), reason + example, allow_missing)
+    return leave_out(kept, len(rows), reason + example)
 
 
-def leave_out(
-    kept: Sequence[Example], count: int, reason: str, allow_missing: bool
-) -> Examples[Example]:
+def leave_out(kept: Sequence[Example], count: int, reason: str) -> Examples[Example]:
     """Makes the examples of a split of which some are left out.
 
     Args:
         kept: the examples that stay.
         count: number of annotated examples.
         reason: why others do not, after "because".
+    """
+    lost = count - len(kept)
+    line = f"{lost} of {count} examples are left out, because {reason}."
+    return Examples(tuple(kept), lost, (line,) if lost else ())
+
+
+def check_left_out(
+    examples: Examples[Example], path: str, allow_missing: bool
+) -> Examples[Example]:
+    """Returns the examples of a file, with its path in the notes, if enough of them are left.
+
+    Args:
+        examples: the examples of one file, with what was left out for all reasons.
+        path: the file.
         allow_missing: True to accept that more than `LARGEST_LOSS` are left out.
 
     Raises:
         InputError: too many are left out, or all.
     """
-    lost = count - len(kept)
-    line = f"{lost} of {count} examples are left out, because {reason}"
-    if lost and not kept:
-        raise InputError(f"{line}: name the right files.")
-    if lost > LARGEST_LOSS * count and not allow_missing:
+    lost, line = examples.left_out, f"{path}: {' '.join(examples.notes)}"
+    if lost and not examples.rows:
+        raise InputError(f"{line} Name the right files.")
+    if lost > LARGEST_LOSS * (lost + len(examples.rows)) and not allow_missing:
         raise InputError(
-            f"{line}: name the right files, or set --config.task.allow_missing=True to go on "
+            f"{line} Name the right files, or set --config.task.allow_missing=True to go on "
             "without them."
         )
-    return Examples(tuple(kept), lost, (f"{line}.",) if lost else ())
+    return examples._replace(notes=tuple(f"{path}: {note}" for note in examples.notes))
+
+
+def join_files(files: Iterable[Examples[Example]]) -> Examples[Example]:
+    """Joins the examples of several files to one split."""
+    parts = list(files)
+    return Examples(
+        tuple(row for part in parts for row in part.rows),
+        sum(part.left_out for part in parts),
+        tuple(note for part in parts for note in part.notes),
+    )
 
 
 def _check_inside(path: str) -> None:

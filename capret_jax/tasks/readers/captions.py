@@ -12,7 +12,9 @@ from capret_jax.config.task import TaskConfig
 from capret_jax.tasks.examples import ImageCaptions
 from capret_jax.tasks.readers.annotations import (
     Examples,
+    check_left_out,
     check_unique,
+    join_files,
     keep_with_pictures,
     read_entries,
 )
@@ -27,8 +29,9 @@ def read_training_captions(config: TaskConfig) -> Examples[ImageCaptions]:
     Raises:
         InputError: a file cannot be read, or is a test file.
     """
-    rows = []
+    files = []
     for path in config.train:
+        rows = []
         for entry in read_entries(path):
             if isinstance(entry.value("caption"), list):
                 raise entry.error(
@@ -37,7 +40,8 @@ def read_training_captions(config: TaskConfig) -> Examples[ImageCaptions]:
                 )
             caption = (entry.text("caption"),)
             rows.append(ImageCaptions(entry.text("image"), entry.identifier("image_id"), caption))
-    return keep_with_pictures(rows, lambda row: (row.image,), config.images, config.allow_missing)
+        files.append(_checked(rows, config, path))
+    return join_files(files)
 
 
 def read_test_captions(config: TaskConfig) -> Examples[ImageCaptions]:
@@ -47,7 +51,8 @@ def read_test_captions(config: TaskConfig) -> Examples[ImageCaptions]:
     name.
 
     Raises:
-        InputError: the file cannot be read, is a training file, or has a picture twice.
+        InputError: the file cannot be read, is a training file, or has a picture twice, or
+            in captioning an id.
     """
     pictures: dict[str, ImageCaptions] = {}
     for entry in read_entries(config.test):
@@ -66,8 +71,14 @@ def read_test_captions(config: TaskConfig) -> Examples[ImageCaptions]:
         image_id = entry.identifier("image_id") if entry.has("image_id") else _id_of(image)
         pictures[image] = ImageCaptions(image, image_id, captions)
     rows = list(pictures.values())
-    check_unique((row.image_id for row in rows), "image_id", config.test)
-    return keep_with_pictures(rows, lambda row: (row.image,), config.images, config.allow_missing)
+    if config.name == "captioning":  # results name pictures by these ids; retrieval reads none
+        check_unique((row.image_id for row in rows), "image_id", config.test)
+    return _checked(rows, config, config.test)
+
+
+def _checked(rows: list[ImageCaptions], config: TaskConfig, path: str) -> Examples[ImageCaptions]:
+    kept = keep_with_pictures(rows, lambda row: (row.image,), config.images)
+    return check_left_out(kept, path, config.allow_missing)
 
 
 def _id_of(image: str) -> int | str:

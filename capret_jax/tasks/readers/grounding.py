@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from capret_jax.config.task import TaskConfig
 from capret_jax.errors import InputError
@@ -16,6 +16,8 @@ from capret_jax.tasks.examples import ReferringExpression
 from capret_jax.tasks.readers.annotations import (
     Entry,
     Examples,
+    check_left_out,
+    join_files,
     keep_with_pictures,
     leave_out,
     read_entries,
@@ -32,13 +34,16 @@ def read_training_phrases(config: TaskConfig) -> Examples[ReferringExpression]:
         InputError: a file cannot be read, or has a phrase of another split.
     """
     references = read_references(config.refs, config.instances)
-    joined = [_join(entry, references) for path in config.train for entry in read_entries(path)]
-    for entry, _, reference in joined:
-        if reference.split != _TRAIN:
-            raise entry.error(
-                f"is of REFER's split {reference.split!r}: task.train needs phrases of 'train'"
-            )
-    return _checked(joined, config)
+    files = []
+    for path in config.train:
+        joined = [_join(entry, references) for entry in read_entries(path)]
+        for entry, _, reference in joined:
+            if reference.split != _TRAIN:
+                raise entry.error(
+                    f"is of REFER's split {reference.split!r}: task.train needs phrases of 'train'"
+                )
+        files.append(_checked(joined, config, path))
+    return join_files(files)
 
 
 def read_test_phrases(config: TaskConfig) -> Examples[ReferringExpression]:
@@ -55,7 +60,7 @@ def read_test_phrases(config: TaskConfig) -> Examples[ReferringExpression]:
             f"{config.test} has phrases of REFER's {' and '.join(splits)}: task.test needs one "
             "split, which is none of training."
         )
-    return _checked(joined, config)
+    return _checked(joined, config, config.test)
 
 
 _Joined = tuple[Entry, ReferringExpression, Reference]
@@ -88,39 +93,36 @@ def _is_picture(image: str, reference: Reference) -> bool:
     return same_id or name.name == pathlib.PurePath(reference.file_name).name
 
 
-def _checked(joined: list[_Joined], config: TaskConfig) -> Examples[ReferringExpression]:
+def _checked(joined: list[_Joined], config: TaskConfig, path: str) -> Examples[ReferringExpression]:
     """Leaves out phrases without picture, with an impossible box, or with a picture resized."""
     inside = [phrase for _, phrase, reference in joined if reference.possible]
-    boxed = leave_out(
-        inside, len(joined), "their boxes reach out of the pictures", config.allow_missing
-    )
-    pictured = keep_with_pictures(
-        boxed.rows, lambda row: (row.image,), config.images, config.allow_missing
-    )
+    boxed = leave_out(inside, len(joined), "their boxes reach out of the pictures")
+    pictured = keep_with_pictures(boxed.rows, lambda row: (row.image,), config.images)
     sizes = {row.image: _size(os.path.join(config.images, row.image)) for row in pictured.rows}
     right = [row for row in pictured.rows if sizes[row.image] == row.size]
     sized = leave_out(
         right,
         len(pictured.rows),
         "their pictures have not the size in task.instances, which boxes are in pixels of",
-        config.allow_missing,
     )
-    parts = (boxed, pictured, sized)
-    return Examples(
-        sized.rows,
-        sum(part.left_out for part in parts),
-        tuple(note for part in parts for note in part.notes),
-    )
+    reasons = join_files((boxed, pictured, sized))._replace(rows=sized.rows)
+    return check_left_out(reasons, path, config.allow_missing)
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Reads width and height from a picture's header.
+    """Reads the width and height that a picture is shown with from its header.
+
+    A tag that mirrors it or turns it upside down leaves no size that tells which way boxes are:
+    (0, 0), which no annotation has.
 
     Raises:
         InputError: the file is no picture.
     """
     try:
         with Image.open(path) as picture:
-            return picture.size
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            if orientation in (2, 3, 4):
+                return 0, 0
+            return picture.size[::-1] if orientation in (5, 6, 7, 8) else picture.size
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is no picture: {error}.") from error

@@ -11,7 +11,9 @@ from capret_jax.tasks.examples import PairSentence
 from capret_jax.tasks.readers.annotations import (
     Entry,
     Examples,
+    check_left_out,
     check_unique,
+    join_files,
     keep_with_pictures,
     read_entries,
 )
@@ -25,12 +27,12 @@ def read_training_sentences(config: TaskConfig) -> Examples[PairSentence]:
     Raises:
         InputError: a file cannot be read, or has another format.
     """
-    rows = [
-        _sentence(entry, number)
+    return join_files(
+        _with_pictures(
+            [_sentence(e, number) for number, e in enumerate(read_entries(path))], config, path
+        )
         for path in config.train
-        for number, entry in enumerate(read_entries(path))
-    ]
-    return _with_pictures(rows, config)
+    )
 
 
 def read_test_sentences(config: TaskConfig) -> Examples[PairSentence]:
@@ -41,11 +43,14 @@ def read_test_sentences(config: TaskConfig) -> Examples[PairSentence]:
     """
     rows = [_sentence(entry, number) for number, entry in enumerate(read_entries(config.test))]
     check_unique((row.identifier for row in rows), "identifier", config.test)
-    return _with_pictures(rows, config)
+    return _with_pictures(rows, config, config.test)
 
 
-def _with_pictures(rows: list[PairSentence], config: TaskConfig) -> Examples[PairSentence]:
-    return keep_with_pictures(rows, lambda row: row.images, config.images, config.allow_missing)
+def _with_pictures(
+    rows: list[PairSentence], config: TaskConfig, path: str
+) -> Examples[PairSentence]:
+    kept = keep_with_pictures(rows, lambda row: row.images, config.images)
+    return check_left_out(kept, path, config.allow_missing)
 
 
 def _sentence(entry: Entry, number: int) -> PairSentence:

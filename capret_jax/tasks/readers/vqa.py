@@ -14,7 +14,9 @@ from capret_jax.tasks.examples import VisualQuestion
 from capret_jax.tasks.readers.annotations import (
     Entry,
     Examples,
+    check_left_out,
     check_unique,
+    join_files,
     keep_with_pictures,
     load_json,
     read_entries,
@@ -30,8 +32,11 @@ def read_training_questions(config: TaskConfig) -> Examples[VisualQuestion]:
     Raises:
         InputError: a file cannot be read, or has questions without answers.
     """
-    rows = [_question(entry, True) for path in config.train for entry in read_entries(path)]
-    return _checked(rows, config, ", ".join(config.train))
+    files = (
+        _with_pictures([_question(entry, True) for entry in read_entries(path)], config, path)
+        for path in config.train
+    )
+    return _checked(join_files(files), config, ", ".join(config.train))
 
 
 def read_test_questions(config: TaskConfig) -> Examples[VisualQuestion]:
@@ -49,7 +54,7 @@ def read_test_questions(config: TaskConfig) -> Examples[VisualQuestion]:
             f"{config.test} has answers to {answered} of {len(rows)} questions: an accuracy would "
             "be of a part of the data."
         )
-    return _checked(rows, config, config.test)
+    return _checked(_with_pictures(rows, config, config.test), config, config.test)
 
 
 def read_answers(path: str) -> tuple[str, ...]:
@@ -104,13 +109,17 @@ def _answers(entry: Entry, training: bool) -> tuple[tuple[str, ...], tuple[float
     return answers, tuple(count / len(answers) for count in counts.values())
 
 
-def _checked(
-    rows: list[VisualQuestion], config: TaskConfig, files: str
+def _with_pictures(
+    rows: list[VisualQuestion], config: TaskConfig, path: str
 ) -> Examples[VisualQuestion]:
-    """Leaves out questions without picture, and counts those whose answers are not in the list."""
-    examples = keep_with_pictures(
-        rows, lambda row: (row.image,), config.images, config.allow_missing
-    )
+    kept = keep_with_pictures(rows, lambda row: (row.image,), config.images)
+    return check_left_out(kept, path, config.allow_missing)
+
+
+def _checked(
+    examples: Examples[VisualQuestion], config: TaskConfig, files: str
+) -> Examples[VisualQuestion]:
+    """Counts the questions whose answers are not in the list."""
     listed = set(read_answers(config.answers))
     answered = [row for row in examples.rows if row.answers]
     unlisted = sum(listed.isdisjoint(row.answers) for row in answered)

@@ -1,6 +1,7 @@
 """Evaluators on a mesh of two devices, against the model called on one example at a time."""
 
 import dataclasses
+import tracemalloc
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from capret_jax.tasks.evaluators import matching as matching_module
 from capret_jax.tasks.evaluators.captioning import decode_captions
 from capret_jax.tasks.evaluators.grounding import to_pixels
 from capret_jax.tasks.evaluators.pictures import read_picture
+from capret_jax.tasks.evaluators.suite import RESULTS
+from capret_jax.tasks.evaluators.texts import stack_tokens
 from capret_jax.tasks.pictures import PictureFolder
 from capret_jax.tasks.scorers.boxes import box_accuracy
 from capret_jax.tasks.scorers.vqa import vqa_accuracy
@@ -173,6 +176,26 @@ def test_questions_without_answers_are_answered_without_accuracy(make_run, param
     assert len(results.files["result.json"]) == len(rows)
 
 
+def test_texts_are_padded_to_the_longest_and_no_more_is_held(make_run):
+    encode = CaptionEncoder(make_run("vqa").encode.tokenizer, 512)
+    encode._cached = encode._encode  # the cache has a limit of its own
+    texts = ["a red picture", "is it a plain blue picture?"] * 200
+    expected = [np.stack(x) for x in zip(*map(encode, texts), strict=True)]
+    longest = int(expected[1].sum(axis=1).max())
+    tracemalloc.start()
+    tokens = stack_tokens(encode, texts)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for got, want in zip(tokens, expected, strict=True):
+        np.testing.assert_array_equal(got, want[:, :longest], strict=True)
+    assert peak < expected[0].nbytes / 2
+
+
+def test_prompt_and_caption_have_to_fit_the_positions(make_run):
+    with pytest.raises(InputError, match="task.max_tokens=61 after 4 tokens .* at most 60"):
+        make_evaluator(make_run("captioning", max_tokens=61))
+
+
 def test_boxes_are_in_pixels_of_the_picture(make_run, model, params):
     run = make_run("grounding")
     results = make_evaluator(run).measure(params)
@@ -237,7 +260,7 @@ def test_sentences_are_judged_from_both_pictures(make_run, model, params):
         {"identifier": row.identifier, "prediction": ["False", "True"][value]}
         for row, value in zip(run.test.rows, judged, strict=True)
     ]
-    assert len(set(judged)) == 2
+    assert len(set(judged)) == 2 and set(results.files) <= RESULTS
 
 
 def test_a_picture_is_squashed_as_pillow_does(make_run):
