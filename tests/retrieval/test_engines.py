@@ -55,7 +55,8 @@ def test_scann_is_configured_by_size_and_finds_neighbours(
     scann = ScannEngine.build(gallery, 10)
     assert description in scann.description
     neighbours = scann.search(queries, 10)
-    # Random vectors have no clusters, which is the worst case for a tree, whose partition differs between runs.
+    # Random vectors have no clusters, which is the worst case for a tree; its partition differs
+    # between runs.
     expected = ExactEngine(gallery).search(queries, 10)
     assert recall(neighbours.rows, expected.rows) >= (0.3 if description == "tree" else 0.95)
     scann.save(tmp_path)
