@@ -41,10 +41,12 @@ class LostProcesses:
         """
         self._store, self._host, self._report = store, address.rsplit(":", 1)[0].strip("[]"), report
         self._peers: list[socket.socket] = []
+        self._leaving = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def say_farewell(self) -> None:
-        """Tells the others that this process ends in order."""
+        """Tells the others that this process ends in order, and reports none of them any more."""
+        self._leaving.set()
         for peer in list(self._peers):
             with contextlib.suppress(OSError):
                 peer.sendall(_FAREWELL)
@@ -63,8 +65,7 @@ class LostProcesses:
         peer.settimeout(None)
         _keep_alive(peer)
         self._peers.append(peer)
-        if not _has_farewell(peer):
-            self._report(0)
+        self._report_unless_in_order(peer, 0)
 
     def _watch_others(self) -> None:
         password = secrets.token_hex(_PASSWORD // 2)
@@ -80,8 +81,15 @@ class LostProcesses:
                     assert isinstance(peer, socket.socket)
                     selector.unregister(peer)
                     self._peers.remove(peer)
-                    if not _has_farewell(peer):
-                        self._report(key.data)
+                    self._report_unless_in_order(peer, key.data)
+
+    def _report_unless_in_order(self, peer: socket.socket, index: int) -> None:
+        """Waits until a process ends, and reports it if it says no farewell."""
+        # One that left before it knew of this process said none to it, and waits for this one.
+        with peer:
+            in_order = _has_farewell(peer)
+        if not in_order and not self._leaving.is_set():
+            self._report(index)
 
     def _greet(
         self, listener: socket.socket, selector: selectors.BaseSelector, password: str
@@ -96,6 +104,8 @@ class LostProcesses:
                 _keep_alive(peer)
                 self._peers.append(peer)
                 selector.register(peer, selectors.EVENT_READ, index)
+                if self._leaving.is_set():  # it came after the farewell
+                    peer.sendall(_FAREWELL)
 
 
 def _listener() -> socket.socket:

@@ -148,10 +148,11 @@ def test_two_processes_have_the_gradients_of_one(one, two):
     jax.tree.map(check, first_moments(two[0]), first_moments(one[0]))
 
 
-def test_another_number_of_processes_resumes(two, train, tmp_path):
-    workdir, curve = two
+@pytest.mark.parametrize("before, after", [("one", TWO), ("two", ONE)], ids=["more", "fewer"])
+def test_another_number_of_processes_resumes(before, after, train, request, tmp_path):
+    workdir, curve = request.getfixturevalue(before)
     shutil.copytree(workdir / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
-    (last,) = train(*ONE, tmp_path)
+    (last,) = train(*after, tmp_path)
     assert last["step"] == 3
     assert same(last, curve[-1])
 

@@ -51,14 +51,14 @@ def test_scann_is_configured_by_size_and_finds_neighbours(
 ):
     monkeypatch.setattr(engines, "EXACT_BELOW", exact_below)
     monkeypatch.setattr(engines, "TREE_FROM", tree_from)
-    gallery, queries = unit_vectors(size, 0), unit_vectors(64, 1)
+    # A tree needs clusters, as embeddings have them; its partition differs between runs.
+    draw = clustered if description == "tree" else unit_vectors
+    gallery, queries = draw(size, 0), draw(64, 1)
     scann = ScannEngine.build(gallery, 10)
     assert description in scann.description
     neighbours = scann.search(queries, 10)
-    # Random vectors have no clusters, which is the worst case for a tree; its partition differs
-    # between runs.
     expected = ExactEngine(gallery).search(queries, 10)
-    assert recall(neighbours.rows, expected.rows) >= (0.3 if description == "tree" else 0.95)
+    assert recall(neighbours.rows, expected.rows) >= (0.8 if description == "tree" else 0.95)
     scann.save(tmp_path)
     again = ScannEngine.load(tmp_path, size, 10, scann.settings).search(queries, 10)
     np.testing.assert_array_equal(again.rows, neighbours.rows)
