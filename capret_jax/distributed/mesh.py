@@ -104,6 +104,25 @@ def divides_over_devices(rows: int) -> bool:
     return mesh.empty or rows % batch_parts(mesh) == 0
 
 
+def with_split_batch(x: jax.Array) -> jax.Array:
+    """Keeps an array split over the devices by its first axis, and by no other axis of the batch.
+
+    Without it XLA may split the widths of activations like those of parameters that are sharded,
+    and sum activations over devices where it could gather the parameters.
+
+    Args:
+        x: (B, ...) states, B a multiple of the devices' parts; others stay as XLA splits them.
+
+    Returns:
+        `x` itself; outside of `jax.sharding.use_abstract_mesh` without any constraint.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or not divides_over_devices(len(x)):
+        return x
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1) if mesh.shape[TENSOR] > 1 else []
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+
+
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of parts that a batch is split into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from capret_jax.config import ComputeConfig
+from capret_jax.distributed.mesh import with_split_batch
 from capret_jax.models.kernels.cudnn_attention import CUDNN_FORWARD
 from capret_jax.models.kernels.tpu_attention import OUTPUT_NAME
 from capret_jax.models.precision import dot_general, matmul
@@ -109,7 +110,8 @@ def run_layers(
     graphdef, _ = nnx.split(layers[0])
 
     def call(x, state, kwargs, context):
-        return nnx.merge(graphdef, state)(x, *context, **kwargs)
+        x = nnx.merge(graphdef, state)(with_split_batch(x), *context, **kwargs)
+        return with_split_batch(x)
 
     if compute.remat != "none":
         # A scan keeps XLA from merging recomputation with the forward pass by itself; the barriers

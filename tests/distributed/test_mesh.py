@@ -5,9 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from capret_jax.config import SIZES, ExperimentConfig, LossConfig, MeshConfig
-from capret_jax.distributed.mesh import make_mesh, param_shardings, path_name
+from capret_jax.distributed.mesh import make_mesh, param_shardings, path_name, with_split_batch
 from capret_jax.errors import InputError
 from capret_jax.train.setup import StepSetup
 from capret_jax.train.state import abstract_state
@@ -82,3 +83,16 @@ if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     tables = {size: table(size, make_mesh(MeshConfig(2, 2, 2))) for size in ("base", "large")}
     GOLDEN.write_text(json.dumps(tables, indent=1) + "\n")
+
+
+def test_states_stay_split_by_the_batch_where_it_divides():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    rows = jax.device_put(np.ones((16, 8), np.float32), NamedSharding(mesh, PartitionSpec(None)))
+
+    def split(x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return with_split_batch(x + 1)
+
+    assert jax.jit(split)(rows).sharding.shard_shape((16, 8)) == (2, 8)
+    assert jax.jit(split)(rows[:6]).shape == (6, 8)
+    assert with_split_batch(rows) is rows
