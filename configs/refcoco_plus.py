@@ -3,25 +3,15 @@
     python -m capret_jax.main --config=configs/refcoco_plus.py --workdir=runs/refcoco
 
 Starts from `tools/convert_torch_ckpt.py x2vlm_large_1b.th checkpoints/large`. docs/tasks.md
-describes the files and the published results. Values are X2-VLM's, unless a comment says otherwise.
+describes the files and the published results. Values are X2-VLM's, unless a comment says otherwise;
+those that are not here are the same in `coco_retrieval.py`.
 """
 
 import dataclasses
+import pathlib
+import runpy
 
-from capret_jax.config import (
-    SIZES,
-    AugmentConfig,
-    ComputeConfig,
-    DataConfig,
-    EvaluationConfig,
-    ExperimentConfig,
-    LoopConfig,
-    LossConfig,
-    OptimizerConfig,
-    ReadConfig,
-    TaskConfig,
-    to_config_dict,
-)
+from capret_jax.config import SIZES
 
 _PHRASES = 120_191  # of REFER's split "train"
 _BATCH, _EPOCHS = 160, 10  # 20 pictures on each of 8 GPUs, as X-VLM
@@ -29,56 +19,31 @@ _BATCH, _EPOCHS = 160, 10  # 20 pictures on each of 8 GPUs, as X-VLM
 
 def get_config():
     """Returns the config; every key can be overridden: --config.task.images=FOLDER."""
-    steps = _EPOCHS * (_PHRASES // _BATCH)
-    return to_config_dict(
-        ExperimentConfig(
-            batch_size=_BATCH,
-            init_from="checkpoints/large",
-            task=TaskConfig(
-                name="grounding",
-                train=("datasets/refcoco+_train.json",),
-                test="datasets/refcoco+_val.json",
-                images="datasets/coco",
-                refs="datasets/refcoco+/refs(unc).p",
-                instances="datasets/refcoco+/instances.json",
-            ),
-            # Stochastic depth in place of dropout on hidden states.
-            model=dataclasses.replace(
-                SIZES["large"],
-                image_size=384,
-                dropout=0.0,
-                attention_dropout=0.1,
-                text_drop_path=0.1,
-            ),
-            compute=ComputeConfig(dtype="bfloat16", remat="vision", scan=True),
-            data=DataConfig(
-                tokenizer="bert-base-uncased",
-                max_tokens=40,
-                augment=AugmentConfig(
-                    # Windows that contain the box, flipped with it, and RandAugment(2, 7) of
-                    # operations that move no pixels.
-                    region_crop=True,
-                    randaugment=2,
-                    brightness=0.0,
-                    colour=0.0,
-                    erase=0.0,
-                ),
-                # As the checkpoints were trained: Pillow's bicubic filter.
-                read=ReadConfig(threads=16, prefetch=16, resize="pillow"),
-            ),
-            loss=LossConfig(itc=0.0, itm=0.0, box_l1=1.0, box_giou=1.0, arcface=0.0),
-            optimizer=OptimizerConfig(
-                learning_rate=1e-5,
-                warmup_steps=0,
-                warmup_fraction=0.1,
-            ),
-            # The best epoch on val is kept; docs/tasks.md has the command for testA and testB.
-            loop=LoopConfig(
-                steps=steps,
-                checkpoint_every=steps // _EPOCHS,
-                evaluate_every=steps // _EPOCHS,
-                keep_best="accuracy",
-            ),
-            evaluation=EvaluationConfig(batch_size=128),
-        )
+    config, epoch = _retrieval(), _PHRASES // _BATCH
+    config.batch_size, config.init_from = _BATCH, "checkpoints/large"
+    config.task.update(
+        name="grounding",
+        train=("datasets/refcoco+_train.json",),
+        test="datasets/refcoco+_val.json",
+        images="datasets/coco",
+        refs="datasets/refcoco+/refs(unc).p",
+        instances="datasets/refcoco+/instances.json",
     )
+    config.model.update(dataclasses.asdict(SIZES["large"]))
+    # Stochastic depth in place of dropout on hidden states.
+    config.model.update(image_size=384, dropout=0.0, attention_dropout=0.1, text_drop_path=0.1)
+    # Windows that contain the box, flipped with it, and RandAugment(2, 7) of operations that move
+    # no pixels.
+    config.data.augment.update(region_crop=True, crop_area=1.0)
+    config.loss.update(itc=0.0, itm=0.0, box_l1=1.0, box_giou=1.0)
+    config.optimizer.update(learning_rate=1e-5, fresh_multiplier=1.0)
+    # The best epoch on val is kept; docs/tasks.md has the command for testA and testB.
+    config.loop.update(steps=_EPOCHS * epoch, checkpoint_every=epoch, evaluate_every=epoch)
+    config.loop.keep_best = "accuracy"
+    return config
+
+
+def _retrieval():
+    """Returns the config of retrieval, with the same views, precision and warm-up."""
+    path = pathlib.Path(__file__).with_name("coco_retrieval.py")
+    return runpy.run_path(str(path))["get_config"]()
