@@ -21,11 +21,11 @@ def get_config():
     """Returns the config; every key can be overridden: --config.task.images=FOLDER."""
     config, epoch = _retrieval(), _CAPTIONS // _BATCH
     config.batch_size, config.init_from = _BATCH, "checkpoints/large"
-    config.task.update(name="captioning", prompt="a picture of", beams=3)
-    config.task.update(min_tokens=5, max_tokens=50)
+    config.task.update(name="captioning", beams=3, min_tokens=5, max_tokens=50)
     config.model.update(dataclasses.asdict(SIZES["large"]))
     config.model.update(image_size=384, attention_dropout=0.1)
     config.data.cleaning = "none"  # captions are raw
+    config.data.captions.prompt = "a picture of"
     # Of the tokens 0.6, at most 18, each behind a [MASK] that no other token sees.
     config.loss.update(itc=0.0, itm=0.0, mlm=1.0, mlm_causal=True, mlm_insert=True)
     config.loss.update(mlm_probability=0.6, mlm_max=18, mlm_spans="x2vlm", mlm_smoothing=0.1)

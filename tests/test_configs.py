@@ -204,7 +204,7 @@ PUBLISHED = {
         "model.image_size": 384,
         "optimizer.learning_rate": 5e-6,
         "optimizer.rate_multipliers": (("model/vision/", 2.0),),
-        "task.prompt": "a picture of",
+        "data.captions.prompt": "a picture of",
         "task.beams": 3,
         "task.min_tokens": 5,
         "task.max_tokens": 50,

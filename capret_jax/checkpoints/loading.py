@@ -102,7 +102,6 @@ class ModelFolder:
         self._vocabulary = metadata.get("fingerprints", {}).get("vocabulary", "")
         model = ModelConfig(**self._run_config["model"])
         prompt = self._run_config["data"]["captions"].get("prompt", "")
-        prompt = prompt or self._run_config.get("task", {}).get("prompt", "")
         self.card = ModelCard(model, COMPLETE, metadata.get("untrained", []), prompt=prompt)
 
     @property

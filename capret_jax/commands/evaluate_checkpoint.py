@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     settings = CheckpointSettings(
         _SIZE.value,
         _RESIZE.value,
-        _PROMPT.value is None,
+        _PROMPT.value,
         _TOKENIZER.value,
         _PRECISION.value,
         EvaluationConfig(
@@ -82,11 +82,15 @@ def main(argv: list[str]) -> None:
 
 
 def _check_flags() -> None:
-    """Checks that no flag of retrieval alone is given to another task."""
-    for flag in (_CACHE_MB, _CACHE_DIR):
-        if flag.value != flag.default and _TASK.value != "retrieval":
+    """Checks that no flag of one task alone is given to another."""
+    for flag, owner in (
+        (_CACHE_MB, "retrieval"),
+        (_CACHE_DIR, "retrieval"),
+        (_PROMPT, "captioning"),
+    ):
+        if flag.value != flag.default and _TASK.value != owner:
             raise InputError(
-                f"--{flag.name}={flag.value} is of --task=retrieval, and --task={_TASK.value} does "
+                f"--{flag.name}={flag.value} is of --task={owner}, and --task={_TASK.value} does "
                 "not read it: leave it out."
             )
 
@@ -97,7 +101,6 @@ def _task() -> TaskConfig:
         "refs": _REFS.value,
         "instances": _INSTANCES.value,
         "top_k": _TOP_K.value,
-        "prompt": _PROMPT.value,
     }
     return TaskConfig(
         name=_TASK.value,

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from capret_jax.config.captions import CaptionConfig
 from capret_jax.config.data import DataConfig
 from capret_jax.config.evaluation import EmbeddingConfig, EvaluationConfig
 from capret_jax.config.loss import TERMS, LossConfig
@@ -15,7 +16,7 @@ from capret_jax.errors import InputError
 MODES = ("train_and_evaluate", "train", "evaluate")
 # Keys that a task reads; others have to keep their defaults.
 _TASK_KEYS = {
-    "data": ("tokenizer", "max_tokens", "cleaning", "max_words", "augment", "read"),
+    "data": ("tokenizer", "max_tokens", "cleaning", "max_words", "captions", "augment", "read"),
     "evaluation": ("batch_size", "cache_mb", "cache_dir"),
     "embedding": (),
 }
@@ -72,6 +73,13 @@ class ExperimentConfig:
             )
         self.compute.check_kernel(self.model, self.mesh.tensor)
         self._check_task()
+        self._check_losses()
+        self._check_region_batch()
+        self._check_start()
+        self._check_embedding()
+
+    def _check_losses(self) -> None:
+        """Checks that the model and the data have what the weighted losses need."""
         if self.loss.vqa and not self.model.decoder_layers:
             raise InputError(
                 "config.loss.vqa trains the answer decoder, which the model lacks: set "
@@ -93,7 +101,6 @@ class ExperimentConfig:
                 "keeps from it: set one of them, or config.data.views_per_item=2 to tell items "
                 "apart."
             )
-        self._check_region_batch()
         items = self.batch_size * self.data.view.regions_per_image
         if self.loss.supcon_memory % items:
             raise InputError(
@@ -106,6 +113,9 @@ class ExperimentConfig:
                 f"config.data.teacher={self.data.teacher!r} is for config.loss.distill and "
                 "config.data.batch_identities='mined': set both, or neither."
             )
+
+    def _check_start(self) -> None:
+        """Checks that there is a start for all settings that need one."""
         if self.optimizer.drift_penalty and not self.init_from:
             raise InputError(
                 f"config.optimizer.drift_penalty={self.optimizer.drift_penalty} keeps a model near "
@@ -122,6 +132,9 @@ class ExperimentConfig:
                 "config.evaluation.interpolate evaluates models between the start and the trained "
                 "one: set config.init_from."
             )
+
+    def _check_embedding(self) -> None:
+        """Checks that what is embedded has captions, where the embedding reads them."""
         if self.evaluation.training_embeddings and self.embedding.kind != "image":
             raise InputError(
                 f"config.evaluation.training_embeddings with config.embedding.kind="
@@ -167,6 +180,11 @@ class ExperimentConfig:
                         f"config.{group}.{field.name} is for photographs and shop items, and "
                         f"{task} does not read it: leave it out."
                     )
+        if dataclasses.replace(self.data.captions, prompt="") != CaptionConfig():
+            raise InputError(
+                f"config.data.captions is for photographs and shop items, and {task} reads its "
+                "prompt alone: leave the other keys out."
+            )
         augment = self.data.augment
         if augment.wide or (augment.region_crop and name != "grounding"):
             key = "wide" if augment.wide else "region_crop"

@@ -29,7 +29,6 @@ _OWNERS = {
     "answers_ranked": "vqa",
     "refs": "grounding",
     "instances": "grounding",
-    "prompt": "captioning",
     "beams": "captioning",
     "min_tokens": "captioning",
     "max_tokens": "captioning",
@@ -58,7 +57,6 @@ class TaskConfig:
             token is the most probable.
         refs: REFER's file of references, `refs(unc).p` or the same as JSON.
         instances: COCO's `instances.json` with the references' boxes.
-        prompt: words that every caption begins with, in training and in decoding.
         beams: beams of the search for a caption.
         min_tokens, max_tokens: fewest and most tokens of a generated caption.
         top_k: captions of each picture, and pictures of each caption, that the fusion encoder
@@ -74,7 +72,6 @@ class TaskConfig:
     answers_ranked: int = 128
     refs: str = ""
     instances: str = ""
-    prompt: str = ""
     beams: int = 3
     min_tokens: int = 5
     max_tokens: int = 50

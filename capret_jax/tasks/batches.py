@@ -134,7 +134,7 @@ class _CaptionExamples(_Examples):
         self._identities = _number([row.image_id for row in rows])
         self._masker = None
         if config.loss.mlm:
-            prompt = config.task.prompt
+            prompt = config.data.captions.prompt
             prompted = CaptionEncoder(encode.tokenizer, encode.max_tokens, encode.cleaning, prompt)
             self._masker = MaskedCaptions(prompted, config.loss)
 

@@ -10,6 +10,7 @@ from capret_jax.checkpoints.loading import ModelFolder, Setup, open_model_tokeni
 from capret_jax.checkpoints.relative_position import with_image_size
 from capret_jax.checkpoints.report import model_parts
 from capret_jax.config import (
+    CaptionConfig,
     ComputeConfig,
     DataConfig,
     EvaluationConfig,
@@ -38,7 +39,7 @@ class CheckpointSettings:
     Attributes:
         image_size: pixels; 0 for the size of the checkpoint.
         resize: `ReadConfig.resize`.
-        own_prompt: True for captions that begin with the checkpoint's prompt, not `task.prompt`.
+        prompt: words that captions begin with; None for those of the checkpoint.
         tokenizer: tokenizer in place of the checkpoint's own; empty for that.
         precision: `ComputeConfig.dtype`.
         evaluation: batch size, and memory for re-ranking.
@@ -46,7 +47,7 @@ class CheckpointSettings:
 
     image_size: int = 0
     resize: str = "pillow"
-    own_prompt: bool = True
+    prompt: str | None = None
     tokenizer: str = ""
     precision: str = "float32"
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -83,8 +84,8 @@ class CheckpointRun:
         """
         folder = ModelFolder(path)
         _check_parts(folder, task.name, path)
-        if task.name == "captioning" and settings.own_prompt:
-            task = dataclasses.replace(task, prompt=folder.card.prompt)
+        if task.name == "captioning" and settings.prompt is None:
+            settings = dataclasses.replace(settings, prompt=folder.card.prompt)
         setup = folder.setup(settings.tokenizer)
         model = dataclasses.replace(
             folder.card.config, image_size=settings.image_size or folder.card.config.image_size
@@ -111,6 +112,7 @@ def _config(
 ) -> ExperimentConfig:
     # The config of the task's training has these terms; nothing is trained here.
     weights: dict[str, Any] = {term: float(term in TASK_LOSSES[task.name]) for term in TERMS}
+    captioning = task.name == "captioning"
     return ExperimentConfig(
         mode="evaluate",
         task=task,
@@ -120,9 +122,10 @@ def _config(
             max_tokens=setup.max_tokens,
             cleaning=setup.cleaning.kind,
             max_words=setup.cleaning.max_words,
+            captions=CaptionConfig(prompt=settings.prompt or ""),
             read=ReadConfig(resize=settings.resize),
         ),
-        loss=LossConfig(**weights),
+        loss=LossConfig(**weights, mlm_causal=captioning),
         evaluation=settings.evaluation,
     )
 

@@ -139,7 +139,7 @@ class TaskRun(BaseRun):
         texts = {text for row in rows for text in _encoded_texts(row)}
         answers = {text for row in rows if isinstance(row, VisualQuestion) for text in row.answers}
         raw = [clean_caption(answer, cleaning) for answer in sorted(answers)]
-        raw += filter(None, [self.config.task.prompt])
+        raw += filter(None, [self.config.data.captions.prompt])
         return VocabularyTexts(sorted(texts), raw)
 
 

@@ -123,14 +123,14 @@ def test_captions_begin_with_the_prompt_of_the_checkpoint(converted, tmp_path):
     task = WRITERS["captioning"](tmp_path)
     for settings, prompt in (
         (CheckpointSettings(), "a picture of"),
-        (CheckpointSettings(own_prompt=False), ""),
+        (CheckpointSettings(prompt=""), ""),
     ):
         opened = CheckpointRun.open(
             converted / "caption_mlm",
-            dataclasses.replace(task, prompt=""),
+            task,
             dataclasses.replace(settings, evaluation=EvaluationConfig(batch_size=8)),
         )
-        assert opened.config.task.prompt == prompt
+        assert opened.config.data.captions.prompt == prompt
 
 
 def test_a_folder_with_other_files_is_not_replaced(converted, tmp_path, monkeypatch):
@@ -144,7 +144,14 @@ def test_a_folder_with_other_files_is_not_replaced(converted, tmp_path, monkeypa
         assert len(errors.splitlines()) == 1 and kept.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("flag", ["--cache_mb=5", "--cache_dir=files"])
-def test_a_flag_of_retrieval_is_refused_elsewhere(flag, converted, tmp_path):
+@pytest.mark.parametrize(
+    "flag, owner",
+    [
+        ("--cache_mb=5", "retrieval"),
+        ("--cache_dir=files", "retrieval"),
+        ("--prompt=a", "captioning"),
+    ],
+)
+def test_a_flag_of_another_task_is_refused(flag, owner, converted, tmp_path):
     code, _, errors = evaluate(converted / "retrieval", "grounding", tmp_path, flag)
-    assert code == 2 and f"{flag} is of --task=retrieval" in errors
+    assert code == 2 and f"{flag} is of --task={owner}" in errors

@@ -27,7 +27,7 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
 from capret_jax.train import base_run
 from tests.small_model import ANSWERING_MODEL, SMALL_MODEL
-from tests.tasks.files import WRITERS
+from tests.tasks.files import WRITERS, captions_of
 
 NO_CHANGES = AugmentConfig(
     margin=0.0, shrink=0.0, trim=0.0, flip=0.0, brightness=0.0, colour=0.0, erase=0.0
@@ -74,6 +74,7 @@ def task_config(start, tmp_path) -> Callable[..., ExperimentConfig]:
             model=MODELS.get(name, SMALL_MODEL),
             data=DataConfig(
                 max_tokens=12,
+                captions=captions_of(name),
                 augment=AugmentConfig(
                     margin=0.0,
                     shrink=0.0,

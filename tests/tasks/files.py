@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from capret_jax.config import TaskConfig
+from capret_jax.config import CaptionConfig, TaskConfig
 
 COLOURS = {
     "red": (220, 30, 30),
@@ -68,9 +68,12 @@ def write_retrieval(folder: pathlib.Path, name: str = "retrieval") -> TaskConfig
 
 def write_captioning(folder: pathlib.Path) -> TaskConfig:
     """The same files as for retrieval."""
-    return dataclasses.replace(
-        write_retrieval(folder, "captioning"), prompt="a picture of", min_tokens=2, max_tokens=12
-    )
+    return dataclasses.replace(write_retrieval(folder, "captioning"), min_tokens=2, max_tokens=12)
+
+
+def captions_of(task: str) -> CaptionConfig:
+    """Settings of the captions of a task: only captioners write behind a prompt."""
+    return CaptionConfig(prompt="a picture of" if task == "captioning" else "")
 
 
 def write_vqa(folder: pathlib.Path) -> TaskConfig:

@@ -7,7 +7,13 @@ import pathlib
 import jax
 from jax.sharding import Mesh
 
-from capret_jax.config import EvaluationConfig, ExperimentConfig, LossConfig, TaskConfig
+from capret_jax.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LossConfig,
+    TaskConfig,
+)
 from capret_jax.config.loss import TERMS
 from capret_jax.config.task import TASK_LOSSES
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
@@ -15,7 +21,7 @@ from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.models.x2vlm import init_params
 from capret_jax.tasks.readers import Examples, read_test
 from tests.small_model import SMALL_MODEL
-from tests.tasks.files import COLOURS
+from tests.tasks.files import COLOURS, captions_of
 
 MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1, nlvr=True)
 TEXTS = [f"a {c} picture this is plain {c} what colour is it? both have one box" for c in COLOURS]
@@ -36,10 +42,12 @@ def tiny_run(task: TaskConfig, folder: pathlib.Path, mesh: Mesh, batch_size: int
     path = folder / "vocab.txt"
     if not path.exists():
         build_vocabulary([*TEXTS, "a picture of dark"], path, MODEL.vocab_size)
+    weights = dict.fromkeys(TERMS, 0.0) | dict.fromkeys(TASK_LOSSES[task.name], 1.0)
     config = ExperimentConfig(
         model=MODEL,
         task=task,
-        loss=LossConfig(**dict.fromkeys(TERMS, 0.0) | dict.fromkeys(TASK_LOSSES[task.name], 1.0)),
+        data=DataConfig(captions=captions_of(task.name)),
+        loss=LossConfig(**weights, mlm_causal=task.name == "captioning"),
         evaluation=EvaluationConfig(batch_size=batch_size),
     )
     encode = CaptionEncoder(load_tokenizer(str(path)), 16)

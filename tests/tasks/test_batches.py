@@ -159,7 +159,7 @@ def test_sentences_have_their_left_and_then_their_right_picture(batch_of):
 def test_captions_follow_their_prompt_which_is_never_masked(batch_of):
     run, batch = batch_of("captioning")
     tokenizer = run.encode.tokenizer
-    prompt = tokenizer(run.config.task.prompt)["input_ids"][:-1]
+    prompt = tokenizer(run.config.data.captions.prompt)["input_ids"][:-1]
     assert (batch.masked_ids[:, : len(prompt)] == prompt).all()
     used = batch.masked_labels != IGNORED_LABEL
     rows, positions = np.nonzero(used)[0], batch.masked_positions[used]

@@ -6,6 +6,7 @@ import pytest
 
 from capret_jax.config import (
     AugmentConfig,
+    CaptionConfig,
     DataConfig,
     EmbeddingConfig,
     EvaluationConfig,
@@ -55,6 +56,11 @@ def test_wrong_tasks_are_refused(changes, message):
         ({"task": TaskConfig()}, "config.loss.nlvr .*config.task.name='nlvr2'"),
         ({"data": DataConfig(view=ViewConfig("image"))}, "config.data.view is for photographs"),
         ({"data": DataConfig(name="deepfashion2")}, "config.data.name is for photographs"),
+        ({"data": DataConfig(captions=CaptionConfig(dropout=0.5))}, "config.data.captions is for"),
+        (
+            {"data": DataConfig(captions=CaptionConfig(prompt="a"))},
+            "prompt='a' is what",
+        ),
         ({"data": DataConfig(augment=AugmentConfig(wide=0.5))}, "augment.wide shows windows"),
         (
             {"data": DataConfig(augment=AugmentConfig(region_crop=True))},
@@ -99,8 +105,8 @@ def test_a_run_may_be_evaluated_on_another_file_but_is_of_one_task():
         check_same_training(saved, dataclasses.asdict(dataclasses.replace(CONFIG, task=task)), "x")
 
     check(test="other.json", images="elsewhere", train=("moved.json",))
-    with pytest.raises(InputError, match="config.task.prompt was '' and is 'a'"):
-        check_same_training(saved, saved | {"task": saved["task"] | {"prompt": "a"}}, "x")
+    with pytest.raises(InputError, match="config.task.name was 'nlvr2' and is 'vqa'"):
+        check_same_training(saved, saved | {"task": saved["task"] | {"name": "vqa"}}, "x")
     saved.pop("task")  # a checkpoint of before there were tasks
     with pytest.raises(InputError, match="config.task.name was '' and is 'nlvr2'"):
         check()

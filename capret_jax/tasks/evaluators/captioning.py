@@ -19,7 +19,7 @@ from capret_jax.tasks.scorers.ptb import ptb_words
 
 
 class CaptioningMeasurement:
-    """Writes a caption of each picture after `task.prompt`, without length penalty."""
+    """Writes a caption of each picture after `data.captions.prompt`, without length penalty."""
 
     def __init__(self, run: EvaluationInputs):
         """
@@ -32,7 +32,8 @@ class CaptioningMeasurement:
         """
         task, tokenizer, model = run.config.task, run.encode.tokenizer, run.config.model
         self._run = run
-        prompted = CaptionEncoder(tokenizer, model.max_positions, run.encode.cleaning, task.prompt)
+        prompt, cleaning = run.config.data.captions.prompt, run.encode.cleaning
+        prompted = CaptionEncoder(tokenizer, model.max_positions, cleaning, prompt)
         self._prompt = prompted.prompt_ids
         length = len(self._prompt) + task.max_tokens
         if length > model.max_positions:
