@@ -18,7 +18,7 @@ from capret_jax.checkpoints.converted import read_card
 from capret_jax.config import SIZES
 from capret_jax.data.captions import read_captions
 from capret_jax.data.deepfashion2 import read_record
-from capret_jax.detection.threshold import ThresholdCalibration, read_threshold, write_threshold
+from capret_jax.detection.threshold import ThresholdCalibration, read_threshold, write_thresholds
 from capret_jax.errors import InputError
 from capret_jax.evaluation.detected_boxes import read_detections
 from capret_jax.evaluation.official_scorer import QUERY_KEYS, read_entries
@@ -90,8 +90,8 @@ def _card(folder: pathlib.Path) -> tuple[pathlib.Path, Callable]:
 
 
 def _threshold(folder: pathlib.Path) -> tuple[pathlib.Path, Callable]:
-    write_threshold(folder, 3, ThresholdCalibration(0.5, 0.9, 0.8))
-    return folder / "detection.json", lambda: read_threshold(folder, 3, 0.1)
+    write_thresholds(folder, 3, {"phrases": ThresholdCalibration(0.5, 0.9, 0.8)})
+    return folder / "detection.json", lambda: read_threshold(folder, 3, "phrases", 0.1)
 
 
 def _queries(folder: pathlib.Path) -> tuple[pathlib.Path, Callable]:

@@ -65,7 +65,24 @@ def initialised_parameters(source: str | os.PathLike, model: ModelConfig) -> tup
 
 def _fresh(card: ModelCard, model: ModelConfig) -> list[str]:
     trained = set(parameter_paths(card.config)) - set(card.fresh)
+    trained -= _other_locations(card.config, model)
     return [path for path in parameter_paths(model) if path not in trained]
+
+
+def _other_locations(found: ModelConfig, wanted: ModelConfig) -> set[str]:
+    """Returns the paths of the decoder of locations whose shapes depend on items or classes.
+
+    Those of other classes, such as COCO's, start afresh, and the rest of the decoder does not.
+    """
+    before, now = (
+        flatten_dict(abstract_model(model)[1].get("locations", {}), sep="/")
+        for model in (found, wanted)
+    )
+    return {
+        f"locations/{path}"
+        for path, leaf in now.items()
+        if path in before and before[path].shape != leaf.shape
+    }
 
 
 def parameter_paths(model: ModelConfig) -> list[str]:
@@ -113,7 +130,7 @@ def initial_params(
     card, loaded = folder.card, folder.load_params(functools.partial(with_shardings, mesh))
     loaded, _ = with_image_size(loaded, card.config, model.image_size)
     loaded, initial = (flatten_dict(tree, sep="/") for tree in (loaded, fresh))
-    trained = loaded.keys() - set(card.fresh)
+    trained = loaded.keys() - set(card.fresh) - _other_locations(card.config, model)
     copied = {
         path: origin
         for path, origin in decoder_sources(model, initial.keys()).items()

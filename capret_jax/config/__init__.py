@@ -16,7 +16,12 @@ from capret_jax.config.mesh import MeshConfig
 from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
 from capret_jax.config.task import TaskConfig
 from capret_jax.config.training import LoopConfig, OptimizerConfig
-from capret_jax.config.views import AugmentConfig, RegionBatchConfig, ViewConfig
+from capret_jax.config.views import (
+    AugmentConfig,
+    LocationBatchConfig,
+    RegionBatchConfig,
+    ViewConfig,
+)
 
 __all__ = [
     "NON_SEMANTIC_KEYS",
@@ -30,6 +35,7 @@ __all__ = [
     "EmbeddingConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "LocationBatchConfig",
     "LoopConfig",
     "LossConfig",
     "MeshConfig",

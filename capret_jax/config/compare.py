@@ -55,9 +55,15 @@ _FORMER_VALUES = {
 }
 # Fields that may differ between a model and the checkpoint that it starts from.
 _RATES = ("drop_path", "dropout", "attention_dropout", "text_drop_path")
-_FREE_SIZES = ("image_size", "layer_scale", *_RATES, "embedding", "nlvr")
+_FREE_SIZES = (
+    *("image_size", "layer_scale", *_RATES, "embedding", "nlvr"),
+    # Tables of the decoder of locations start afresh where these differ.
+    *("location_items", "location_classes"),
+)
 # Parts that a model may leave out, although the checkpoint has them.
-_DROPPED_PARTS = ("decoder_layers", "frames")
+_DROPPED_PARTS = ("decoder_layers", "location_layers", "frames")
+# Parts that a model may have, although the checkpoint lacks them.
+_ADDED_PARTS = ("decoder_layers", "location_layers")
 
 
 def check_same_training(saved: dict, current: dict, workdir: str) -> None:
@@ -100,8 +106,8 @@ def first_difference(saved: dict, current: dict, free: Sequence[str]) -> str:
 def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> None:
     """Checks that a model may start from a checkpoint: sizes must agree.
 
-    The image size may differ. The checkpoint's VQA decoder and frame positions may be dropped, and
-    a checkpoint without a decoder may get one (`checkpoints.answer_decoder`).
+    The image size may differ. The checkpoint's decoders and frame positions may be dropped, and a
+    checkpoint without a decoder may get one (of answers: `checkpoints.answer_decoder`).
 
     Args:
         wanted: model of this run.
@@ -116,7 +122,7 @@ def check_same_shapes(wanted: ModelConfig, found: ModelConfig, source: str) -> N
         now, then = getattr(wanted, name), getattr(found, name)
         if name in _FREE_SIZES or (name in _DROPPED_PARTS and now == 0):
             continue
-        if name == "decoder_layers" and then == 0:
+        if name in _ADDED_PARTS and then == 0:
             continue
         if now != then:
             raise InputError(

@@ -3,7 +3,12 @@
 import dataclasses
 
 from capret_jax.config.captions import CLEANINGS, CaptionConfig, Cleaning, check_fields
-from capret_jax.config.views import AugmentConfig, RegionBatchConfig, ViewConfig
+from capret_jax.config.views import (
+    AugmentConfig,
+    LocationBatchConfig,
+    RegionBatchConfig,
+    ViewConfig,
+)
 from capret_jax.errors import InputError
 
 DATASETS = ("synthetic", "deepfashion2")
@@ -107,6 +112,7 @@ class DataConfig:
             other runs can start from this model with captions of these fields.
         view: the part of a photograph that the model sees of an item.
         region_batch: a second batch of each step, whose items are regions.
+        location_batch: the photographs of each step for `loss.locations`.
         captions: captions of training items.
         augment: random changes of training views.
         read: threads and prefetching.
@@ -128,13 +134,18 @@ class DataConfig:
     vocabulary: tuple[str, ...] = ()
     view: ViewConfig = ViewConfig()
     region_batch: RegionBatchConfig = RegionBatchConfig()
+    location_batch: LocationBatchConfig = LocationBatchConfig()
     captions: CaptionConfig = CaptionConfig()
     augment: AugmentConfig = AugmentConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self):
         if self.name not in DATASETS:
-            raise InputError(f"data.name={self.name!r} is none of {', '.join(DATASETS)}.")
+            coco = "; COCO's detection is a task: configs/coco_detection.py"
+            raise InputError(
+                f"data.name={self.name!r} is none of {', '.join(DATASETS)}"
+                f"{coco if self.name == 'coco' else ''}."
+            )
         if self.variant not in VARIANTS:
             raise InputError(f"data.variant={self.variant!r} is none of {', '.join(VARIANTS)}.")
         if self.batch_identities not in BATCH_IDENTITIES:

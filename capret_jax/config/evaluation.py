@@ -4,14 +4,20 @@ import dataclasses
 
 from capret_jax.errors import InputError
 
+DETECTORS = ("phrases", "locations", "both")
 CAPTION_SOURCES = ("none", "oracle", "generated")
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectionConfig:
-    """Settings of garment detection by phrases.
+    """Settings of garment detection.
 
     Attributes:
+        kind: "phrases": boxes predicted for the phrases of all categories; "locations": boxes and
+            categories that the model writes, in one pass; "both": these, scored by their phrases,
+            too; or "auto": locations where the model can write them, else phrases.
+        top_p: share of the probability from which tokens of locations are drawn; 0.4 in Pix2Seq,
+            and 0 takes the most probable one.
         windows: sides of the windows as shares of the photograph's sides; 1 is the whole
             photograph, and 0.7 are four windows in its corners.
         refinements: number of times that a detection is predicted again from a closer view.
@@ -24,6 +30,8 @@ class DetectionConfig:
         batch_size: photographs per call.
     """
 
+    kind: str = "auto"
+    top_p: float = 0.4
     windows: tuple[float, ...] = (1.0,)
     refinements: int = 2
     margin: float = 0.3
@@ -38,7 +46,11 @@ class DetectionConfig:
         for name in ("refinements", "candidates", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"detection.{name}={getattr(self, name)} must be at least 1.")
-        for name in ("overlap", "threshold"):
+        if self.kind not in ("auto", *DETECTORS):
+            raise InputError(
+                f"detection.kind={self.kind!r} is none of auto, {', '.join(DETECTORS)}."
+            )
+        for name in ("overlap", "threshold", "top_p"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"detection.{name}={getattr(self, name)} is not in [0, 1].")
 
@@ -53,9 +65,10 @@ class EvaluationConfig:
         detections: file with a detector's boxes in the validation photographs, JSON in COCO's
             result format (`evaluation.detected_boxes`); empty evaluates the ground truth's boxes
             alone.
-        detect: detect garments by phrases, calibrate the score threshold (which is kept beside the
-            model, for serving), and evaluate with the detected boxes.
+        detect: detect garments, calibrate the score threshold (which is kept beside the model, for
+            serving), and evaluate with the detected boxes.
         detection: settings of this detection.
+        detectors: kinds of detection that are measured besides `detection.kind`.
         training_embeddings: write the model's embeddings of the training items, for `data.teacher`.
         interpolate: shares of the trained model, in [0, 1], at which models between `init_from` and
             it are evaluated (WiSE-FT).
@@ -71,6 +84,7 @@ class EvaluationConfig:
     detections: str = ""
     detect: bool = False
     detection: DetectionConfig = DetectionConfig()
+    detectors: tuple[str, ...] = ()
     training_embeddings: bool = False
     interpolate: tuple[float, ...] = ()
     rerank: int = 0
@@ -78,6 +92,17 @@ class EvaluationConfig:
     cache_dir: str = ""
 
     def __post_init__(self):
+        for kind in self.detectors:
+            if kind not in DETECTORS:
+                raise InputError(
+                    f"evaluation.detectors={self.detectors}: {kind!r} is none of "
+                    f"{', '.join(DETECTORS)}."
+                )
+        if self.detectors and not self.detect:
+            raise InputError(
+                f"evaluation.detectors={self.detectors} are measured with evaluation.detect: set "
+                "it, or leave them out."
+            )
         if self.detect and self.detections:
             raise InputError(
                 "evaluation.detect finds boxes itself and evaluation.detections names a file of "

@@ -14,6 +14,8 @@ from capret_jax.config.views import AugmentConfig, RegionBatchConfig, ViewConfig
 from capret_jax.errors import InputError
 
 MODES = ("train_and_evaluate", "train", "evaluate")
+# Layers of the decoder of locations where `loss.locations` needs one and `model` names none.
+_LOCATION_LAYERS = 2
 # Keys that a task reads; others have to keep their defaults.
 _TASK_KEYS = {
     "data": ("tokenizer", "max_tokens", "cleaning", "max_words", "captions", "augment", "read"),
@@ -36,7 +38,8 @@ class ExperimentConfig:
             starts from; empty starts from scratch. A run's own checkpoint comes before it.
         task: a task of X2-VLM in place of photographs and shop items.
         embedding, model, compute, data, loss, optimizer, loop, mesh, evaluation: see their classes.
-            `model.embedding` follows `embedding.kind`.
+            `model.embedding` follows `embedding.kind`, and `model.location_layers` is not 0 with
+            `loss.locations`.
     """
 
     mode: str = "train_and_evaluate"
@@ -58,6 +61,8 @@ class ExperimentConfig:
     def __post_init__(self):
         # `embedding.kind` is the only key to set; the model's field follows it.
         model = dataclasses.replace(self.model, embedding=self.embedding.kind)
+        if self.loss.locations and not model.location_layers:
+            model = dataclasses.replace(model, location_layers=_LOCATION_LAYERS)
         object.__setattr__(self, "model", model)
         if self.mode not in MODES:
             raise InputError(f"config.mode={self.mode!r} is none of {', '.join(MODES)}.")
@@ -175,6 +180,8 @@ class ExperimentConfig:
         for group, read in _TASK_KEYS.items():
             values = getattr(self, group)
             for field in dataclasses.fields(values):
+                if field.name == "location_batch" and name == "detection":
+                    continue
                 if field.name not in read and getattr(values, field.name) != field.default:
                     raise InputError(
                         f"config.{group}.{field.name} is for photographs and shop items, and "
@@ -229,8 +236,14 @@ class ExperimentConfig:
 
     @property
     def images_per_step(self) -> int:
-        """Pictures of a training step, of both batches where there is a region batch."""
-        return self.batch_size + self.data.region_batch.images
+        """Pictures of a training step: of items, and of the region and location batches."""
+        return self.batch_size + self.data.region_batch.images + self.located_images
+
+    @property
+    def located_images(self) -> int:
+        """Photographs in a step's location batch; a task's own pictures stand for them."""
+        located = self.loss.locations and not self.task.name
+        return self.data.location_batch.images if located else 0
 
     def item_batch(self) -> "ExperimentConfig":
         """Returns the config of the batch of items alone: the region batch has the box losses."""
@@ -256,6 +269,12 @@ class ExperimentConfig:
                 teacher="",
             ),
             loss=dataclasses.replace(
-                self.loss, vqa=0.0, arcface=0.0, supcon=0.0, distill=0.0, supcon_memory=0
+                self.loss,
+                vqa=0.0,
+                arcface=0.0,
+                supcon=0.0,
+                distill=0.0,
+                locations=0.0,
+                supcon_memory=0,
             ),
         )

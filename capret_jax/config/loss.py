@@ -5,7 +5,10 @@ import math
 
 from capret_jax.errors import InputError
 
-TERMS = ("itc", "itm", "mlm", "vqa", "box_l1", "box_giou", "arcface", "supcon", "distill", "nlvr")
+TERMS = (
+    *("itc", "itm", "mlm", "vqa", "box_l1", "box_giou"),
+    *("arcface", "supcon", "distill", "nlvr", "locations"),
+)
 ITC_KINDS = ("softmax", "sigmoid")
 VQA_REDUCTIONS = ("token_mean", "weighted_sum")
 ARCFACE_GRADIENTS = ("textbook", "straight_through")
@@ -27,6 +30,7 @@ class LossConfig:
         supcon: weight of the supervised contrastive loss between images of the batch.
         distill: weight of the distillation of `data.teacher`'s similarities between images.
         nlvr: weight of the loss on sentences that are true of two pictures or not.
+        locations: weight of the loss of writing where objects are, on `data.location_batch`.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
         mlm_probability: share of a caption's tokens that are predicted; 0.5 in X2-VLM's
@@ -71,6 +75,7 @@ class LossConfig:
     supcon: float = 0.0
     distill: float = 0.0
     nlvr: float = 0.0
+    locations: float = 0.0
     mlm_causal: bool = False
     mlm_probability: float = 0.5
     mlm_max: int = 12

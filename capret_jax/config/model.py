@@ -21,6 +21,10 @@ class ModelConfig:
         vocab_size, max_positions: rows of the token and position tables.
         embed_dim: E, the width of the retrieval embedding.
         decoder_layers: number of layers of the VQA answer decoder; 0 for no decoder.
+        location_layers: number of layers of the decoder that writes where objects are; 0 for no
+            such decoder, or for 2 layers where `loss.locations` trains it.
+        location_items: objects that it writes of a picture.
+        location_classes: their classes; 13 are DeepFashion2's categories.
         nlvr: True for a head that compares a sentence with two pictures.
         frames: number of frame positions of a video model, see `X2VLM.encode_video`; 0 for none.
         layer_scale: initial value of gamma_1 and gamma_2 in the vision blocks.
@@ -47,6 +51,9 @@ class ModelConfig:
     vocab_size: int
     embed_dim: int
     decoder_layers: int = 0
+    location_layers: int = 0
+    location_items: int = 20
+    location_classes: int = 13
     nlvr: bool = False
     max_positions: int = 512
     layer_scale: float = 0.1
@@ -65,10 +72,11 @@ class ModelConfig:
         for name in ("dropout", "attention_dropout", "drop_path", "text_drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} is not in [0, 1).")
-        for name in ("decoder_layers", "frames"):
+        for name in ("decoder_layers", "location_layers", "frames"):
             if getattr(self, name) < 0:
                 raise InputError(f"model.{name}={getattr(self, name)} is negative.")
-        for name in ("vision_width", "vision_heads", "text_width", "text_heads", "embed_dim"):
+        sizes = ("vision_width", "vision_heads", "text_width", "text_heads", "embed_dim")
+        for name in (*sizes, "location_items", "location_classes"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name}={getattr(self, name)} is not positive.")
         if self.image_size < PATCH_SIZE or self.image_size % PATCH_SIZE:

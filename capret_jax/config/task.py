@@ -10,6 +10,7 @@ TASK_LOSSES = {
     "vqa": ("vqa",),
     "grounding": ("box_l1", "box_giou"),
     "captioning": ("mlm",),
+    "detection": ("locations",),
     "nlvr2": ("nlvr",),
 }
 # Task -> metrics by which the best model can be kept.
@@ -18,6 +19,7 @@ TASK_METRICS = {
     "vqa": ("accuracy",),
     "grounding": ("accuracy",),
     "captioning": ("CIDEr", "BLEU_4"),
+    "detection": ("AP", "AP50"),
     "nlvr2": ("accuracy",),
 }
 # Annotators of a question of VQAv2, and so most distinct answers that are trained together.
@@ -45,7 +47,7 @@ class TaskConfig:
 
     Attributes:
         name: "retrieval" of pictures by captions and back, "vqa", "grounding" of phrases as boxes,
-            "captioning" or "nlvr2"; empty for photographs and shop items.
+            "captioning", "detection" or "nlvr2"; empty for photographs and shop items.
         train: annotation files of the training split.
         test: annotation file to evaluate on.
         images: folder that the paths of pictures in these files start from.

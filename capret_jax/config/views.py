@@ -75,6 +75,29 @@ class RegionBatchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LocationBatchConfig:
+    """Whole photographs of a step, of which `loss.locations` learns where all objects are.
+
+    Attributes:
+        images: photographs of all processes in a step.
+        scale: smallest and largest scale of a photograph, drawn uniformly: above 1 a random part of
+            it fills the view, below 1 it is a part of the view (scale jitter of Pix2Seq).
+    """
+
+    images: int = 64
+    scale: tuple[float, float] = (0.3, 2.0)
+
+    def __post_init__(self):
+        if self.images < 1:
+            raise InputError(f"data.location_batch.images={self.images} is less than 1.")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise InputError(
+                f"data.location_batch.scale={self.scale} must be the smallest and the largest of "
+                "positive scales, such as (0.3, 2.0)."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """Random changes of training views; values are fractions, and 0 turns a change off.
 

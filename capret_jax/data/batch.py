@@ -16,6 +16,25 @@ IGNORED_LABEL = -100
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class LocatedObjects:
+    """All objects of I whole pictures, of which N or fewer are in each.
+
+    Attributes:
+        box: (I, N, 4) float32 cx, cy, w, h as fractions of the picture; 0 for padding.
+        category: (I, N) int32 class from 1; 0 for padding.
+        image: (I, H, W, 3) uint8 RGB; None where they are the pictures of the batch itself.
+        sequences: `losses.locations.LocationSequences` of I pictures, drawn in each step; None
+            before.
+    """
+
+    box: Array
+    category: Array
+    image: Array = None
+    sequences: Any = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """B items in I pictures, with their captions.
 
@@ -46,6 +65,8 @@ class Batch:
         answer_weight: (BK,) float32 weights of the answers, 0 for padding; None where all have 1.
         pair_label: (B,) int32, 1 where the text is true of both pictures of the item, 2b and
             2b + 1, and 0 where it is not; None without NLVR2. I is 2B then, whatever M is.
+        objects: `LocatedObjects` of whole pictures, for the loss of writing where they are; None
+            without it.
         regions: another batch of the same step, whose items are regions of its pictures; None
             without `data.region_batch`.
     """
@@ -68,12 +89,16 @@ class Batch:
     answer_mask: Array = None
     answer_weight: Array = None
     pair_label: Array = None
+    objects: Any = None
     regions: Any = None
 
     @property
     def images(self) -> int:
-        """Number of pictures, those of `regions` included."""
-        return len(self.image) + (0 if self.regions is None else self.regions.images)
+        """Number of pictures, those of `objects` and `regions` included."""
+        more = 0 if self.regions is None else self.regions.images
+        if self.objects is not None and self.objects.image is not None:
+            more += len(self.objects.image)
+        return len(self.image) + more
 
     @property
     def counted_boxes(self) -> Array:
@@ -97,6 +122,7 @@ class Outputs:
         boxes: (B, 4) float32 predicted cx, cy, w, h as fractions of the picture.
         masked_lm_logits: (B, P, vocab) float32 at the masked positions.
         answer_logits: (BK, A-1, vocab) float32 for each next token of the answers.
+        location_logits: (I, 5N, V) float32 for each token of the objects.
         pair_logits: (B, 2) float32, class 1 where the text is true of both pictures.
         embedding: (B, E or 2E) float32 embeddings that compare items, L2-normalised; None where
             these are the image features.
@@ -112,6 +138,7 @@ class Outputs:
     masked_lm_logits: Array = None
     answer_logits: Array = None
     pair_logits: Array = None
+    location_logits: Array = None
     embedding: Array = None
 
     @property

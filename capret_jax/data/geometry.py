@@ -63,6 +63,26 @@ def random_window_around(
     )
 
 
+def random_scaled_window(
+    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """Draws the window in which a picture is seen at a random scale.
+
+    Args:
+        width, height: sides of the picture, pixels.
+        scale: smallest and largest scale. Above 1 the window is a random part of the picture; below
+            1 the picture is at a random place of the window.
+        rng: source of the draws.
+
+    Returns:
+        (4,) float64 x1, y1, x2, y2 in pixels of the picture.
+    """
+    sides = np.array([width, height])
+    share = 1 / rng.uniform(*scale)
+    low = rng.uniform(size=2) * (1 - share) * sides
+    return np.concatenate([low, low + share * sides])
+
+
 def shares_inside(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Returns the (M,) shares in [0, 1] of boxes' areas that are inside a window.
 

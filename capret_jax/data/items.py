@@ -49,10 +49,13 @@ class ItemTable:
         """Returns the attributes of one item as Python integers."""
         return {name: int(column[row]) for name, column in self.attributes.items()}
 
+    def rows_with(self, row: int) -> np.ndarray:
+        """Returns the rows of all items of the same photograph."""
+        return np.arange(*np.searchsorted(self.record, self.record[row] + np.array([0, 1])))
+
     def rows_beside(self, row: int) -> np.ndarray:
         """Returns the rows of the other items of the same photograph."""
-        first, last = np.searchsorted(self.record, self.record[row] + np.array([0, 1]))
-        return np.setdiff1d(np.arange(first, last), row)
+        return np.setdiff1d(self.rows_with(row), row)
 
     def identities(self) -> np.ndarray:
         """Numbers the distinct (pair_id, style > 0) from 0, in ascending order.

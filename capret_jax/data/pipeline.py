@@ -3,29 +3,31 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from capret_jax.config import DataConfig, ExperimentConfig
 from capret_jax.config.task import VQA_ANSWERS
-from capret_jax.data.batch import NO_IDENTITY, Batch
+from capret_jax.data.batch import NO_IDENTITY, Batch, LocatedObjects
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import TrainingCaptions, mentions_sides
 from capret_jax.data.geometry import random_window_around, shares_inside
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
+from capret_jax.data.located_objects import LocatedExamples
 from capret_jax.data.masking import MaskedCaptions
+from capret_jax.data.photograph_sampler import PhotographSampler
 from capret_jax.data.records import Records
-from capret_jax.data.region_sampler import RegionSampler
 from capret_jax.data.sampler import Draw, Sampler, ShuffledOrder
 from capret_jax.data.teacher import open_teacher
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import Augmentation, View, crop_view, whole_view
 from capret_jax.data.vqa import ANSWER_TOKENS, VqaSampler
 
+T = TypeVar("T")
 # Share of an item's box that a window of regions must show to keep the item.
 _MIN_INSIDE = 0.5
 
@@ -116,15 +118,25 @@ def training_iterator(
         An iterator over `Batch`es of NumPy arrays, whose position Orbax can save and restore.
 
     Raises:
-        InputError: there are more workers than cores, or fewer photographs than in a region batch.
+        InputError: there are more workers than cores, or fewer photographs than in a region or
+            location batch.
     """
-    batches = Batches(sampler, _Examples(split, sampler.identities, text, config))
+    items, further = split.items, {}
     if images := config.data.region_batch.images:
         order = dataclasses.replace(sampler.order, batch_size=images)
-        text = text._replace(vqa=None)
-        examples = _Examples(split, sampler.identities, text, config.region_batch())
-        batches.regions = Batches(RegionSampler(split.items, order), examples)
-    return BatchIterator(batches, config.data.read)
+        photographs = PhotographSampler(items, order, "data.region_batch.images")
+        of_regions = config.region_batch()
+        examples = _Examples(split, sampler.identities, text._replace(vqa=None), of_regions)
+        further["regions"] = Batches(photographs, examples)
+    if config.located_images:
+        settings = config.data.location_batch
+        order = dataclasses.replace(sampler.order, batch_size=settings.images)
+        photographs = PhotographSampler(items, order, "data.location_batch.images", stream=1)
+        augment = Augmentation(config.data.augment, config.model.image_size)
+        located = LocatedExamples(split, augment, settings, config.model.location_items)
+        further["objects"] = Batches(photographs, located)
+    examples = _Examples(split, sampler.identities, text, config)
+    return BatchIterator(Batches(sampler, examples, further), config.data.read)
 
 
 def abstract_batch(config: ExperimentConfig) -> Batch:
@@ -175,37 +187,46 @@ def abstract_batch(config: ExperimentConfig) -> Batch:
         )
     if config.loss.nlvr:
         batch = dataclasses.replace(batch, pair_label=array(items))
+    if config.loss.locations:
+        photographs = images if config.task.name else config.data.location_batch.images
+        most = config.model.location_items
+        objects = LocatedObjects(
+            box=array(photographs, most, 4, dtype=np.float32),
+            category=array(photographs, most),
+            image=None if config.task.name else array(photographs, size, size, 3, dtype=np.uint8),
+        )
+        batch = dataclasses.replace(batch, objects=objects)
     if config.data.region_batch.images:
         batch = dataclasses.replace(batch, regions=abstract_batch(config.region_batch()))
     return batch
 
 
 class Batches:
-    """This process's part of the batch of each step.
+    """This process's part of the batch of each step."""
 
-    Attributes:
-        regions: the region batches of the same steps; None for none.
-    """
-
-    def __init__(self, sampler: ShuffledOrder | RegionSampler, examples: Callable[[Draw], Batch]):
+    def __init__(
+        self,
+        sampler: ShuffledOrder | PhotographSampler,
+        examples: Callable[[Draw], Any],
+        further: Mapping[str, "Batches"] | None = None,
+    ):
         """
         Args:
             sampler: order of the examples.
             examples: function from draws to batches of one example.
+            further: other batches of the same steps, by their field of the batch.
         """
-        self._sampler, self._examples = sampler, examples
-        self.regions: Batches | None = None
+        self._sampler, self._examples, self._further = sampler, examples, further or {}
 
     def __len__(self) -> int:
         return self._sampler.order.steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Any:
         size = self._sampler.order.local_batch_size
         draws = (self._sampler[index] for index in range(step * size, (step + 1) * size))
         batch = _collate([self._examples(draw) for draw in draws])
-        if self.regions is None:
-            return batch
-        return dataclasses.replace(batch, regions=self.regions[step])
+        further = {name: batches[step] for name, batches in self._further.items()}
+        return dataclasses.replace(batch, **further)
 
 
 class _Examples:
@@ -298,14 +319,6 @@ def _stack_masked(masked) -> dict[str, np.ndarray]:
     return dict(zip(names, map(np.stack, zip(*masked, strict=True)), strict=True))
 
 
-def _collate(examples: Sequence[Batch]) -> Batch:
-    columns = {
-        field.name: [getattr(example, field.name) for example in examples]
-        for field in dataclasses.fields(Batch)
-    }
-    return Batch(
-        **{
-            name: None if column[0] is None else np.concatenate(column)
-            for name, column in columns.items()
-        }
-    )
+def _collate(examples: Sequence[T]) -> T:
+    """Joins batches, or other trees of arrays, of one example each."""
+    return jax.tree.map(lambda *column: np.concatenate(column), *examples)

@@ -12,6 +12,8 @@ from capret_jax.data.geometry import map_boxes, random_quadrilateral, random_res
 from capret_jax.data.images import Photograph
 from capret_jax.data.randaugment import randaugment
 
+# Level of what is beyond the edges of a photograph.
+_GREY = 127
 # Signs of cx, cy, w, h under a horizontal flip.
 _FLIP_SIGNS = np.array([-1, 1, 1, 1], np.float32)
 
@@ -179,9 +181,15 @@ class Augmentation:
         Args:
             photograph, rng, may_flip: as for `crop_view`.
             boxes: (M, 4) x1, y1, x2, y2 in pixels, cut at the window's edges.
-            window: (4,) x1, y1, x2, y2 in pixels.
+            window: (4,) x1, y1, x2, y2 in pixels: a part of the photograph, or all of it in a
+                larger window of its shape, which is grey around it.
         """
-        return self._change(_cut(photograph, window, boxes, self.size), rng, may_flip)
+        edges = frame(photograph)
+        if (window[2:] - window[:2] > edges[2:]).all():
+            view = _placed(photograph, window, boxes, self.size)
+        else:
+            view = _cut(photograph, window, boxes, self.size)
+        return self._change(view, rng, may_flip)
 
     def _change(
         self, view: View, rng: np.random.Generator, may_flip: bool, geometric: bool = False
@@ -238,11 +246,29 @@ def _inside(photograph: Photograph, window: np.ndarray) -> np.ndarray:
 def _cut(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: int) -> View:
     """Resizes a window, rounded to pixels and cut at the edges, and maps the boxes into it."""
     window = _inside(photograph, window)
+    return View(photograph.crop(window, size), _boxes_in(window, boxes))
+
+
+def _boxes_in(window: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Maps (M, 4) boxes in pixels into a window: cx, cy, w, h as fractions, cut at its edges."""
     low, high = window[:2], window[2:]
     corners = ((boxes.reshape(-1, 2, 2) - low) / (high - low)).clip(0, 1)
     first, last = corners[:, 0], corners[:, 1]
-    inside = np.concatenate([(first + last) / 2, last - first], axis=1).astype(np.float32)
-    return View(photograph.crop(window, size), inside)
+    return np.concatenate([(first + last) / 2, last - first], axis=1).astype(np.float32)
+
+
+def _placed(photograph: Photograph, window: np.ndarray, boxes: np.ndarray, size: int) -> View:
+    """Shows the whole photograph at its place in a larger window."""
+    edges = frame(photograph)
+    scale = edges[2:] / (window[2:] - window[:2])
+    side = max(1, round(size * scale.min()))
+    left, top = np.round(-window[:2] / edges[2:] * side).astype(int).clip(0, size - side)
+    image = np.full((size, size, 3), _GREY, np.uint8)
+    image[top : top + side, left : left + side] = photograph.crop(edges.astype(int), side)
+    inner = _boxes_in(edges, boxes)
+    centre = (inner[:, :2] * side + (left, top)) / size
+    sides = inner[:, 2:] * side / size
+    return View(image, np.concatenate([centre, sides], axis=1).astype(np.float32))
 
 
 def _light(pixels: np.ndarray, gains: np.ndarray) -> np.ndarray:

@@ -45,11 +45,21 @@ def average_precision(entries: list[dict], items: ItemTable) -> dict[str, float]
     Returns:
         "AP" (mean over IoU 0.50, 0.55 ... 0.95), "AP50" and "AP75"; all 0 without detections.
     """
+    return coco_precision(entries, _dataset(items))
+
+
+def coco_precision(entries: list[dict], dataset: dict) -> dict[str, float]:
+    """Computes mAP over the categories present, see `average_precision`.
+
+    Args:
+        entries: detections in COCO's result format, in the dataset's images only.
+        dataset: the ground truth in COCO's annotation format.
+    """
     if not entries:
         return dict.fromkeys(_NAMES, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO()
-        coco.dataset = _dataset(items)
+        coco.dataset = {"info": {}} | dataset
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(entries), "bbox")
         evaluation.evaluate()
@@ -75,7 +85,6 @@ def _dataset(items: ItemTable) -> dict:
             }
         )
     return {
-        "info": {},
         "images": [{"id": int(image)} for image in images],
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CATEGORIES)],
         "annotations": annotations,

@@ -17,11 +17,14 @@ class Detection(NamedTuple):
         category_id: 1..13.
         box: (4,) float64 x1, y1, x2, y2 in pixels of the photograph.
         score: confidence in [0, 1].
+        embedding: (E,) float32 embedding of the garment, L2-normalised, where the detector has it
+            from the vision states of the photograph; None otherwise.
     """
 
     category_id: int
     box: np.ndarray
     score: float
+    embedding: np.ndarray | None = None
 
 
 class Detector(Protocol):
@@ -29,9 +32,14 @@ class Detector(Protocol):
 
     Attributes:
         config: the detection settings, which also hold the IoU of `suppress_across_categories`.
+        call_sizes: numbers of photographs that are compiled for, ascending; more are split into
+            calls of the last one.
     """
 
     config: DetectionConfig
+
+    @property
+    def call_sizes(self) -> tuple[int, ...]: ...
 
     def __call__(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
         """Returns the detections of each photograph, highest score first, without a threshold.

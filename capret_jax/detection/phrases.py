@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig
 from capret_jax.config.model import PLAIN
@@ -24,6 +25,8 @@ from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import frame, margin_window
 from capret_jax.detection.boxes import from_window, non_max_suppression
 from capret_jax.detection.detector import Detection
+from capret_jax.detection.local_mesh import first_device, pad_rows
+from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
 # Lower bound of probabilities under the logarithm.
@@ -48,6 +51,7 @@ class PhraseDetector:
         encode: CaptionEncoder,
         config: DetectionConfig = DetectionConfig(),
         compute: ComputeConfig = PLAIN,
+        mesh: Mesh | None = None,
     ):
         """Encodes the phrases.
 
@@ -58,19 +62,32 @@ class PhraseDetector:
             encode: the tokenizer, captions -> tokens.
             config: windows, refinements and suppression.
             compute: the numerics of the model.
+            mesh: mesh of this process's devices to use; its first device when None.
 
         Raises:
             InputError: the vocabulary has none of a phrase's words.
         """
-        graphdef, _ = abstract_model(model, compute)
-        self._size, self._params, self.config = model.image_size, params, config
+        graphdef, abstract = abstract_model(model, compute)
+        self._mesh = mesh or first_device()
+        self._size, self.config = model.image_size, config
+        self._params = params
         for phrase in PHRASES:
             encode.check_words(phrase)
         tokens = [encode(phrase) for phrase in PHRASES]
         ids, mask = (jnp.asarray(np.stack(column)) for column in zip(*tokens, strict=True))
-        self._score = jax.jit(_score_fn(graphdef, mask, compute.dtype))
+        batch, whole = batch_sharding(self._mesh), replicated(self._mesh)
+        self._score = jax.jit(
+            _score_fn(graphdef, mask, compute.dtype, self._mesh),
+            in_shardings=(param_shardings(self._mesh, abstract), whole, batch, batch),
+            out_shardings=whole,
+        )
         text = jax.jit(lambda params: bind(graphdef, params, compute.dtype).encode_text(ids, mask))
         self._text = text(params)
+
+    @property
+    def call_sizes(self) -> tuple[int, ...]:
+        """See `detector.Detector`; a photograph is many views, so that there is one size."""
+        return (self.config.batch_size,)
 
     def __call__(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
         """Returns the detections of each photograph, highest score first, without a threshold.
@@ -81,6 +98,35 @@ class PhraseDetector:
         size = self.config.batch_size
         chunks = (photographs[i : i + size] for i in range(0, len(photographs), size))
         return [detections for chunk in chunks for detections in self._detect(chunk)]
+
+    def match(
+        self, photographs: Sequence[Photograph], detections: Sequence[Sequence[Detection]]
+    ) -> list[np.ndarray]:
+        """Scores detections by the phrases of their categories.
+
+        Args:
+            photographs: the photographs.
+            detections: the detections of each.
+
+        Returns:
+            (k,) float32 probabilities that phrase and window around the box match, by photograph.
+
+        Raises:
+            InputError: a photograph cannot be decoded.
+        """
+        pairs = [(i, x) for i, in_image in enumerate(detections) for x in in_image]
+        size, scores = self.config.batch_size, [np.zeros(0, np.float32)]
+        for start in range(0, len(pairs), size):
+            chunk = pairs[start : start + size]
+            views = [
+                photographs[i].crop(
+                    margin_window(photographs[i], x.box, self.config.margin), self._size
+                )
+                for i, x in chunk
+            ]
+            phrases = np.resize([x.category_id - 1 for _, x in chunk], size)[:, None]
+            scores.append(self._score_views(views, phrases)[1][: len(chunk), 0])
+        return np.split(np.concatenate(scores), np.cumsum([len(x) for x in detections])[:-1])
 
     def _detect(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
         proposals = self._propose(photographs)
@@ -153,10 +199,12 @@ class PhraseDetector:
         self, views: list[np.ndarray], phrases: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n, K, 4) boxes and (n, K) match probabilities of (n, K) phrases in n views."""
-        images = np.stack(views)
         # The last view is repeated up to a fixed number, so that few shapes are compiled.
-        images = np.concatenate([images, np.repeat(images[-1:], len(phrases) - len(images), 0)])
-        return jax.device_get(self._score(self._params, self._text, images, phrases))
+        rows = -(-len(phrases) // self._mesh.size) * self._mesh.size
+        images = pad_rows(np.stack(views), rows)
+        placed = jax.device_put((images, pad_rows(phrases, rows)), batch_sharding(self._mesh))
+        boxes, scores = jax.device_get(self._score(self._params, self._text, *placed))
+        return boxes[: len(phrases)], scores[: len(phrases)]
 
 
 class _Proposals(NamedTuple):
@@ -173,16 +221,18 @@ class _Proposals(NamedTuple):
     scores: np.ndarray
 
 
-def _score_fn(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str) -> Callable:
+def _score_fn(graphdef: nnx.GraphDef, token_mask: jax.Array, dtype: str, mesh: Mesh) -> Callable:
     """Function of params, text states, images and (n, K) phrases; see `_score_views`."""
 
     def score(params: dict, text: jax.Array, images: jax.Array, phrases: jax.Array):
-        model: X2VLM = bind(graphdef, params, dtype)
-        states = model.encode_image(normalize_pixels(images))
-        flat = phrases.reshape(-1)
-        fused = model.fuse(text[flat], token_mask[flat], states)
-        match = jax.nn.softmax(model.match_logits(fused))[:, 1]
-        return model.predict_boxes(fused).reshape(*phrases.shape, 4), match.reshape(phrases.shape)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            model: X2VLM = bind(graphdef, params, dtype)
+            states = model.encode_image(normalize_pixels(images))
+            flat = phrases.reshape(-1)
+            fused = model.fuse(text[flat], token_mask[flat], states)
+            match = jax.nn.softmax(model.match_logits(fused))[:, 1]
+            boxes = model.predict_boxes(fused)
+        return boxes.reshape(*phrases.shape, 4), match.reshape(phrases.shape)
 
     return score
 

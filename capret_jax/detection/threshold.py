@@ -3,7 +3,7 @@
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,19 +102,30 @@ def at_threshold(detections: ScoredDetections, threshold: float) -> ThresholdCal
     )
 
 
-def write_threshold(workdir: pathlib.Path, step: int, calibration: ThresholdCalibration) -> None:
-    """Writes `detection.json`, with the step of the model that was calibrated, into its folder."""
-    content = {"step": step, **calibration._asdict()}
+def write_thresholds(
+    workdir: pathlib.Path, step: int, calibrations: Mapping[str, ThresholdCalibration]
+) -> None:
+    """Writes `detection.json` into a model's folder.
+
+    Args:
+        workdir: the folder.
+        step: step of the model that was calibrated.
+        calibrations: thresholds by kind of detector.
+    """
+    detectors = {kind: calibration._asdict() for kind, calibration in calibrations.items()}
+    content = {"step": step, "detectors": detectors}
     (workdir / _FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_threshold(folder: pathlib.Path, step: int | None, default: float) -> float:
-    """Returns the threshold in a model's `detection.json`.
+def read_threshold(folder: pathlib.Path, step: int | None, kind: str, default: float) -> float:
+    """Returns the threshold of a detector in a model's `detection.json`.
 
     Args:
         folder: folder of the model.
         step: step of the model.
-        default: threshold where the file is absent, or, with a warning, of another step.
+        kind: kind of detector.
+        default: threshold where the file is absent, or, with a warning, of another step or without
+            this kind.
 
     Raises:
         InputError: the file holds no threshold.
@@ -124,7 +135,10 @@ def read_threshold(folder: pathlib.Path, step: int | None, default: float) -> fl
         return default
     try:
         content = json.loads(path.read_bytes())
-        threshold, calibrated = as_number(content["threshold"]), content.get("step")
+        # Earlier versions detected by phrases alone.
+        detectors = content.get("detectors", {"phrases": content})
+        thresholds = {name: as_number(value["threshold"]) for name, value in detectors.items()}
+        calibrated = content.get("step")
     except MALFORMED_JSON as error:
         raise InputError(
             f"{path} holds no threshold ({type(error).__name__}: {error}): evaluate the model "
@@ -137,4 +151,11 @@ def read_threshold(folder: pathlib.Path, step: int | None, default: float) -> fl
             file=sys.stderr,
         )
         return default
-    return threshold
+    if kind not in thresholds:
+        print(
+            f"{path} has no threshold of detection.kind={kind!r}: it is {default} until the model "
+            "is evaluated with it",
+            file=sys.stderr,
+        )
+        return default
+    return thresholds[kind]

@@ -3,21 +3,23 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from capret_jax.data.pipeline import Split
-from capret_jax.detection.phrases import PhraseDetector
+from capret_jax.detection.detector import Detector
+from capret_jax.detection.detectors import DetectorModel, make_detector, resolve_kind
+from capret_jax.detection.local_mesh import local_model
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.evaluation.colour_histogram import BINS
-from capret_jax.evaluation.detected_boxes import read_detections
-from capret_jax.evaluation.detected_embeddings import (
-    DetectionCollector,
-    SplitDetections,
-    local_params,
+from capret_jax.evaluation.detected_boxes import (
+    DetectedRanking,
+    rank_detections,
+    read_detections,
 )
+from capret_jax.evaluation.detected_embeddings import DetectionCollector, SplitDetections
 from capret_jax.evaluation.mesh_ranking import Ranking
 from capret_jax.evaluation.photograph_reader import PhotographReader
 from capret_jax.evaluation.protocol import make_protocol, read_ground_truth
@@ -28,6 +30,8 @@ from capret_jax.train.run import Run
 from capret_jax.train.state import TrainState
 
 T = TypeVar("T")
+# Kind of the detections in a file of another detector.
+GIVEN = "file"
 # Names of the compared systems in metrics and reports.
 MODEL, UNTRAINED, HISTOGRAM = "this model", "untrained model", "colour histogram"
 
@@ -40,12 +44,13 @@ class EncodedSplit:
         embeddings: system -> (n, E) float32 embeddings by row of the item table; those of the model
             come first.
         tokens: vision tokens of all items; None without re-ranking.
-        detections: detections in all photographs; None without detection.
+        detections: kind of detector -> detections in all photographs; those of a file are of the
+            kind `GIVEN`.
     """
 
     embeddings: dict[str, np.ndarray]
     tokens: VisionTokenStore | None = None
-    detections: SplitDetections | None = None
+    detections: Mapping[str, SplitDetections] = dataclasses.field(default_factory=dict)
 
 
 class EvaluationContext:
@@ -75,6 +80,7 @@ class EvaluationContext:
         if run.config.evaluation.rerank:
             check_space(*self._token_store_arguments())
         self._given_boxes = read_detections(path, items) if path else None
+        self.detection_kinds  # noqa: B018 - raises its errors before training
         self._state: TrainState | None = None
         self._results: dict[str, Any] = {}
 
@@ -96,9 +102,28 @@ class EvaluationContext:
         """Returns the exact ranking of the gallery by the model's embeddings."""
         return self._once("ranking", state, self._rank)
 
-    def detector(self, state: TrainState) -> PhraseDetector:
-        """Returns a garment detector of the model; every process has to call it."""
-        return self._once("detector", state, self._make_detector)
+    @functools.cached_property
+    def detection_kinds(self) -> tuple[str, ...]:
+        """Kinds of detection that are evaluated: first the one that retrieval is evaluated with.
+
+        Raises:
+            InputError: the model cannot write locations, and a kind needs them.
+        """
+        config, model = self.run.config.evaluation, self.run.config.model
+        if self._given_boxes:
+            return (GIVEN,)
+        if not config.detect:
+            return ()
+        kinds = (config.detection.kind, *config.detectors)
+        return tuple(dict.fromkeys(resolve_kind(kind, model) for kind in kinds))
+
+    def detectors(self, state: TrainState) -> dict[str, Detector]:
+        """Returns the model's garment detectors by kind; every process has to call it."""
+        return self._once("detectors", state, self._make_detectors)
+
+    def detected_ranking(self, state: TrainState, kind: str) -> DetectedRanking:
+        """Returns the ranking of the boxes of a kind of detection, which has some on both sides."""
+        return self._once(f"ranking of {kind}", state, lambda state: self._rank_boxes(state, kind))
 
     def embed(self, models: Sequence[dict], split: Split | None = None) -> list[np.ndarray]:
         """Embeds the items of a split in one pass over the photographs, and keeps nothing.
@@ -127,15 +152,18 @@ class EvaluationContext:
     def _rank(self, state: TrainState) -> Ranking:
         return rank(self.protocol, self.encoded(state).embeddings[MODEL], self.run.mesh)
 
-    def _make_detector(self, state: TrainState) -> PhraseDetector:
-        config = self.run.config
-        return PhraseDetector(
-            config.model,
-            local_params(state.model),
-            self.run.encode,
-            config.evaluation.detection,
-            self.run.setup.compute,
+    def _rank_boxes(self, state: TrainState, kind: str) -> DetectedRanking:
+        detected = self.encoded(state).detections[kind]
+        return rank_detections(detected.boxes, detected.embeddings, self.protocol, self.run.mesh)
+
+    def _make_detectors(self, state: TrainState) -> dict[str, Detector]:
+        config, setup = self.run.config, self.run.setup
+        mesh, params = local_model(self.run.mesh, state.model)
+        model = DetectorModel(
+            config.model, params, self.run.encode, config.data.view, setup.compute, mesh
         )
+        settings = config.evaluation.detection
+        return {kind: make_detector(kind, model, settings) for kind in self.detection_kinds}
 
     def _encode(self, state: TrainState) -> EncodedSplit:
         """Reads every photograph once, and computes all inputs of the config's evaluators."""
@@ -143,7 +171,7 @@ class EvaluationContext:
         reader = PhotographReader(run, run.dataset.validation, config.baselines)
         untrained = run.fresh_state().model if config.baselines else None
         store = VisionTokenStore(*self._token_store_arguments()) if config.rerank else None
-        collector = self._collector(state)
+        collectors = self._collectors(state)
         features: list[np.ndarray] = []
         baseline: list[np.ndarray] = []
         histograms: list[tuple[np.ndarray, np.ndarray]] = []
@@ -160,18 +188,22 @@ class EvaluationContext:
                 baseline.append(self.embedder.embed(untrained, batch))
             for views in photographs:
                 histograms.append((views.rows, views.histograms))
-                if collector is not None:
+                for collector in collectors.values():
                     collector.add(views)
         embeddings = {MODEL: reader.by_item(np.concatenate(features))}
         if config.baselines:
             embeddings[UNTRAINED] = reader.by_item(np.concatenate(baseline))
             embeddings[HISTOGRAM] = self._join_histograms(histograms)
-        return EncodedSplit(embeddings, store, collector.finish() if collector else None)
+        detections = {kind: collector.finish() for kind, collector in collectors.items()}
+        return EncodedSplit(embeddings, store, detections)
 
-    def _collector(self, state: TrainState) -> DetectionCollector | None:
-        detect = self.run.config.evaluation.detect
-        detector = self.detector(state) if detect else self._given_boxes
-        return DetectionCollector(self.run, state.model, detector) if detector else None
+    def _collectors(self, state: TrainState) -> dict[str, DetectionCollector]:
+        given = self._given_boxes
+        sources = {GIVEN: given} if given else self.detectors(state)
+        return {
+            kind: DetectionCollector(self.run, state.model, source)
+            for kind, source in sources.items()
+        }
 
     def _token_store_arguments(self) -> tuple:
         config, items = self.run.config, self.run.dataset.validation.items

@@ -36,6 +36,11 @@ class DetectionTable:
     scores: np.ndarray
     skipped: int
 
+    @property
+    def on_both_sides(self) -> bool:
+        """Returns True if there are detections in shop pictures and in consumers' photographs."""
+        return len(np.unique(self.items.is_shop)) == 2
+
 
 @dataclasses.dataclass(frozen=True)
 class DetectedRanking:

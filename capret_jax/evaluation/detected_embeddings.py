@@ -3,19 +3,16 @@
 import dataclasses
 import time
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from capret_jax.config import MeshConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
 from capret_jax.data.pipeline import evaluation_view
 from capret_jax.data.transforms import View
 from capret_jax.detection.average_precision import coco_entries
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
+from capret_jax.detection.local_mesh import local_model
 from capret_jax.distributed.gather import gather_rows
-from capret_jax.distributed.mesh import make_mesh
 from capret_jax.evaluation.detected_boxes import DetectionTable, make_detections
 from capret_jax.evaluation.photograph_reader import PhotographViews
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
@@ -25,17 +22,6 @@ from capret_jax.train.run import Run
 _MIN_SCORE = 0.05
 # Photographs passed to the detector in one call.
 _PHOTOGRAPHS_PER_CALL = 32
-
-
-def local_params(params: dict) -> dict:
-    """Copies parameters to this process's first device, for computations without the others.
-
-    Every process has to call it.
-
-    Args:
-        params: a tree of arrays that are sharded over the mesh.
-    """
-    return jax.device_put(multihost_utils.process_allgather(params, tiled=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,19 +96,31 @@ class DetectionCollector:
         if isinstance(self._detector, DetectionTable):
             boxes = _in_photographs(self._detector, self._items.record[rows])
         else:
-            start = time.perf_counter()
-            detections = self._detector([views.photograph for views in photographs])
-            self._seconds += time.perf_counter() - start
-            self._detections += detections
-            boxes = self._select_boxes(rows, detections)
+            kept = self._select(rows, self._timed([views.photograph for views in photographs]))
+            boxes = make_detections(coco_entries(self._items["image_id"][rows], kept), self._items)
             self._boxes.append(boxes)
+            known = [x.embedding for in_image in kept for x in in_image if x.embedding is not None]
+            if known and len(known) == len(boxes.items):  # both in the order of photographs
+                self._embed.extend(known)
+                return
         for views, row in zip(photographs, rows, strict=True):
             in_photograph = boxes.items.record == self._items.record[row]
             self._embed.add(views.photograph, boxes.items.box[in_photograph])
 
-    def _select_boxes(
+    def _timed(self, photographs: list[Photograph]) -> list[list[Detection]]:
+        """Detects garments, and adds the time that it takes after compilation."""
+        assert not isinstance(self._detector, DetectionTable)
+        if not self._detections:
+            self._detector(photographs)
+        start = time.perf_counter()
+        detections = self._detector(photographs)
+        self._seconds += time.perf_counter() - start
+        self._detections += detections
+        return detections
+
+    def _select(
         self, rows: np.ndarray, by_photograph: list[list[Detection]]
-    ) -> DetectionTable:
+    ) -> list[list[Detection]]:
         """Selects the detections that serve as queries and gallery items.
 
         In shop pictures there is one for each garment; in consumers' photographs one for each
@@ -139,7 +137,7 @@ class DetectionCollector:
                 kept.append(suppress_across_categories(detections, _MIN_SCORE, overlap))
             else:
                 kept.append([x for x in detections if x.score >= _MIN_SCORE])
-        return make_detections(coco_entries(self._items["image_id"][rows], kept), self._items)
+        return kept
 
 
 class _LocalEmbedding:
@@ -148,14 +146,10 @@ class _LocalEmbedding:
     def __init__(self, run: Run, params: dict):
         self._run = run
         config = run.config
-        mesh, self._params, batch = run.mesh, params, config.evaluation.batch_size
-        if run.part.count > 1:
-            devices = jax.local_devices()
-            mesh, self._params = make_mesh(MeshConfig(), devices), local_params(params)
-            # This process's share of the batch, the same number on each of its devices.
-            share = -(-batch // run.part.count)
-            batch = -(-share // len(devices)) * len(devices)
-        self._batch = batch
+        mesh, self._params = local_model(run.mesh, params)
+        # This process's share of the batch, the same number on each of its devices.
+        share = -(-config.evaluation.batch_size // run.part.count)
+        self._batch = -(-share // mesh.size) * mesh.size
         compute = run.setup.compute
         self._embedder = Embedder(config.model, config.data.view, compute, mesh)
         self._views: list[View] = []
@@ -173,6 +167,10 @@ class _LocalEmbedding:
             self._views.append(evaluation_view(photograph, box[None], size, data))
             if len(self._views) == self._batch:
                 self._call()
+
+    def extend(self, embeddings: list[np.ndarray]) -> None:
+        """Adds boxes that are embedded already; a detector embeds all of its boxes or none."""
+        self._features.append(np.array(embeddings).reshape(len(embeddings), -1))
 
     def finish(self) -> np.ndarray:
         """Embeds the remaining boxes; returns the (n, E) float32 embeddings of all, in order."""

@@ -13,13 +13,12 @@ from capret_jax.detection.threshold import (
     at_threshold,
     calibrate_threshold,
     match_detections,
-    write_threshold,
+    write_thresholds,
 )
 from capret_jax.distributed.first_process import first_process_only
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.distributed.part import Part
 from capret_jax.evaluation.context import EvaluationContext
-from capret_jax.evaluation.detected_boxes import rank_detections
 from capret_jax.evaluation.detected_embeddings import SplitDetections
 from capret_jax.evaluation.retrieval import official_metrics, tables
 from capret_jax.train.state import TrainState
@@ -33,47 +32,64 @@ _CHUNK = 32
 class DetectionEvaluator:
     """Average precision by COCO's definition, and precision and recall at a calibrated threshold.
 
-    The threshold is calibrated on photographs of the training split, and written to the workdir for
-    serving.
+    The thresholds are calibrated on photographs of the training split, and written to the workdir
+    for serving.
     """
 
     def __init__(self, context: EvaluationContext):
         self._context = context
 
     def run(self, state: TrainState) -> dict[str, Any]:
-        """Detects garments in all validation photographs.
+        """Detects garments in all validation photographs, with each kind of detector.
 
         Returns:
-            "detection": "AP", "AP50", "AP75" of all detections; "threshold", and the "precision"
-            and "recall" of detections that reach it, one for each garment; "photographs", their
-            number, and "seconds", the time of the detector.
+            "detection": for each kind "AP", "AP50", "AP75" of all detections; "threshold", and the
+            "precision" and "recall" of detections that reach it, one for each garment; "mAP" and
+            "top_20" of retrieval with its boxes, where both sides have some; "photographs", their
+            number, "seconds", the time of the detector, and "seconds_per_photograph".
         """
-        run, detected = self._context.run, self._context.encoded(state).detections
-        assert detected is not None, "chosen only where evaluation.detect is set"
+        context, run = self._context, self._context.run
         overlap = run.config.evaluation.detection.overlap
-        detector = self._context.detector(state)
-        calibration = _calibrate(detector, run.dataset.train, run.part, overlap)
+        detected = context.encoded(state).detections
+        calibrations = {
+            kind: _calibrate(detector, run.dataset.train, run.part, overlap)
+            for kind, detector in context.detectors(state).items()
+        }
+        metrics = first_process_only(
+            lambda: {kind: self._measure(detected[kind], calibrations[kind]) for kind in detected}
+        )
+        for kind in detected:  # on all processes
+            metrics[kind] |= self._retrieval(state, kind)
         step = int(state.step)
-        return first_process_only(lambda: self._measure(detected, calibration, step))
+        first_process_only(lambda: write_thresholds(run.files.folder, step, calibrations))
+        return {"detection": metrics}
 
     def _measure(
-        self, detected: SplitDetections, calibration: ThresholdCalibration, step: int
+        self, detected: SplitDetections, calibration: ThresholdCalibration
     ) -> dict[str, Any]:
-        """Computes the metrics, and writes the threshold; see `run`."""
+        """Computes the metrics of a kind of detection but those of retrieval; see `run`."""
         run = self._context.run
         overlap, validation = run.config.evaluation.detection.overlap, run.dataset.validation
         images = validation.items["image_id"][detected.rows]
         entries = coco_entries(images, detected.by_photograph)
         counted = _suppress(detected.by_photograph, calibration.threshold, overlap)
         matched = _match(validation, detected.rows, counted)
-        write_threshold(run.files.folder, step, calibration)
-        metrics = {
+        photographs = len(detected.rows)
+        return {
             **average_precision(entries, validation.items),
             **at_threshold(matched, calibration.threshold)._asdict(),
-            "photographs": len(detected.rows),
+            "photographs": photographs,
             "seconds": detected.seconds,
+            "seconds_per_photograph": detected.seconds / photographs,
         }
-        return {"detection": metrics}
+
+    def _retrieval(self, state: TrainState, kind: str) -> dict[str, float]:
+        """Returns mAP and top-20 of retrieval with the boxes of a kind of detection."""
+        boxes = self._context.encoded(state).detections[kind].boxes
+        if not boxes.on_both_sides:
+            return {}
+        ranked = self._context.detected_ranking(state, kind)
+        return {"mAP": float(ranked.precision.mean()), "top_20": float((ranked.first < 20).mean())}
 
 
 class DetectedBoxEvaluator:
@@ -86,20 +102,20 @@ class DetectedBoxEvaluator:
         """Ranks the boxes detected in shop pictures for those in consumers' photographs.
 
         Returns:
-            "detected": the metrics of `tables`, "detections" and "skipped_detections", and
-            "official"; without this key where a side has no detection. The official result file is
-            added to the context's files.
+            "detected": the metrics of `tables`, "detections" and "skipped_detections", "detector",
+            the kind whose boxes they are, and "official"; without this key where a side has no
+            detection. The official result file is added to the context's files.
         """
-        context, detected = self._context, self._context.encoded(state).detections
-        assert detected is not None, "chosen only with evaluation.detect or evaluation.detections"
-        boxes, protocol = detected.boxes, context.protocol
-        if len(np.unique(boxes.items.is_shop)) < 2:
+        context, kind = self._context, self._context.detection_kinds[0]
+        boxes, protocol = context.encoded(state).detections[kind].boxes, context.protocol
+        if not boxes.on_both_sides:
             return {}
-        ranked = rank_detections(boxes, detected.embeddings, protocol, context.run.mesh)
+        ranked = context.detected_ranking(state, kind)
         context.files["deepfashion2_retrieval_detected.json"] = ranked.results
         items = context.run.dataset.validation.items
         metrics = first_process_only(
             lambda: {
+                "detector": kind,
                 **tables(items, protocol, ranked.precision, ranked.first),
                 "detections": len(boxes.items),
                 "skipped_detections": boxes.skipped,

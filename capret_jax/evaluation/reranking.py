@@ -12,10 +12,10 @@ import numpy as np
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.data.captions import category_phrase
+from capret_jax.detection.local_mesh import local_params
 from capret_jax.detection.phrases import PHRASES
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.evaluation.context import EvaluationContext
-from capret_jax.evaluation.detected_embeddings import local_params
 from capret_jax.evaluation.ranking import RerankedMetrics
 from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.metrics import summarize

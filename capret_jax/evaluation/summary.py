@@ -32,18 +32,17 @@ def summary(metrics: dict, folder: pathlib.Path) -> str:
             f"{metrics['queries']} queries, {metrics['gallery']} gallery items",
             *lines,
             f"{index['kind']}: recall@20 {index['recall@20']:.3f}",
-            *_detection_summary(metrics.get("detection")),
+            *_detection_summary(metrics.get("detection", {})),
             f"report: {folder / 'report.html'}",
         ]
     )
 
 
-def _detection_summary(detection: dict | None) -> list[str]:
-    """Formats the line of the phrase detector's metrics; no line without them."""
-    if not detection:
-        return []
+def _detection_summary(detection: dict[str, dict]) -> list[str]:
+    """Formats a line of the metrics of each kind of detection."""
     return [
-        f"detection by phrases: AP {detection['AP']:.3f}, AP50 {detection['AP50']:.3f}; from "
-        f"{detection['threshold']:.2f} on precision {detection['precision']:.3f}, recall "
-        f"{detection['recall']:.3f}"
+        f"detection by {kind}: AP {row['AP']:.3f}, AP50 {row['AP50']:.3f}; from "
+        f"{row['threshold']:.2f} on precision {row['precision']:.3f}, recall {row['recall']:.3f}; "
+        f"{1000 * row['seconds_per_photograph']:.0f} ms a photograph"
+        for kind, row in detection.items()
     ]

@@ -12,6 +12,7 @@ from capret_jax.losses.arcface import ClassHead, arcface_loss
 from capret_jax.losses.box import box_losses
 from capret_jax.losses.contrastive import ContrastiveFeatures, contrastive_loss
 from capret_jax.losses.distillation import distillation_loss
+from capret_jax.losses.locations import location_loss
 from capret_jax.losses.masked_lm import masked_lm_loss
 from capret_jax.losses.matching import matching_loss
 from capret_jax.losses.pairs import PairLabels
@@ -80,6 +81,11 @@ def _terms(
         terms["box_l1"], terms["box_giou"] = boxes
     if config.nlvr:
         terms["nlvr"] = matching_loss(outputs.pair_logits, batch.pair_label, batch.valid)
+    if config.locations:
+        sequences = batch.objects.sequences
+        terms["locations"] = location_loss(
+            outputs.location_logits, sequences.targets, sequences.weights
+        )
     embedding = outputs.item_embedding
     if config.supcon:
         terms["supcon"] = supervised_contrastive_loss(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig, beam_search
+from capret_jax.models.sampling import sampling_scores
 from capret_jax.models.x2vlm import X2VLM
 
 
@@ -74,10 +75,7 @@ def write_captions(
         x, cache = run(pair, prompt - 1 + written, cache)
         log_probs = jax.nn.log_softmax(model.masked_lm_logits(x[:, 1]))
         if keys is not None:
-            # Gumbel-max trick: the argmax of log-probabilities with Gumbel noise is a sample.
-            log_probs += jax.vmap(
-                lambda key: jax.random.gumbel(jax.random.fold_in(key, written), log_probs.shape[1:])
-            )(keys)
+            log_probs = sampling_scores(log_probs, keys, written)
         return log_probs, cache
 
     batch, ids = len(image), jnp.asarray(prompt_ids, jnp.int32)

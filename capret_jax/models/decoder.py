@@ -5,7 +5,7 @@ from flax import nnx
 
 from capret_jax.config import ComputeConfig, ModelConfig
 from capret_jax.models.bert import BertLayer, TextEmbeddings, causal_mask
-from capret_jax.models.heads import MaskedLmHead
+from capret_jax.models.heads import TokenHead
 from capret_jax.models.layers import split_key
 
 
@@ -23,7 +23,7 @@ class AnswerDecoder(nnx.Module):
                 for _ in range(config.decoder_layers)
             ]
         )
-        self.head = MaskedLmHead(config)
+        self.head = TokenHead(config.text_width, config.vocab_size)
 
     def __call__(
         self,

@@ -1,10 +1,9 @@
-"""Output heads: matching, boxes and masked tokens."""
+"""Output heads: matching, boxes and tokens."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capret_jax.config import ModelConfig
 from capret_jax.models.bert import EPSILON
 from capret_jax.models.layers import dense, gelu, layer_norm
 from capret_jax.models.precision import matmul
@@ -25,17 +24,17 @@ class MlpHead(nnx.Module):
         return self.down(gelu(self.norm(self.up(x))))
 
 
-class MaskedLmHead(nnx.Module):
+class TokenHead(nnx.Module):
     """BERT's masked language model head; its output matrix is the token embedding table."""
 
-    def __init__(self, config: ModelConfig):
-        self.dense = dense(config.text_width, config.text_width)
-        self.norm = layer_norm(config.text_width, EPSILON)
-        self.bias = nnx.Param(jnp.zeros((config.vocab_size,)))
+    def __init__(self, width: int, tokens: int):
+        self.dense = dense(width, width)
+        self.norm = layer_norm(width, EPSILON)
+        self.bias = nnx.Param(jnp.zeros((tokens,)))
 
-    def __call__(self, x: jax.Array, word_table: jax.Array) -> jax.Array:
-        """Computes (..., vocab) logits from x (..., D) and word_table (vocab, D)."""
-        return matmul(self.norm(gelu(self.dense(x))), word_table.T) + self.bias[...]
+    def __call__(self, x: jax.Array, table: jax.Array) -> jax.Array:
+        """Computes (..., V) logits from x (..., D) and the table (V, D)."""
+        return matmul(self.norm(gelu(self.dense(x))), table.T) + self.bias[...]
 
 
 def normalize(x: jax.Array) -> jax.Array:

@@ -24,8 +24,9 @@ from capret_jax.models.beit import VisionEncoder, pool_regions
 from capret_jax.models.bert import TextEncoder
 from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.fusion import FusionEncoder
-from capret_jax.models.heads import MaskedLmHead, MlpHead, normalize
+from capret_jax.models.heads import MlpHead, TokenHead, normalize
 from capret_jax.models.layers import dense
+from capret_jax.models.location_decoder import LocationDecoder, WrittenObjects, write_locations
 
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02
@@ -55,9 +56,11 @@ class X2VLM(nnx.Module):
         self.temperature = nnx.Param(jnp.array(INITIAL_TEMPERATURE, jnp.float32))
         self.itm_head = MlpHead(config.text_width, 2)
         self.bbox_head = MlpHead(config.text_width, 4)
-        self.mlm_head = MaskedLmHead(config)
+        self.mlm_head = TokenHead(config.text_width, config.vocab_size)
         if config.decoder_layers:
             self.decoder = AnswerDecoder(config, text_compute)
+        if config.location_layers:
+            self.locations = LocationDecoder(config, text_compute)
         if config.nlvr:
             self.nlvr_head = MlpHead(2 * config.text_width, 2)
         self.frames = config.frames
@@ -198,6 +201,16 @@ class X2VLM(nnx.Module):
     ) -> jax.Array:
         """Returns next-token logits (Q*K, A, vocab); see `AnswerDecoder`."""
         return self.decoder(answer_ids, answer_mask, question, question_mask, key)
+
+    def location_logits(
+        self, token_ids: jax.Array, image: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns (B, 5n, V) float32 logits of the objects' tokens; see `LocationDecoder`."""
+        return _float32(self.locations(token_ids, image, key))
+
+    def write_locations(self, image: jax.Array, keys: jax.Array, top_p: float) -> WrittenObjects:
+        """Writes the objects of pictures, (B, 1+N, D) states; see `write_locations`."""
+        return write_locations(self.locations, image, keys, top_p)
 
 
 def _float32(x: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from absl import flags, logging
 from capret_jax.command_line import run
 from capret_jax.config import DetectionConfig
 from capret_jax.config.data import RESIZES
+from capret_jax.config.evaluation import DETECTORS
 from capret_jax.config.model import DTYPES
 from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.connections import LimitedConnection
@@ -34,6 +35,12 @@ _PRECISION = flags.DEFINE_enum(
     "float32",
     DTYPES,
     "Precision of matrix products; bfloat16 is faster on GPUs, TPUs.",
+)
+_DETECTOR = flags.DEFINE_enum(
+    "detector",
+    "auto",
+    ["auto", *DETECTORS],
+    "How garments are found; auto: by locations where the model writes them, else by phrases.",
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", 0, 65535)
@@ -60,7 +67,7 @@ def main(argv: list[str]) -> None:
     """Loads the model and the index, compiles, and serves."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    detection = DetectionConfig(batch_size=BATCH_SIZES[1])
+    detection = DetectionConfig(_DETECTOR.value, batch_size=BATCH_SIZES[1])
     searcher = Searcher.from_dir(
         _MODEL.value,
         _INDEX.value,

@@ -13,7 +13,7 @@ from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
-from capret_jax.detection.phrases import PhraseDetector
+from capret_jax.detection.detectors import DetectorModel, make_detector, resolve_kind
 from capret_jax.detection.threshold import read_threshold
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
@@ -44,10 +44,12 @@ class Encoder:
             self.digest += f"+{setup.resize}"
         tokenizer = open_model_tokenizer(setup, model.config)
         self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
-        self.detector: Detector = PhraseDetector(
-            model.config, model.params, self.tokenize, detection, model.compute
-        )
         mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        detectable = DetectorModel(
+            model.config, model.params, self.tokenize, setup.view, model.compute, mesh
+        )
+        kind = resolve_kind(detection.kind, model.config)
+        self.detector: Detector = make_detector(kind, detectable, detection)
         self._embedder = Embedder(model.config, setup.view, model.compute, mesh)
 
     @classmethod
@@ -73,7 +75,8 @@ class Encoder:
             precision: "float32" or "bfloat16", see `load_model`.
 
         Raises:
-            InputError: the folder holds no model, or one whose embeddings need captions.
+            InputError: the folder holds no model, one whose embeddings need captions, or one that
+                cannot detect as `detection.kind` says.
         """
         model_folder = ModelFolder(folder)
         embedding = model_folder.card.config.embedding
@@ -82,7 +85,8 @@ class Encoder:
                 f"{folder} was trained with embedding.kind={embedding!r}, which reads a caption "
                 "of every picture: only embedding.kind='image' can be served."
             )
-        threshold = read_threshold(model_folder.path, model_folder.step, detection.threshold)
+        kind = resolve_kind(detection.kind, model_folder.card.config)
+        threshold = read_threshold(model_folder.path, model_folder.step, kind, detection.threshold)
         model = model_folder.load_model(image_size, precision)
         setup = model_folder.setup(tokenizer)
         if resize is not None:
@@ -155,7 +159,8 @@ class Encoder:
         for batch in BATCH_SIZES:
             self.embed([self.view(blank, None)] * batch)
         self.embed_text("a dress")
-        self.detect([blank])
+        for size in self.detector.call_sizes:
+            self.detect([blank] * size)
 
 
 def _clip_box(photograph: Photograph, box: np.ndarray) -> np.ndarray:

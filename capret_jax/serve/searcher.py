@@ -16,7 +16,6 @@ from PIL import Image
 from capret_jax.buckets.access import staged
 from capret_jax.config import DetectionConfig
 from capret_jax.data.images import Photograph
-from capret_jax.data.transforms import View
 from capret_jax.detection.detector import Detection
 from capret_jax.errors import InputError
 from capret_jax.retrieval.index import Index
@@ -130,27 +129,20 @@ class Searcher:
         Raises:
             InputError: there is neither photo nor text, or one of them cannot be used.
         """
-        view = None
+        parts = []
         if photo is not None:
             photograph = as_photograph(photo)
+            garment = None
             if box is not None:
                 box = check_pixels(box, "Searcher.search")
             elif garments := self.encoder.detect([photograph])[0]:
-                box = garments[0].box
-            view = self.encoder.view(photograph, box)
-        return self.nearest(self.query(view, text), k, where)
-
-    def query(self, view: View | None, text: str) -> np.ndarray:
-        """Embeds a view, a text, or both.
-
-        Returns:
-            (E,) float32, L2-normalised.
-
-        Raises:
-            InputError: there is neither view nor text.
-        """
-        parts = [] if view is None else [self.encoder.embed([view])[0]]
-        return combine_embeddings(parts + ([self.encoder.embed_text(text)] if text.strip() else []))
+                garment, box = garments[0].embedding, garments[0].box
+            if garment is None:
+                garment = self.encoder.embed([self.encoder.view(photograph, box)])[0]
+            parts.append(garment)
+        if text.strip():
+            parts.append(self.encoder.embed_text(text))
+        return self.nearest(combine_embeddings(parts), k, where)
 
     def nearest(self, query: np.ndarray, k: int, where: Filter | None = None) -> list[RankedItem]:
         """Returns the k items nearest to an (E,) embedding."""

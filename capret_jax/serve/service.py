@@ -79,7 +79,8 @@ class Service:
         self._decoding, self._max_decoding = 0, limits.waiting
         encoder, waiting = searcher.encoder, limits.waiting
         self._embed = Batcher[View, np.ndarray](encoder.embed, model, BATCH_SIZES[-1], waiting)
-        self._detect = Batcher[Photograph, Sequence](encoder.detect, model, BATCH_SIZES[1], waiting)
+        at_once = encoder.detector.call_sizes[-1]
+        self._detect = Batcher[Photograph, Sequence](encoder.detect, model, at_once, waiting)
         self._embed_text = Batcher[str, np.ndarray](
             self._embed_texts, model, BATCH_SIZES[-1], waiting
         )
@@ -155,13 +156,14 @@ class Service:
         """
         start, embeddings = time.perf_counter(), []
         if photo is not None:
-            photograph = await self._decode(photo)
-            if box is None:
-                garments = await self._detect(photograph)
-                box = garments[0].box / _scale(photograph) if garments else None
-            pixel_box = None if box is None else box * _scale(photograph)
-            view = await self.in_thread(self._searcher.encoder.view, photograph, pixel_box)
-            embeddings.append(await self._embed(view))
+            photograph, garment = await self._decode(photo), None
+            if box is None and (garments := await self._detect(photograph)):
+                garment, box = garments[0].embedding, garments[0].box / _scale(photograph)
+            if garment is None:
+                pixel_box = None if box is None else box * _scale(photograph)
+                view = await self.in_thread(self._searcher.encoder.view, photograph, pixel_box)
+                garment = await self._embed(view)
+            embeddings.append(garment)
         if text.strip():
             embeddings.append(await self._embed_text(text))
         query = combine_embeddings(embeddings)

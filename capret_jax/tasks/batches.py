@@ -13,6 +13,7 @@ from capret_jax.data.batch import NO_IDENTITY, Batch
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import mentions_sides
 from capret_jax.data.geometry import random_window_around
+from capret_jax.data.located_objects import pad_objects, scaled_view
 from capret_jax.data.masking import MaskedCaptions
 from capret_jax.data.pipeline import Batches
 from capret_jax.data.sampler import BatchOrder, Draw, RowSampler
@@ -27,6 +28,7 @@ from capret_jax.data.vqa import (
 )
 from capret_jax.distributed.batch_share import BatchShare
 from capret_jax.tasks.examples import (
+    AnnotatedPicture,
     ImageCaptions,
     PairSentence,
     ReferringExpression,
@@ -194,6 +196,29 @@ class _PhraseExamples(_Examples):
         return dataclasses.replace(batch, box=view.boxes)
 
 
+class _ObjectExamples(_Examples):
+    """Batches of one picture with all of its objects, at a random scale."""
+
+    def __init__(self, rows, encode, views, config):
+        super().__init__(rows, encode, views, config)
+        self._scale, self._most = config.data.location_batch.scale, config.model.location_items
+        more = sum(len(row.boxes) > self._most for row in rows)
+        if more and jax.process_index() == 0:
+            print(
+                f"training: {more} of {len(rows)} pictures have more than {self._most} objects, of "
+                "which the largest are learnt: config.model.location_items.",
+                flush=True,
+            )
+
+    def _make(self, row: AnnotatedPicture, draw: Draw, rng: np.random.Generator) -> Batch:
+        photograph = self._views.pictures.photograph(row.image)
+        boxes = np.array(row.boxes, np.float64).reshape(-1, 4)
+        view, kept = scaled_view(photograph, boxes, self._views.augment, self._scale, rng)
+        objects = pad_objects(view, np.array(row.classes, np.int64)[kept], self._most)
+        batch = _example(view.image, self._encode(""), draw)
+        return dataclasses.replace(batch, objects=dataclasses.replace(objects, image=None))
+
+
 class _PairExamples(_Examples):
     """Batches of one sentence with its left and its right picture."""
 
@@ -217,6 +242,7 @@ _EXAMPLES: dict[str, type[_Examples]] = {
     "captioning": _CaptionExamples,
     "vqa": _QuestionExamples,
     "grounding": _PhraseExamples,
+    "detection": _ObjectExamples,
     "nlvr2": _PairExamples,
 }
 

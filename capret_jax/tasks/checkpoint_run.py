@@ -139,8 +139,10 @@ def _check_parts(folder: ModelFolder, task: str, path: str) -> None:
     card = folder.card
     absent = set(model_parts(card.fresh))
     absent |= {"decoder"} if not card.config.decoder_layers else set()
+    absent |= {"locations"} if not card.config.location_layers else set()
     absent |= {"nlvr_head"} if not card.config.nlvr else set()
-    for part in ("fusion", *TASK_PARTS[task]):
+    shared = () if task == "detection" else ("fusion",)
+    for part in (*shared, *TASK_PARTS[task]):
         if part in absent:
             raise InputError(
                 f"{path} (a {card.kind} checkpoint) has no {part}, which --task={task} needs: "

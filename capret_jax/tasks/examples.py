@@ -54,6 +54,24 @@ class ReferringExpression(NamedTuple):
     size: tuple[int, int]
 
 
+class AnnotatedPicture(NamedTuple):
+    """A picture with all of its objects: COCO's detection.
+
+    Attributes:
+        image: path of the picture, below the folder of images.
+        image_id: the picture's id.
+        boxes: x1, y1, x2, y2 of each object in pixels, inside the picture.
+        classes: class of each, from 1.
+        names: name of the class of each.
+    """
+
+    image: str
+    image_id: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+    classes: tuple[int, ...]
+    names: tuple[str, ...]
+
+
 class PairSentence(NamedTuple):
     """A sentence that is true of two pictures or not: NLVR2.
 

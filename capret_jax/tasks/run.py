@@ -18,6 +18,7 @@ from capret_jax.data.vqa import answer_cleaning
 from capret_jax.errors import InputError
 from capret_jax.tasks.batches import make_batches
 from capret_jax.tasks.examples import (
+    AnnotatedPicture,
     ImageCaptions,
     PairSentence,
     ReferringExpression,
@@ -34,6 +35,7 @@ TASK_PARTS = {
     "vqa": ("decoder",),
     "grounding": ("bbox_head",),
     "captioning": ("mlm_head",),
+    "detection": ("locations",),
     "nlvr2": ("nlvr_head",),
 }
 
@@ -144,7 +146,7 @@ class TaskRun(BaseRun):
 
 
 def _encoded_texts(
-    row: ImageCaptions | VisualQuestion | ReferringExpression | PairSentence,
+    row: ImageCaptions | VisualQuestion | ReferringExpression | PairSentence | AnnotatedPicture,
 ) -> tuple[str, ...]:
     """Returns the texts of an example that the text encoder reads."""
     match row:
@@ -156,3 +158,5 @@ def _encoded_texts(
             return (row.text,)
         case PairSentence():
             return (row.sentence,)
+        case AnnotatedPicture():  # for the vocabulary of a model that starts from scratch
+            return row.names

@@ -314,6 +314,7 @@ def _check_divisible(config: ExperimentConfig, parts: int) -> None:
     for name, size, divisor in (
         ("batch_size", config.batch_size, each),
         ("data.region_batch.images", config.data.region_batch.images, each),
+        ("data.location_batch.images", config.located_images, each),
         ("evaluation.batch_size", config.evaluation.batch_size, parts),
     ):
         if size % divisor:

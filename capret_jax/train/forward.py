@@ -66,9 +66,8 @@ def forward(
     loss, regions = config.loss, config.data.view.regions
     # One key for the negatives of the whole batch; dropout differs between the parts.
     mining_key, noise_key = jax.random.split(context.key)
-    vision_key, text_key, fusion_key, mlm_key, vqa_key = jax.random.split(
-        jax.random.fold_in(noise_key, context.part), 5
-    )
+    part_key = jax.random.fold_in(noise_key, context.part)
+    vision_key, text_key, fusion_key, mlm_key, vqa_key = jax.random.split(part_key, 5)
     pictures = model.encode_image(normalize_pixels(batch.image), vision_key)
     images = ImageStates(pictures, None)
     if regions:
@@ -113,6 +112,10 @@ def forward(
         outputs["answer_logits"] = _answer_logits(model, batch, images, vqa_key)
     if loss.nlvr:
         outputs["pair_logits"] = _pair_logits(model, texts, images, fusion_key)
+    if loss.locations:
+        # Not one of the five above, which are what they were without this loss.
+        location_key = jax.random.fold_in(part_key, 5)
+        outputs["location_logits"] = _location_logits(model, batch.objects, pictures, location_key)
     if loss.embeddings and model.embedding != "image":
         outputs["embedding"] = model.item_features(*images, *texts, fused)
     return Outputs(**outputs)
@@ -127,6 +130,7 @@ _REACHED = {
     "box_l1": ("vision", "text", "fusion", "bbox_head"),
     "box_giou": ("vision", "text", "fusion", "bbox_head"),
     "nlvr": ("vision", "text", "fusion", "nlvr_head"),
+    "locations": ("vision", "locations"),
 }
 # Kind of embedding -> parts that the gradients of ArcFace, SupCon and distillation reach.
 _EMBEDDED = {
@@ -192,6 +196,13 @@ def _pair_logits(model, texts, images, key):
     twice = jax.tree.map(lambda x: _fold(jnp.stack([x, x], axis=1)), texts)
     fused = model.fuse(*twice, *images, key=key)
     return model.pair_logits(fused.reshape(-1, 2, *fused.shape[1:]))
+
+
+def _location_logits(model, objects, pictures, key):
+    vision_key, decoder_key = jax.random.split(key)
+    if objects.image is not None:
+        pictures = model.encode_image(normalize_pixels(objects.image), vision_key)
+    return model.location_logits(objects.sequences.inputs, pictures, decoder_key)
 
 
 def _masked_lm_logits(model, batch, images, loss, key):

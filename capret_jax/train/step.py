@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch import Batch, Outputs
 from capret_jax.distributed.mesh import BATCH_AXES, batch_parts, batch_sharding, replicated
 from capret_jax.losses import Metrics, StepContext
+from capret_jax.losses.locations import location_sequences
 from capret_jax.losses.memory import Memory
 from capret_jax.losses.total import total_loss
+from capret_jax.models.location_tokens import LocationTokens
 from capret_jax.models.x2vlm import bind
 from capret_jax.train.forward import forward
 from capret_jax.train.optimizer import pull_to_start, update_average
@@ -78,9 +81,11 @@ def make_loss(setup: StepSetup):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             context = StepContext(mesh, key, 0, parts, memory)
             items, regions = dataclasses.replace(batch, regions=None), batch.regions
+            if config.loss.locations:
+                items = _with_sequences(items, config, jax.random.fold_in(key, 3))
             total, metrics, embedding = loss_of(config.item_batch(), params, items, context)
             if regions is not None:
-                # Not 0 or 1, which are the two halves of the key.
+                # Not 0 or 1, which are the two halves of the key, nor 3, which sequences have.
                 context = StepContext(mesh, jax.random.fold_in(key, 2), 0, parts)
                 value, theirs, _ = loss_of(config.region_batch(), params, regions, context)
                 total += config.data.region_batch.weight * value
@@ -91,6 +96,13 @@ def make_loss(setup: StepSetup):
             return total, LossDetails(metrics, memory)
 
     return loss
+
+
+def _with_sequences(batch: Batch, config: ExperimentConfig, key: jax.Array) -> Batch:
+    """Draws the sequences of a batch's objects: of all parts of it at once."""
+    objects, tokens = batch.objects, LocationTokens(config.model.location_classes)
+    sequences = location_sequences(objects.box, objects.category, tokens, key)
+    return dataclasses.replace(batch, objects=dataclasses.replace(objects, sequences=sequences))
 
 
 def _accumulate(run: Callable, params: dict, batch: Batch, context: StepContext) -> Outputs:

@@ -24,8 +24,8 @@ from capret_jax.data.captions import TrainingCaptions, template_caption
 from capret_jax.data.geometry import random_window_around
 from capret_jax.data.items import ItemTable
 from capret_jax.data.masking import MaskedCaptions
+from capret_jax.data.photograph_sampler import PhotographSampler
 from capret_jax.data.pipeline import TrainingText, abstract_batch, training_iterator
-from capret_jax.data.region_sampler import RegionSampler
 from capret_jax.data.sampler import BatchOrder, make_sampler
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.vqa import ANSWER_TOKENS, SYNTHETIC_QUESTIONS, VqaSampler
@@ -99,7 +99,7 @@ def assert_equal(a, b):
 def test_shapes_and_dtypes(iterate):
     batch = next(iterate(masked=True, asked=True, wide=0.5))
     columns = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    for absent in ("teacher", "regions", "answer_weight", "pair_label"):
+    for absent in ("teacher", "objects", "regions", "answer_weight", "pair_label"):
         assert columns.pop(absent) is None
     shapes = {name: column.shape for name, column in columns.items()}
     assert shapes["image"] == (B, SIZE, SIZE, 3) and batch.image.dtype == np.uint8
@@ -272,7 +272,10 @@ def test_an_epoch_of_regions_visits_every_photograph_once(splits):
     photographs = len(np.unique(items.record))
     size = next(n for n in (8, 7, 6, 5) if photographs % n == 0)
     order = BatchOrder(size, 2 * photographs // size, seed=0)
-    draws = [RegionSampler(items, order)[i] for i in range(2 * photographs)]
+    draws = [
+        PhotographSampler(items, order, "data.region_batch.images")[i]
+        for i in range(2 * photographs)
+    ]
     records = items.record[[draw.row for draw in draws]].reshape(2, photographs)
     for epoch in records:
         np.testing.assert_array_equal(np.sort(epoch), np.unique(items.record))
@@ -282,11 +285,12 @@ def test_an_epoch_of_regions_visits_every_photograph_once(splits):
     several = [draw.row for seed in range(20) for draw in region_draws(items, seed)]
     assert set(several) == set(range(len(items)))
     with pytest.raises(InputError, match=r"region_batch.images=1000 is more than the \d+ photog"):
-        RegionSampler(items, BatchOrder(1000, 1, 0))
+        PhotographSampler(items, BatchOrder(1000, 1, 0), "data.region_batch.images")
 
 
 def region_draws(items, seed):
-    sampler = RegionSampler(items, BatchOrder(1, len(np.unique(items.record)), seed))
+    order = BatchOrder(1, len(np.unique(items.record)), seed)
+    sampler = PhotographSampler(items, order, "data.region_batch.images")
     return [sampler[i] for i in range(len(sampler))]
 
 

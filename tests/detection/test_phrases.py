@@ -45,7 +45,7 @@ def test_detections_are_boxes_inside_the_photograph_sorted_by_score(params, enco
         assert 1 <= len(in_image) <= 4
         scores = [detection.score for detection in in_image]
         assert scores == sorted(scores, reverse=True) and 0 <= min(scores) <= max(scores) <= 1
-        for category, box, _ in in_image:
+        for category, box, *_ in in_image:
             assert 1 <= category <= 13
             assert (box[:2] >= 0).all() and (box[2:] <= [WIDTH, HEIGHT]).all()
             assert (box[2:] - box[:2] >= 1 - 1e-9).all()

@@ -10,7 +10,7 @@ from capret_jax.detection.threshold import (
     calibrate_threshold,
     match_detections,
     read_threshold,
-    write_threshold,
+    write_thresholds,
 )
 from capret_jax.errors import InputError
 
@@ -58,21 +58,40 @@ def test_the_threshold_is_1_without_a_correct_detection():
 
 
 def test_the_threshold_is_written_into_and_read_from_the_models_folder(tmp_path):
-    assert read_threshold(tmp_path, 3, 0.5) == 0.5
-    write_threshold(tmp_path, 3, calibrate_threshold(scored([0.25], [True], 1)))
-    assert read_threshold(tmp_path, 3, 0.5) == 0.25
+    assert read_threshold(tmp_path, 3, "phrases", 0.5) == 0.5
+    scores = {"phrases": 0.25, "locations": 0.75}
+    calibrated = {k: calibrate_threshold(scored([v], [True], 1)) for k, v in scores.items()}
+    write_thresholds(tmp_path, 3, calibrated)
+    for kind, score in scores.items():
+        assert read_threshold(tmp_path, 3, kind, 0.5) == score
+
+
+def test_a_detector_that_was_not_calibrated_has_the_default(tmp_path, capsys):
+    write_thresholds(tmp_path, 3, {"phrases": calibrate_threshold(scored([0.25], [True], 1))})
+    assert read_threshold(tmp_path, 3, "locations", 0.5) == 0.5
+    assert "has no threshold of detection.kind='locations'" in capsys.readouterr().err
+
+
+def test_the_threshold_of_earlier_versions_is_that_of_phrases(tmp_path):
+    (tmp_path / "detection.json").write_text('{"step": 3, "threshold": 0.25}')
+    assert read_threshold(tmp_path, 3, "phrases", 0.5) == 0.25
 
 
 def test_the_threshold_of_another_step_is_not_used(tmp_path, capsys):
-    write_threshold(tmp_path, 3, calibrate_threshold(scored([0.25], [True], 1)))
-    assert read_threshold(tmp_path, 4, 0.5) == 0.5
+    write_thresholds(tmp_path, 3, {"phrases": calibrate_threshold(scored([0.25], [True], 1))})
+    assert read_threshold(tmp_path, 4, "phrases", 0.5) == 0.5
     assert "is of step 3, and the model of step 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"threshold": null}', '{"threshold": NaN}', "[" * 10**5, "\xff"]
+    "content",
+    [
+        *("", "[]", "{}", "[" * 10**5, "\xff"),
+        *('{"threshold": null}', '{"threshold": NaN}'),
+        *('{"detectors": [1]}', '{"detectors": {"phrases": 1}}'),
+    ],
 )
 def test_a_file_without_a_threshold_is_refused(tmp_path, content):
     (tmp_path / "detection.json").write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=r"detection\.json holds no threshold .*evaluate"):
-        read_threshold(tmp_path, 3, 0.5)
+        read_threshold(tmp_path, 3, "phrases", 0.5)

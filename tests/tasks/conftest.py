@@ -33,7 +33,11 @@ NO_CHANGES = AugmentConfig(
     margin=0.0, shrink=0.0, trim=0.0, flip=0.0, brightness=0.0, colour=0.0, erase=0.0
 )
 # Task -> its model, where it has parts that others lack; and settings of its losses.
-MODELS = {"vqa": ANSWERING_MODEL, "nlvr2": dataclasses.replace(SMALL_MODEL, nlvr=True)}
+MODELS = {
+    "vqa": ANSWERING_MODEL,
+    "nlvr2": dataclasses.replace(SMALL_MODEL, nlvr=True),
+    "detection": dataclasses.replace(SMALL_MODEL, location_items=3, location_classes=8),
+}
 LOSSES = {
     "captioning": {"mlm_causal": True, "mlm_insert": True},
     "vqa": {"vqa_reduction": "weighted_sum"},

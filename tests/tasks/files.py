@@ -129,6 +129,26 @@ def write_grounding(folder: pathlib.Path) -> TaskConfig:
     )
 
 
+def write_detection(folder: pathlib.Path) -> TaskConfig:
+    """Pictures of one or two squares, in COCO's format; a category is a colour."""
+    ids = {colour: 10 * number for number, colour in enumerate(COLOURS, 1)}
+    colours, pictures, annotations = list(COLOURS), [], []
+    for number, first in enumerate(colours):
+        boxes = [(first, LEFT), (colours[(number + 3) % len(colours)], RIGHT)][: 1 + number % 2]
+        name = f"{number:012d}.png"
+        paint(folder / "images" / "tiny" / name, "", boxes)
+        pictures.append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
+        for colour, box in boxes:
+            row = {"image_id": number, "category_id": ids[colour], "bbox": list(box), "iscrowd": 0}
+            annotations.append(row | {"id": 1 + len(annotations), "area": box[2] * box[3]})
+    categories = [{"id": key, "name": colour} for colour, key in ids.items()]
+    content = {"images": pictures, "annotations": annotations, "categories": categories}
+    path = write_json(folder / "instances_tiny.json", content)
+    return TaskConfig(
+        name="detection", train=(path, path), test=path, images=str(folder / "images")
+    )
+
+
 def write_nlvr2(folder: pathlib.Path) -> TaskConfig:
     """Pairs of pictures, and whether the left or the right one is of a colour."""
     images = _paint_all(folder)
@@ -156,5 +176,6 @@ WRITERS = {
     "vqa": write_vqa,
     "grounding": write_grounding,
     "captioning": write_captioning,
+    "detection": write_detection,
     "nlvr2": write_nlvr2,
 }

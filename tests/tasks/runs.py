@@ -23,7 +23,14 @@ from capret_jax.tasks.readers import Examples, read_test
 from tests.small_model import SMALL_MODEL
 from tests.tasks.files import COLOURS, captions_of
 
-MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1, nlvr=True)
+MODEL = dataclasses.replace(
+    SMALL_MODEL,
+    decoder_layers=1,
+    location_layers=1,
+    location_items=3,
+    location_classes=len(COLOURS),
+    nlvr=True,
+)
 TEXTS = [f"a {c} picture this is plain {c} what colour is it? both have one box" for c in COLOURS]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from capret_jax.tasks.evaluators.captioning import CaptioningMeasurement
+from capret_jax.tasks.evaluators.detection import DetectionMeasurement
 from capret_jax.tasks.evaluators.grounding import GroundingMeasurement
 from capret_jax.tasks.evaluators.inputs import EvaluationInputs, TaskResults
 from capret_jax.tasks.evaluators.nlvr2 import Nlvr2Measurement
@@ -18,6 +19,7 @@ _MEASUREMENTS: dict[str, Callable[[EvaluationInputs], Callable[[dict], TaskResul
     "vqa": VqaMeasurement,
     "grounding": GroundingMeasurement,
     "captioning": CaptioningMeasurement,
+    "detection": DetectionMeasurement,
     "nlvr2": Nlvr2Measurement,
 }
 

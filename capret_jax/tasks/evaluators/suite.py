@@ -11,7 +11,10 @@ from capret_jax.tasks.evaluators.inputs import TaskResults
 
 METRICS = "metrics.json"
 # The files of all evaluations: of a folder that holds others, nothing is deleted.
-RESULTS = {METRICS, "boxes.json", "captions.json", "judgements.json", "result.json"}
+RESULTS = {
+    *(METRICS, "boxes.json", "captions.json", "detections.json"),
+    *("judgements.json", "result.json"),
+}
 
 
 def check_replaceable(folder: pathlib.Path, flag: str) -> None:

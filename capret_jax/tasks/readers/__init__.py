@@ -7,6 +7,7 @@ from capret_jax.config.task import TaskConfig
 from capret_jax.tasks.readers.annotations import Examples
 from capret_jax.tasks.readers.captions import read_test_captions, read_training_captions
 from capret_jax.tasks.readers.grounding import read_test_phrases, read_training_phrases
+from capret_jax.tasks.readers.instances import read_test_instances, read_training_instances
 from capret_jax.tasks.readers.nlvr2 import read_test_sentences, read_training_sentences
 from capret_jax.tasks.readers.vqa import read_test_questions, read_training_questions
 
@@ -25,6 +26,7 @@ _READERS = {
     "vqa": _Readers(read_training_questions, read_test_questions),
     "grounding": _Readers(read_training_phrases, read_test_phrases),
     "captioning": _Readers(read_training_captions, read_test_captions),
+    "detection": _Readers(read_training_instances, read_test_instances),
     "nlvr2": _Readers(read_training_sentences, read_test_sentences),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
-from capret_jax.config import MeshConfig
+from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
@@ -210,6 +210,33 @@ def test_boxes_are_in_pixels_of_the_picture(make_run, model, params):
     np.testing.assert_allclose(
         to_pixels([[0.5, 0.5, 0.5, 0.25]], np.array([[64, 48]])), [[16, 18, 32, 12]]
     )
+
+
+def test_written_objects_are_in_pixels_with_the_files_ids(make_run, model, params):
+    run = make_run("detection")
+    results = make_evaluator(run).measure(params)
+    entries = results.files["detections.json"]
+    assert len(entries) == 3 * len(run.test.rows) and results.metrics["pictures"] == 8
+    bound = bind(abstract_model(MODEL)[0], params)
+    for row in run.test.rows:
+        keys = jax.random.key(0)[None]
+        written = bound.write_locations(
+            states(run, model, row.image), keys, DetectionConfig().top_p
+        )
+        ours = [entry for entry in entries if entry["image_id"] == row.image_id]
+        boxes = to_pixels(written.boxes[0], np.array([[64, 48]]))
+        np.testing.assert_allclose([entry["bbox"] for entry in ours], boxes, atol=0.02)
+        assert [entry["category_id"] for entry in ours] == [*(10 * (written.classes[0] + 1))]
+        assert [entry["score"] for entry in ours] == pytest.approx(written.scores[0], abs=1e-4)
+
+
+def test_other_classes_than_the_files_are_refused(make_run):
+    run = make_run("detection")
+    other = dataclasses.replace(run.config.model, location_classes=13)
+    with pytest.raises(InputError, match=r"has 8 categories, and the model writes 13 classes"):
+        make_evaluator(
+            dataclasses.replace(run, config=dataclasses.replace(run.config, model=other))
+        )
 
 
 def test_captions_continue_the_prompt(make_run, model, params):

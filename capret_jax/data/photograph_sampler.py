@@ -1,4 +1,4 @@
-"""The order of the photographs whose items train as regions, beside the batches of items."""
+"""The order of the photographs that train as a whole, beside the batches of items."""
 
 import functools
 
@@ -9,7 +9,7 @@ from capret_jax.data.sampler import BatchOrder, Draw
 from capret_jax.errors import InputError
 
 
-class RegionSampler:
+class PhotographSampler:
     """A random-access sequence of photographs that depends on the seed and the index alone.
 
     An epoch visits all photographs with items in a random order, each once; when the size of a
@@ -20,21 +20,24 @@ class RegionSampler:
         order: size, number and seed of the batches; `batch_size` counts photographs.
     """
 
-    def __init__(self, items: ItemTable, order: BatchOrder):
+    def __init__(self, items: ItemTable, order: BatchOrder, key: str, stream: int = 0):
         """
         Args:
             items: items of the training split.
             order: size, number and seed of the batches.
+            key: key of the config that holds the size, for messages.
+            stream: number of this order among those of the run, which are independent.
 
         Raises:
             InputError: there are fewer photographs than a batch has.
         """
         self.order = order
+        self._order_seed, self._row_seed, self._changes_seed = range(3 * stream + 4, 3 * stream + 7)
         self._starts = np.flatnonzero(np.diff(items.record, prepend=-1))
         self._ends = np.append(self._starts[1:], len(items))
         if len(self._starts) < order.batch_size:
             raise InputError(
-                f"data.region_batch.images={order.batch_size} is more than the "
+                f"{key}={order.batch_size} is more than the "
                 f"{len(self._starts)} photographs of the training split."
             )
         self._slots = order.share.rows(order.batch_size)[order.share.index]
@@ -48,9 +51,12 @@ class RegionSampler:
         epoch, batch = divmod(step, len(self._starts) // self.order.batch_size)
         photograph = self._shuffled(epoch)[batch * self.order.batch_size + slot]
         first, end = self._starts[photograph], self._ends[photograph]
-        row = np.random.default_rng([self.order.seed, 5, step, slot]).integers(first, end)
-        return Draw(int(row), (self.order.seed, 6, step, slot))
+        rng = np.random.default_rng([self.order.seed, self._row_seed, step, slot])
+        return Draw(
+            int(rng.integers(first, end)), (self.order.seed, self._changes_seed, step, slot)
+        )
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - one sampler lives as long as the run
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.order.seed, 4, epoch]).permutation(len(self._starts))
+        rng = np.random.default_rng([self.order.seed, self._order_seed, epoch])
+        return rng.permutation(len(self._starts))

@@ -1,0 +1,114 @@
+"""The detectors of a model, by name."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig, ViewConfig
+from capret_jax.data.images import Photograph
+from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.detection.detector import Detection, Detector
+from capret_jax.detection.locations import LocationDetector, check_locations
+from capret_jax.detection.phrases import PhraseDetector
+
+
+class DetectorModel(NamedTuple):
+    """A model, and what its detectors need of its training.
+
+    Attributes:
+        config: sizes of the model.
+        params: its parameters, on the mesh.
+        encode: encoder of captions as tokens, for phrases.
+        view: view of items.
+        compute: the numerics.
+        mesh: mesh of this process's devices to use.
+    """
+
+    config: ModelConfig
+    params: dict
+    encode: CaptionEncoder
+    view: ViewConfig
+    compute: ComputeConfig
+    mesh: Mesh
+
+
+def resolve_kind(kind: str, model: ModelConfig) -> str:
+    """Returns the kind of detector that "auto" stands for; any other kind is itself.
+
+    Args:
+        kind: `DetectionConfig.kind`.
+        model: the model to detect with.
+
+    Raises:
+        InputError: the model cannot write locations, and the kind needs them.
+    """
+    if kind == "auto":
+        return "locations" if model.location_layers else "phrases"
+    if kind != "phrases":
+        check_locations(model)
+    return kind
+
+
+def make_detector(kind: str, model: DetectorModel, config: DetectionConfig) -> Detector:
+    """Makes a detector.
+
+    Args:
+        kind: "phrases", "locations" or "both".
+        model: the model.
+        config: settings of the detector.
+
+    Raises:
+        InputError: the model lacks the part that writes locations, or the vocabulary a phrase.
+    """
+    numerics = model.compute, model.mesh
+    if kind == "phrases":
+        return PhraseDetector(model.config, model.params, model.encode, config, *numerics)
+    locations = LocationDetector(model.config, model.params, config, model.view, *numerics)
+    if kind == "locations":
+        return locations
+    phrases = PhraseDetector(model.config, model.params, model.encode, config, *numerics)
+    return RescoringDetector(locations, phrases)
+
+
+class RescoringDetector:
+    """Detects garments by writing locations, and scores them by their phrases, too.
+
+    The score of a detection is the geometric mean of the probability of its category, and of that
+    by which the phrase and the window around the box match.
+
+    Attributes:
+        config: settings of both; `candidates` boxes of a photograph are scored, and others dropped.
+    """
+
+    def __init__(self, locations: LocationDetector, phrases: PhraseDetector):
+        """
+        Args:
+            locations: detector that writes boxes.
+            phrases: detector that scores them.
+        """
+        self.config, self._locations, self._phrases = phrases.config, locations, phrases
+
+    @property
+    def call_sizes(self) -> tuple[int, ...]:
+        """See `detector.Detector`."""
+        return self._phrases.call_sizes
+
+    def __call__(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
+        """Returns the detections of each photograph, highest score first, without a threshold.
+
+        Raises:
+            InputError: a photograph cannot be decoded.
+        """
+        written = [x[: self.config.candidates] for x in self._locations(photographs)]
+        matches = self._phrases.match(photographs, written)
+        return [_rescore(*pair) for pair in zip(written, matches, strict=True)]
+
+
+def _rescore(detections: Sequence[Detection], matches: np.ndarray) -> list[Detection]:
+    rescored = [
+        detection._replace(score=float(np.sqrt(detection.score * match)))
+        for detection, match in zip(detections, matches, strict=True)
+    ]
+    return sorted(rescored, key=lambda detection: -detection.score)

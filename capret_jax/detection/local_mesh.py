@@ -1,0 +1,44 @@
+"""Computation on the devices of this process alone, as detection in its photographs needs."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from capret_jax.config import MeshConfig
+from capret_jax.distributed.mesh import make_mesh
+
+
+def first_device() -> Mesh:
+    """Returns the mesh of this process's first device."""
+    return make_mesh(MeshConfig(), jax.local_devices()[:1])
+
+
+def local_params(params: dict) -> dict:
+    """Copies parameters to this process's first device, for computations without the others.
+
+    Every process has to call it.
+
+    Args:
+        params: a tree of arrays that are sharded over the mesh of all processes.
+    """
+    return jax.device_put(multihost_utils.process_allgather(params, tiled=True))
+
+
+def local_model(mesh: Mesh, params: dict) -> tuple[Mesh, dict]:
+    """Returns a mesh of this process's devices, with parameters for it.
+
+    Every process has to call it.
+
+    Args:
+        mesh: mesh of all devices of all processes.
+        params: a tree of arrays that are sharded over it.
+    """
+    if jax.process_count() == 1:
+        return mesh, params
+    return make_mesh(MeshConfig(), jax.local_devices()), local_params(params)
+
+
+def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    """Repeats the last row of (n, ...) up to a number of rows."""
+    return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])

@@ -1,0 +1,159 @@
+"""A detector that writes boxes and categories, in one pass over a photograph (Pix2Seq)."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig, ViewConfig
+from capret_jax.config.model import PLAIN
+from capret_jax.data.images import Photograph
+from capret_jax.data.schema import CATEGORIES
+from capret_jax.data.transforms import frame
+from capret_jax.detection.boxes import from_window, non_max_suppression
+from capret_jax.detection.detector import Detection
+from capret_jax.detection.local_mesh import first_device, pad_rows
+from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
+from capret_jax.errors import InputError
+from capret_jax.models.beit import box_regions
+from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
+
+# Numbers of photographs of a call: one of a photograph alone, and more for many at once.
+_SIZES = (1, 4, 16)
+
+
+class LocationDetector:
+    """Detects garments with the decoder of locations; a `detector.Detector`.
+
+    The score of a detection is the probability of its category. Where items are regions of their
+    photographs, detections have embeddings, which are pooled from the same vision states.
+
+    Attributes:
+        config: sampling and suppression.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        params: dict,
+        config: DetectionConfig = DetectionConfig(),
+        view: ViewConfig = ViewConfig(),
+        compute: ComputeConfig = PLAIN,
+        mesh: Mesh | None = None,
+    ):
+        """
+        Args:
+            model: the model's sizes.
+            params: the model's parameters, with a trained decoder of locations, on the mesh.
+            config: sampling and suppression.
+            view: view of items; of regions, detections get embeddings.
+            compute: the numerics of the model.
+            mesh: mesh of this process's devices to use; its first device when None.
+
+        Raises:
+            InputError: the model has no such decoder, or one of other classes.
+        """
+        check_locations(model)
+        self.config, self._size, self._params = config, model.image_size, params
+        self._mesh = mesh or first_device()
+        self._embeds = view.regions and model.embedding == "image"
+        graphdef, abstract = abstract_model(model, compute)
+
+        def locate(params, images, keys):
+            with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
+                bound = bind(graphdef, params, compute.dtype)
+                states = bound.encode_image(normalize_pixels(images))
+                written = bound.write_locations(states, keys, config.top_p)
+                if not self._embeds:
+                    return written, None
+                regions, _ = box_regions(states, written.boxes.reshape(-1, 4))
+                features = bound.image_features(regions)
+                return written, features.reshape(*written.classes.shape, -1)
+
+        batch = batch_sharding(self._mesh)
+        self._locate = jax.jit(
+            locate,
+            in_shardings=(param_shardings(self._mesh, abstract), batch, batch),
+            out_shardings=replicated(self._mesh),
+        )
+
+    def __call__(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
+        """Returns the detections of each photograph, highest score first, without a threshold.
+
+        Raises:
+            InputError: a photograph cannot be decoded.
+        """
+        most, detections = self.call_sizes[-1], []
+        for start in range(0, len(photographs), most):
+            detections += self._detect(photographs[start : start + most])
+        return detections
+
+    @property
+    def call_sizes(self) -> tuple[int, ...]:
+        """See `detector.Detector`; each is a multiple of the devices."""
+        devices = self._mesh.size
+        return tuple(sorted({-(-size // devices) * devices for size in _SIZES}))
+
+    def _detect(self, photographs: Sequence[Photograph]) -> list[list[Detection]]:
+        views = [photograph.crop(frame(photograph), self._size) for photograph in photographs]
+        rows = next(size for size in self.call_sizes if size >= len(views))
+        images = pad_rows(np.stack(views), rows)
+        # The same for all, so that a photograph's detections do not depend on its batch.
+        keys = jax.numpy.broadcast_to(jax.random.key(0), (rows,))
+        placed = jax.device_put((images, keys), batch_sharding(self._mesh))
+        written, features = jax.device_get(self._locate(self._params, *placed))
+        return [
+            self._convert(
+                photograph,
+                written.boxes[row],
+                written.classes[row],
+                written.scores[row],
+                None if features is None else features[row],
+            )
+            for row, photograph in enumerate(photographs)
+        ]
+
+    def _convert(
+        self,
+        photograph: Photograph,
+        boxes: np.ndarray,
+        classes: np.ndarray,
+        scores: np.ndarray,
+        features: np.ndarray | None,
+    ) -> list[Detection]:
+        """Returns the detections of one photograph's N objects; of overlapping ones the best."""
+        in_pixels = from_window(boxes, frame(photograph))
+        kept: list[int] = []
+        for category in np.unique(classes):
+            rows = np.flatnonzero(classes == category)
+            keep = non_max_suppression(in_pixels[rows], scores[rows], self.config.overlap)
+            kept += [int(rows[i]) for i in keep]
+        kept.sort(key=lambda i: -scores[i])
+        return [
+            Detection(
+                int(classes[i]) + 1,
+                in_pixels[i],
+                float(scores[i]),
+                None if features is None else features[i],
+            )
+            for i in kept
+        ]
+
+
+def check_locations(model: ModelConfig) -> None:
+    """Checks that a model can write where garments are.
+
+    Raises:
+        InputError: it has no decoder of locations, or one of other classes.
+    """
+    if not model.location_layers:
+        raise InputError(
+            "detection.kind='locations' needs a model that writes locations, and this one has no "
+            "such part: train it with --config.loss.locations=1, or set detection.kind='phrases'."
+        )
+    if model.location_classes != len(CATEGORIES):
+        raise InputError(
+            f"the model writes locations of {model.location_classes} classes, and DeepFashion2 has "
+            f"{len(CATEGORIES)} categories: train it on photographs of garments first."
+        )

@@ -1,0 +1,201 @@
+"""A decoder that writes where objects are: Pix2Seq (arXiv 2109.10852) on X2-VLM's vision states."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from capret_jax.config import ComputeConfig, ModelConfig
+from capret_jax.models.bert import EPSILON, BertLayer, KeysValues, causal_mask
+from capret_jax.models.heads import TokenHead
+from capret_jax.models.layers import (
+    dropout,
+    dropout_arguments,
+    embedding,
+    layer_norm,
+    run_layers,
+    split_key,
+)
+from capret_jax.models.location_tokens import BINS, CLASS, TOKENS, LocationTokens, from_bins
+from capret_jax.models.sampling import sampling_scores
+
+# Longest wavelength of sine features, in sides of a picture; the shortest is of neighbouring bins.
+_LONGEST, _SHORTEST = 4.0, 4.0 / BINS
+
+
+class LocationDecoder(nnx.Module):
+    """Predicts each token of a picture's objects from those before it and the vision states.
+
+    It is a causal BERT with cross-attention. Its tokens are `LocationTokens`, of which bins and
+    patches have fixed sine features of their coordinates beside what they learn: BEiT knows
+    distances between patches alone, and neighbouring bins are similar before they were ever seen.
+    """
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig):
+        width = config.text_width
+        self.tokens = LocationTokens(config.location_classes)
+        self.items, self.compute = config.location_items, compute
+        self.dropout_rate, self.drop_path_rate = config.dropout, config.text_drop_path
+        self.bins = embedding(BINS, width)
+        self.classes = embedding(config.location_classes, width)
+        self.special = embedding(self.tokens.special, width)
+        # Positions: which object, and which of its tokens.
+        self.item = embedding(config.location_items, width)
+        self.place = embedding(TOKENS, width)
+        self.norm = layer_norm(width, EPSILON)
+        self.layers = nnx.List(
+            [
+                BertLayer(config, compute, context_width=config.vision_width)
+                for _ in range(config.location_layers)
+            ]
+        )
+        self.head = TokenHead(width, self.tokens.size)
+
+    def __call__(
+        self, token_ids: jax.Array, image: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """Computes next-token logits.
+
+        Args:
+            token_ids: (B, 5n) int: the start token, then the tokens of n objects but for the last.
+            image: (B, 1+N, D') states of the pictures.
+            key: random key, which turns dropout on.
+
+        Returns:
+            (B, 5n, V) logits; position t predicts token t, which the input has at t + 1.
+        """
+        first, *rest = split_key(key, 1 + len(self.layers))
+        table = self.token_table()
+        x = self.embed(table, token_ids, first)
+        mask, context = causal_mask(jnp.ones_like(token_ids)), self.context(image)
+        arguments = dropout_arguments(rest, self.drop_path_rate)
+        x = run_layers(self.layers, x, (mask, context, None), arguments, self.compute)
+        return self.head(x, table)
+
+    def token_table(self) -> jax.Array:
+        """Returns the (V, D) embeddings of all tokens."""
+        learnt = self.bins.embedding[...]
+        fixed = sine_features(np.arange(BINS) / (BINS - 1), learnt.shape[1])
+        bins = learnt + jnp.asarray(fixed * learnt.shape[1] ** -0.5, learnt.dtype)
+        return jnp.concatenate([bins, self.classes.embedding[...], self.special.embedding[...]])
+
+    def embed(
+        self,
+        table: jax.Array,
+        token_ids: jax.Array,
+        key: jax.Array | None = None,
+        start: jax.Array | int = 0,
+    ) -> jax.Array:
+        """Embeds (B, T) tokens from position `start` on as (B, T, D); `table` has all tokens."""
+        position = start + jnp.arange(token_ids.shape[1])
+        places = jnp.take(self.place.embedding[...], position % TOKENS, axis=0)
+        items = jnp.take(self.item.embedding[...], position // TOKENS, axis=0)
+        x = jnp.take(table, token_ids, axis=0) + places + items
+        return dropout(self.norm(x), self.dropout_rate, key)
+
+    def context(self, image: jax.Array) -> jax.Array:
+        """Adds the positions of patches to (B, 1+N, D') vision states."""
+        patches, width = image.shape[1] - 1, image.shape[2]
+        return image + jnp.asarray(_patch_positions(patches, width), image.dtype)
+
+
+class WrittenObjects(NamedTuple):
+    """N objects of each picture, in the order in which they were written.
+
+    Attributes:
+        boxes: (B, N, 4) float32 cx, cy, w, h as fractions of the picture.
+        classes: (B, N) int32 class from 0.
+        scores: (B, N) float32 probability of the class at its place, low for boxes without object.
+        token_ids: (B, 5N) int32 tokens that were written.
+    """
+
+    boxes: jax.Array
+    classes: jax.Array
+    scores: jax.Array
+    token_ids: jax.Array
+
+
+def write_locations(
+    decoder: LocationDecoder, image: jax.Array, keys: jax.Array, top_p: float
+) -> WrittenObjects:
+    """Writes N objects for each picture, by nucleus sampling, as one compiled loop.
+
+    Coordinates are drawn of the bins, and classes of the classes and "fake". An object's class is
+    the most probable true one and its score that one's probability, whatever was drawn.
+
+    Args:
+        decoder: a model's decoder.
+        image: (B, 1+N, D') states of the pictures.
+        keys: (B,) random keys; what is written for a picture depends on its own key alone.
+        top_p: share of the probability that is drawn from, 0.4 in Pix2Seq; 0 takes the most
+            probable token.
+    """
+    tokens, length = decoder.tokens, TOKENS * decoder.items
+    table, context = decoder.token_table(), decoder.context(image)
+    contexts = [layer.cross_attention.keys_values(context) for layer in decoder.layers]
+    kinds = jnp.arange(tokens.size)
+    is_class = (kinds >= BINS) & (kinds <= tokens.fake)
+
+    def write(state: _State, position: jax.Array) -> tuple[_State, tuple[jax.Array, jax.Array]]:
+        x = decoder.embed(table, state.last[:, None], start=position)
+        caches = []
+        for layer, cache, layer_context in zip(decoder.layers, state.caches, contexts, strict=True):
+            x, cache = layer.step(x, position, cache, layer_context)
+            caches.append(cache)
+        logits = decoder.head(x[:, 0], table).astype(jnp.float32)
+        allowed = jnp.where(position % TOKENS == CLASS, is_class, kinds < BINS)
+        log_probs = jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf))
+        scores = sampling_scores(log_probs, keys, position, top_p)
+        last = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        return _State(last, caches), (last, log_probs[:, BINS : tokens.fake])
+
+    batch, heads = len(image), decoder.layers[0].attention.heads
+    empty = jnp.zeros((batch, length, heads, table.shape[1] // heads), image.dtype)
+    start = jnp.full((batch,), tokens.start, jnp.int32)
+    state = _State(start, [(empty, empty) for _ in decoder.layers])
+    _, (written, class_log_probs) = jax.lax.scan(write, state, jnp.arange(length))
+    ids = written.T
+    of_classes = jnp.exp(class_log_probs[CLASS::TOKENS]).swapaxes(0, 1)
+    return WrittenObjects(
+        from_bins(ids.reshape(batch, -1, TOKENS)[..., :CLASS]),
+        jnp.argmax(of_classes, axis=-1).astype(jnp.int32),
+        jnp.max(of_classes, axis=-1),
+        ids,
+    )
+
+
+class _State(NamedTuple):
+    """Loop state: the last token of each picture, (B,) int32, and the layers' keys and values."""
+
+    last: jax.Array
+    caches: list[KeysValues]
+
+
+def sine_features(coordinates: np.ndarray, width: int) -> np.ndarray:
+    """Returns sines and cosines of coordinates, as in "Attention is all you need", section 3.5.
+
+    Args:
+        coordinates: (...,) fractions of a picture's side.
+        width: D.
+
+    Returns:
+        (..., D) float64 in [-1, 1]; the last one is 0 if D is odd.
+    """
+    wavelengths = np.geomspace(_SHORTEST, _LONGEST, width // 2)
+    angles = 2 * np.pi * coordinates[..., None] / wavelengths
+    features = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    return np.pad(features, [(0, 0)] * coordinates.ndim + [(0, width % 2)])
+
+
+@functools.lru_cache(maxsize=8)
+def _patch_positions(patches: int, width: int) -> np.ndarray:
+    """Returns (1+N, D') sine features: half of y, half of x; 0 for position 0, which has none."""
+    grid = round(patches**0.5)
+    centres = (np.arange(grid) + 0.5) / grid
+    half = width // 2
+    y, x = (sine_features(part, half) for part in np.meshgrid(centres, centres, indexing="ij"))
+    features = np.concatenate([y, x], axis=-1).reshape(patches, -1)
+    return np.pad(features, [(1, 0), (0, width - 2 * half)])

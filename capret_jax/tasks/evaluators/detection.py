@@ -1,0 +1,84 @@
+"""Detection evaluator: COCO's average precision of the boxes that the model writes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from capret_jax.config import DetectionConfig
+from capret_jax.detection.average_precision import coco_precision
+from capret_jax.errors import InputError
+from capret_jax.models.x2vlm import X2VLM, normalize_pixels
+from capret_jax.tasks.evaluators.inputs import EvaluationInputs, TaskResults
+from capret_jax.tasks.evaluators.mesh_model import MeshFunction
+from capret_jax.tasks.evaluators.pictures import picture_batches
+from capret_jax.tasks.readers.annotations import load_json
+from capret_jax.tasks.readers.instances import read_categories
+
+
+class DetectionMeasurement:
+    """Writes the objects of each picture."""
+
+    def __init__(self, run: EvaluationInputs):
+        """
+        Args:
+            run: pictures with their objects.
+
+        Raises:
+            InputError: the model writes another number of classes than the file has categories.
+        """
+        self._run, self._categories = run, read_categories(run.config.task.test)
+        count, wanted = len(self._categories.ids), run.config.model.location_classes
+        if count != wanted:
+            raise InputError(
+                f"{run.config.task.test} has {count} categories, and the model writes {wanted} "
+                f"classes: set --config.model.location_classes={count}."
+            )
+        self._write = MeshFunction(run.config, run.mesh, _write)
+
+    def __call__(self, params: dict) -> TaskResults:
+        """Detects objects in all pictures; every process has to call it.
+
+        Returns:
+            "AP", "AP50", "AP75", and "pictures"; the file `detections.json` is in COCO's result
+            format, [{"image_id", "category_id", "bbox", "score"}].
+        """
+        run, rows = self._run, self._run.test.rows
+        batches = picture_batches(run, [row.image for row in rows])
+        boxes, classes, scores = self._write.by_row(params, batches, len(rows))
+        annotated = load_json(run.config.task.test)
+        sizes = {image["id"]: (image["width"], image["height"]) for image in annotated["images"]}
+        entries = []
+        for row, *objects in zip(rows, boxes, classes, scores, strict=True):
+            entries += self._entries(row.image_id, sizes[row.image_id], *objects)
+        known = {row.image_id for row in rows}
+        dataset = annotated | {
+            "images": [image for image in annotated["images"] if image["id"] in known],
+            "annotations": [x for x in annotated["annotations"] if x["image_id"] in known],
+        }
+        metrics: dict[str, Any] = {**coco_precision(entries, dataset), "pictures": len(rows)}
+        return TaskResults(metrics, {"detections.json": entries})
+
+    def _entries(self, image_id: int, size: tuple[int, int], boxes, classes, scores) -> list[dict]:
+        """Converts the (N, ...) objects of one picture to COCO's result format."""
+        scale = np.tile(np.array(size, np.float64), 2)
+        corner = (boxes[:, :2].astype(np.float64) - boxes[:, 2:] / 2) * scale[:2]
+        sides = boxes[:, 2:] * scale[2:]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": self._categories.ids[number],
+                "bbox": [*low.round(2).tolist(), *side.round(2).tolist()],
+                "score": round(float(score), 5),
+            }
+            for low, side, number, score in zip(corner, sides, classes, scores, strict=True)
+        ]
+
+
+def _write(model: X2VLM, batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    image, _ = batch
+    keys = jnp.broadcast_to(jax.random.key(0), (len(image),))
+    states = model.encode_image(normalize_pixels(image))
+    written = model.write_locations(states, keys, DetectionConfig().top_p)
+    return written.boxes, written.classes, written.scores

@@ -1,0 +1,170 @@
+"""The detector that writes locations, with a real model, and the choice of detectors."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from capret_jax.config import DetectionConfig, MeshConfig, ViewConfig
+from capret_jax.config.model import PLAIN
+from capret_jax.data.images import Photograph
+from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.data.transforms import frame, whole_view
+from capret_jax.detection.detector import Detection
+from capret_jax.detection.detectors import (
+    DetectorModel,
+    RescoringDetector,
+    make_detector,
+    resolve_kind,
+)
+from capret_jax.detection.local_mesh import first_device
+from capret_jax.detection.locations import LocationDetector
+from capret_jax.detection.phrases import PHRASES, PhraseDetector
+from capret_jax.distributed.mesh import make_mesh
+from capret_jax.errors import InputError
+from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
+from capret_jax.retrieval.embedding import Embedder, PictureBatch
+from tests.small_model import SMALL_MODEL
+
+MODEL = dataclasses.replace(SMALL_MODEL, location_layers=1, location_items=4)
+REGION = ViewConfig("region")
+# Nothing is suppressed, so that every box can be compared.
+CONFIG = DetectionConfig(overlap=1.0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: 2 * x, init_params(MODEL, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    rng = np.random.default_rng(0)
+    sizes = [(80, 120), (64, 64), (100, 50), (48, 48), (70, 90)]
+    return [Photograph.from_pixels(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def detector(params):
+    return LocationDetector(MODEL, params, CONFIG, REGION)
+
+
+@pytest.fixture(scope="module")
+def found(detector, photographs):
+    return detector(photographs)
+
+
+def test_detections_are_what_the_model_writes(params, photographs, found):
+    model = bind(abstract_model(MODEL)[0], params)
+    for photograph, detections in zip(photographs, found, strict=True):
+        view = whole_view(photograph, frame(photograph)[None], MODEL.image_size)
+        states = model.encode_image(normalize_pixels(view.image[None]))
+        written = model.write_locations(states, jax.random.key(0)[None], CONFIG.top_p)
+        order = np.argsort(-written.scores[0], kind="stable")
+        assert [x.category_id for x in detections] == [*(written.classes[0][order] + 1)]
+        scores = [x.score for x in detections]
+        assert scores == pytest.approx([*map(float, written.scores[0][order])], rel=1e-3)
+        sides = np.tile([photograph.width, photograph.height], 2)
+        cx, cy, w, h = np.asarray(written.boxes[0][order]).T
+        edges = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1) * sides
+        boxes = np.array([x.box for x in detections])
+        # A box is at least a pixel wide and high.
+        large = (w * sides[0] > 1) & (h * sides[1] > 1)
+        np.testing.assert_allclose(boxes[large], edges[large], atol=1e-3)
+        assert (boxes >= 0).all() and (boxes <= sides).all()
+
+
+def test_detections_do_not_depend_on_the_batch(detector, photographs, found):
+    for photograph, together in zip(photographs, found, strict=True):
+        (alone,) = detector([photograph])
+        assert [x.category_id for x in alone] == [x.category_id for x in together]
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_allclose(one.box, other.box, atol=1e-9)
+            assert one.score == pytest.approx(other.score, rel=1e-4)
+
+
+def test_eight_devices_detect_like_one(params, photographs, found):
+    mesh = make_mesh(MeshConfig(), jax.devices())
+    for here, there in zip(
+        LocationDetector(MODEL, params, CONFIG, REGION, mesh=mesh)(photographs), found, strict=True
+    ):
+        assert [x.category_id for x in here] == [x.category_id for x in there]
+        np.testing.assert_allclose([x.box for x in here], [x.box for x in there], atol=1e-9)
+        np.testing.assert_allclose(
+            [x.embedding for x in here], [x.embedding for x in there], atol=1e-5
+        )
+
+
+def test_embeddings_are_those_of_the_regions(params, photographs, found):
+    embedder = Embedder(MODEL, REGION, PLAIN, first_device())
+    for photograph, detections in zip(photographs, found, strict=True):
+        sides = np.array([photograph.width, photograph.height])
+        boxes = np.array([x.box for x in detections])
+        large = (boxes[:, 2:] - boxes[:, :2] > 1 + 1e-6).all(axis=1)
+        view = whole_view(photograph, boxes, MODEL.image_size)
+        pictures = PictureBatch.without_captions(view.image[None], view.boxes[None])
+        expected = embedder.embed(params, pictures)[0]
+        ours = np.array([x.embedding for x in detections])
+        np.testing.assert_allclose(ours[large], expected[large], atol=1e-5)
+        assert large.any() and sides.all()
+
+
+def test_crops_are_embedded_by_others(params, photographs):
+    (detections,) = LocationDetector(MODEL, params, CONFIG)(photographs[:1])
+    assert all(x.embedding is None for x in detections)
+
+
+def test_of_overlapping_boxes_of_a_category_the_best_stays(params, photographs):
+    (detections,) = LocationDetector(MODEL, params, DetectionConfig(overlap=0.0))(photographs[:1])
+    categories = [x.category_id for x in detections]
+    assert len(set(categories)) == len(categories)
+
+
+def test_models_that_cannot_write_locations_are_refused():
+    assert resolve_kind("auto", SMALL_MODEL) == "phrases"
+    assert resolve_kind("auto", MODEL) == "locations"
+    assert resolve_kind("phrases", MODEL) == "phrases"
+    for kind in ("locations", "both"):
+        with pytest.raises(InputError, match=r"a model that writes locations.*loss.locations"):
+            resolve_kind(kind, SMALL_MODEL)
+    other = dataclasses.replace(MODEL, location_classes=80)
+    with pytest.raises(InputError, match="locations of 80 classes, and DeepFashion2 has 13"):
+        resolve_kind("locations", other)
+    with pytest.raises(InputError, match=r"detection.kind='boxes' is none of auto, phrases"):
+        DetectionConfig("boxes")
+
+
+@pytest.fixture(scope="module")
+def encode(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    build_vocabulary(PHRASES, path, 200)
+    return CaptionEncoder(load_tokenizer(str(path)), 12)
+
+
+def test_both_scores_what_is_written_by_its_phrases(params, photographs, encode, found):
+    model = DetectorModel(MODEL, params, encode, REGION, PLAIN, first_device())
+    config = dataclasses.replace(CONFIG, candidates=3)
+    detector = make_detector("both", model, config)
+    matches = PhraseDetector(MODEL, params, encode, config).match(
+        photographs, [x[:3] for x in found]
+    )
+    for rescored, written, match in zip(detector(photographs), found, matches, strict=True):
+        expected = np.sqrt([x.score for x in written[:3]] * match)
+        order = np.argsort(-expected, kind="stable")
+        np.testing.assert_allclose([x.score for x in rescored], expected[order], rtol=1e-4)
+        for ours, theirs in zip(rescored, [written[i] for i in order], strict=True):
+            assert ours.category_id == theirs.category_id
+            np.testing.assert_array_equal(ours.box, theirs.box)
+
+
+def test_photographs_without_detections_have_none_to_score(encode, params):
+    class Nothing:
+        config = DetectionConfig()
+
+        def __call__(self, photographs: list[Photograph]) -> list[list[Detection]]:
+            return [[] for _ in photographs]
+
+    phrases = PhraseDetector(MODEL, params, encode, DetectionConfig())
+    blank = Photograph.from_pixels(np.zeros((8, 8, 3), np.uint8))
+    assert RescoringDetector(Nothing(), phrases)([blank] * 2) == [[], []]
