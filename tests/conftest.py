@@ -1,5 +1,6 @@
 """Shared fixtures: golden values, a tiny model, the mini dataset, and one trained workdir."""
 
+import dataclasses
 import fcntl
 import gc
 import os
@@ -32,6 +33,7 @@ from capret_jax.config import (
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
+    LocationBatchConfig,
     LoopConfig,
     LossConfig,
     OptimizerConfig,
@@ -46,7 +48,7 @@ from capret_jax.models.x2vlm import abstract_model, bind
 from capret_jax.synthetic import builder as synthetic
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
-from tests.small_model import ANSWERING_MODEL
+from tests.small_model import WRITING_MODEL
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -129,18 +131,19 @@ def tiny_config(prepared_dir) -> ExperimentConfig:
     """A short run that trains every part of a model, and evaluates everything."""
     return ExperimentConfig(
         batch_size=16,
-        model=ANSWERING_MODEL,
+        model=dataclasses.replace(WRITING_MODEL, decoder_layers=1),
         data=DataConfig(
             variant="mini",
             prepared_dir=str(prepared_dir),
             views_per_identity=2,
             max_tokens=24,
+            location_batch=LocationBatchConfig(images=16),
             read=ReadConfig(threads=2, prefetch=2),
         ),
-        loss=LossConfig(mlm=1.0, mlm_causal=True, vqa=1.0, matching_group=2),
+        loss=LossConfig(mlm=1.0, mlm_causal=True, vqa=1.0, locations=1.0, matching_group=2),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9),
         loop=LoopConfig(steps=6, log_every=2, checkpoint_every=3, evaluate_every=6),
-        evaluation=EvaluationConfig(detect=True, rerank=5),
+        evaluation=EvaluationConfig(detect=True, detectors=("phrases",), rerank=5),
     )
 
 

@@ -16,3 +16,4 @@ SMALL_MODEL = dataclasses.replace(
     drop_path=0.0,
 )
 ANSWERING_MODEL = dataclasses.replace(SMALL_MODEL, decoder_layers=1)
+WRITING_MODEL = dataclasses.replace(SMALL_MODEL, location_layers=1, location_items=3)

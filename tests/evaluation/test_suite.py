@@ -68,15 +68,22 @@ def test_official_results_name_twenty_shop_items_per_query(trained_dir, splits):
 
 def test_detection_and_reranking_are_measured_and_reported(trained_dir, metrics, splits):
     detection, reranked = metrics["detection"], metrics["reranked"]
-    threshold = json.loads((trained_dir / "detection.json").read_text())["threshold"]
-    assert detection["threshold"] == threshold
-    assert detection["photographs"] == len(splits["validation"].records)
+    kept = json.loads((trained_dir / "detection.json").read_text())["detectors"]
+    assert set(detection) == set(kept) == {"phrases", "locations"}
+    for kind, measured in detection.items():
+        assert measured["threshold"] == kept[kind]["threshold"]
+        assert measured["photographs"] == len(splits["validation"].records)
+        assert {"AP", "AP50", "precision", "recall", "seconds_per_photograph"} <= set(measured)
+    # Retrieval is evaluated with the boxes of the kind that the model can: those it writes.
+    assert metrics["detected"]["detector"] == "locations"
+    for name in ("mAP", "top_20"):
+        assert detection["locations"][name] == pytest.approx(metrics["detected"][name])
     assert reranked["k"] == 5 and reranked["queries"] == metrics["queries"]
     assert reranked["items_encoded"] == len(splits["validation"].items)
     # Only the first five are reordered.
     assert reranked["top_20"] == metrics["top_20"] and reranked["top_5"] == metrics["top_5"]
     page = (trained_dir / "evaluation" / "report.html").read_text()
-    assert "Re-ranking" in page and "Garments found by phrases" in page
+    assert "Re-ranking" in page and "Garments found in the photographs" in page
 
 
 def test_boxes_are_detected_or_read_but_not_both():
@@ -108,7 +115,7 @@ def test_an_evaluation_reads_each_photograph_once(run, monkeypatch):
     context = EvaluationContext(run)
     state = run.state_to_evaluate()
     encoded = context.encoded(state)
-    assert encoded.tokens is not None and encoded.detections is not None
+    assert encoded.tokens is not None and set(encoded.detections) == {"locations", "phrases"}
     assert read == {("validation", i): 1 for i in range(len(run.dataset.validation.records))}
     assert context.encoded(state) is encoded
     assert context.ranking(state) is context.ranking(state)

@@ -11,11 +11,12 @@ import uvicorn
 from fastapi import HTTPException
 from starlette.testclient import TestClient
 
+from capret_jax.config import DetectionConfig
 from capret_jax.errors import InputError
 from capret_jax.retrieval.storage import load_index, save_index
 from capret_jax.serve.api import Access, create_app
 from capret_jax.serve.middleware import BodyLimit
-from capret_jax.serve.searcher import Searcher
+from capret_jax.serve.searcher import Searcher, as_photograph
 from capret_jax.serve.service import ServiceLimits
 from tests.commands import in_process
 from tests.serve.conftest import picture
@@ -56,6 +57,32 @@ def test_garments_are_detected_and_searched_for(client, searcher, photo):
     scores = [result["score"] for result in answer["results"]]
     np.testing.assert_allclose(scores, [result.score for result in expected], atol=1e-4)
     assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["phrases", "locations", "both"])
+def test_one_setting_chooses_the_detector(searcher, trained_dir, index_dir, photo, kind):
+    detection = DetectionConfig(kind, batch_size=1)
+    chosen = Searcher.from_dir(trained_dir, index_dir, detection=detection)
+    chosen.encoder.threshold = 0.0
+    assert chosen.detect(photo) and len(chosen.search(photo, k=3)) == 3
+    same = [x.score for x in chosen.detect(photo)] == [x.score for x in searcher.detect(photo)]
+    assert same == (kind == "locations")  # which "auto" stands for
+
+
+def test_a_photograph_without_garments_has_an_empty_list(searcher, photo, monkeypatch):
+    monkeypatch.setattr(searcher.encoder, "threshold", 1.1)
+    assert searcher.detect(photo) == []
+    assert len(searcher.search(photo, k=3)) == 3  # of the whole photograph
+
+
+def test_garments_with_embeddings_are_not_encoded_again(searcher, photo, monkeypatch):
+    encoder, garment = searcher.encoder, searcher.detect(photo)[0]
+    known = encoder.embed([encoder.view(as_photograph(photo), garment.box)])[0]
+    found = garment._replace(embedding=known)
+    expected = [result.item for result in searcher.search(photo, k=3)]
+    monkeypatch.setattr(encoder, "detect", lambda photographs: [[found]] * len(photographs))
+    monkeypatch.setattr(encoder, "embed", None)
+    assert [result.item for result in searcher.search(photo, k=3)] == expected
 
 
 def test_an_item_is_its_own_nearest_neighbour(searcher, splits):
