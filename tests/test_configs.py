@@ -101,6 +101,7 @@ RECIPES = {
     "vqav2": ("train_and_evaluate", {"vqa"}),
     "refcoco_plus": ("train_and_evaluate", {"box_l1", "box_giou"}),
     "coco_captioning": ("train_and_evaluate", {"mlm"}),
+    "coco_detection": ("train_and_evaluate", {"locations"}),
     "nlvr2": ("train_and_evaluate", {"nlvr"}),
 }
 

@@ -21,13 +21,17 @@ from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 
 # Numbers of photographs of a call: one of a photograph alone, and more for many at once.
 _SIZES = (1, 4, 16)
+# Probability from which a box is a detection of a category.
+_LEAST = 0.01
 
 
 class LocationDetector:
     """Detects garments with the decoder of locations; a `detector.Detector`.
 
-    The score of a detection is the probability of its category. Where items are regions of their
-    photographs, detections have embeddings, which are pooled from the same vision states.
+    A written box is a detection of each category that it may be, with its probability as the score:
+    Pix2Seq takes the most probable one alone, which costs average precision where categories look
+    alike (docs/detection.md). Where items are regions of their photographs, detections have
+    embeddings, which are pooled from the same vision states.
 
     Attributes:
         config: sampling and suppression.
@@ -69,7 +73,7 @@ class LocationDetector:
                     return written, None
                 regions, _ = box_regions(states, written.boxes.reshape(-1, 4))
                 features = bound.image_features(regions)
-                return written, features.reshape(*written.classes.shape, -1)
+                return written, features.reshape(*written.boxes.shape[:2], -1)
 
         batch = batch_sharding(self._mesh)
         self._locate = jax.jit(
@@ -107,8 +111,7 @@ class LocationDetector:
             self._convert(
                 photograph,
                 written.boxes[row],
-                written.classes[row],
-                written.scores[row],
+                written.probabilities[row],
                 None if features is None else features[row],
             )
             for row, photograph in enumerate(photographs)
@@ -118,27 +121,19 @@ class LocationDetector:
         self,
         photograph: Photograph,
         boxes: np.ndarray,
-        classes: np.ndarray,
-        scores: np.ndarray,
+        probabilities: np.ndarray,
         features: np.ndarray | None,
     ) -> list[Detection]:
         """Returns the detections of one photograph's N objects; of overlapping ones the best."""
-        in_pixels = from_window(boxes, frame(photograph))
-        kept: list[int] = []
-        for category in np.unique(classes):
-            rows = np.flatnonzero(classes == category)
-            keep = non_max_suppression(in_pixels[rows], scores[rows], self.config.overlap)
-            kept += [int(rows[i]) for i in keep]
-        kept.sort(key=lambda i: -scores[i])
-        return [
-            Detection(
-                int(classes[i]) + 1,
-                in_pixels[i],
-                float(scores[i]),
-                None if features is None else features[i],
-            )
-            for i in kept
-        ]
+        in_pixels, detections = from_window(boxes, frame(photograph)), []
+        for category, scores in enumerate(probabilities.T, 1):
+            rows = np.flatnonzero(scores >= _LEAST)
+            for i in non_max_suppression(in_pixels[rows], scores[rows], self.config.overlap):
+                row = rows[i]
+                embedding = None if features is None else features[row]
+                found = Detection(category, in_pixels[row], float(scores[row]), embedding)
+                detections.append(found)
+        return sorted(detections, key=lambda detection: -detection.score)
 
 
 def check_locations(model: ModelConfig) -> None:

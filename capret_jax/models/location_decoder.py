@@ -107,14 +107,13 @@ class WrittenObjects(NamedTuple):
 
     Attributes:
         boxes: (B, N, 4) float32 cx, cy, w, h as fractions of the picture.
-        classes: (B, N) int32 class from 0.
-        scores: (B, N) float32 probability of the class at its place, low for boxes without object.
+        probabilities: (B, N, C) float32 of each class; what is missing to 1 is that of "fake", of
+            boxes without object.
         token_ids: (B, 5N) int32 tokens that were written.
     """
 
     boxes: jax.Array
-    classes: jax.Array
-    scores: jax.Array
+    probabilities: jax.Array
     token_ids: jax.Array
 
 
@@ -123,8 +122,8 @@ def write_locations(
 ) -> WrittenObjects:
     """Writes N objects for each picture, by nucleus sampling, as one compiled loop.
 
-    Coordinates are drawn of the bins, and classes of the classes and "fake". An object's class is
-    the most probable true one and its score that one's probability, whatever was drawn.
+    Coordinates are drawn of the bins, and classes of the classes and "fake". What an object is, its
+    probabilities say, whatever was drawn.
 
     Args:
         decoder: a model's decoder.
@@ -159,12 +158,7 @@ def write_locations(
     _, (written, class_log_probs) = jax.lax.scan(write, state, jnp.arange(length))
     ids = written.T
     of_classes = jnp.exp(class_log_probs[CLASS::TOKENS]).swapaxes(0, 1)
-    return WrittenObjects(
-        from_bins(ids.reshape(batch, -1, TOKENS)[..., :CLASS]),
-        jnp.argmax(of_classes, axis=-1).astype(jnp.int32),
-        jnp.max(of_classes, axis=-1),
-        ids,
-    )
+    return WrittenObjects(from_bins(ids.reshape(batch, -1, TOKENS)[..., :CLASS]), of_classes, ids)
 
 
 class _State(NamedTuple):

@@ -16,6 +16,9 @@ from capret_jax.tasks.evaluators.pictures import picture_batches
 from capret_jax.tasks.readers.annotations import load_json
 from capret_jax.tasks.readers.instances import read_categories
 
+# Detections of a picture that COCO counts.
+_MOST = 100
+
 
 class DetectionMeasurement:
     """Writes the objects of each picture."""
@@ -46,11 +49,11 @@ class DetectionMeasurement:
         """
         run, rows = self._run, self._run.test.rows
         batches = picture_batches(run, [row.image for row in rows])
-        boxes, classes, scores = self._write.by_row(params, batches, len(rows))
+        boxes, probabilities = self._write.by_row(params, batches, len(rows))
         annotated = load_json(run.config.task.test)
         sizes = {image["id"]: (image["width"], image["height"]) for image in annotated["images"]}
         entries = []
-        for row, *objects in zip(rows, boxes, classes, scores, strict=True):
+        for row, *objects in zip(rows, boxes, probabilities, strict=True):
             entries += self._entries(row.image_id, sizes[row.image_id], *objects)
         known = {row.image_id for row in rows}
         dataset = annotated | {
@@ -60,25 +63,28 @@ class DetectionMeasurement:
         metrics: dict[str, Any] = {**coco_precision(entries, dataset), "pictures": len(rows)}
         return TaskResults(metrics, {"detections.json": entries})
 
-    def _entries(self, image_id: int, size: tuple[int, int], boxes, classes, scores) -> list[dict]:
-        """Converts the (N, ...) objects of one picture to COCO's result format."""
+    def _entries(
+        self, image_id: int, size: tuple[int, int], boxes: np.ndarray, probabilities: np.ndarray
+    ) -> list[dict]:
+        """Converts N boxes, (N, 4) and (N, C), to COCO's result format: the best of all classes."""
         scale = np.tile(np.array(size, np.float64), 2)
         corner = (boxes[:, :2].astype(np.float64) - boxes[:, 2:] / 2) * scale[:2]
-        sides = boxes[:, 2:] * scale[2:]
+        corners = np.concatenate([corner, boxes[:, 2:] * scale[2:]], axis=1).round(2)
+        best = np.argsort(-probabilities, axis=None, kind="stable")[:_MOST]
         return [
             {
                 "image_id": image_id,
                 "category_id": self._categories.ids[number],
-                "bbox": [*low.round(2).tolist(), *side.round(2).tolist()],
-                "score": round(float(score), 5),
+                "bbox": corners[row].tolist(),
+                "score": round(float(probabilities[row, number]), 5),
             }
-            for low, side, number, score in zip(corner, sides, classes, scores, strict=True)
+            for row, number in zip(*np.unravel_index(best, probabilities.shape), strict=True)
         ]
 
 
-def _write(model: X2VLM, batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _write(model: X2VLM, batch) -> tuple[jax.Array, jax.Array]:
     image, _ = batch
     keys = jnp.broadcast_to(jax.random.key(0), (len(image),))
     states = model.encode_image(normalize_pixels(image))
     written = model.write_locations(states, keys, DetectionConfig().top_p)
-    return written.boxes, written.classes, written.scores
+    return written.boxes, written.probabilities

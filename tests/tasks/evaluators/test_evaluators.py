@@ -216,7 +216,7 @@ def test_written_objects_are_in_pixels_with_the_files_ids(make_run, model, param
     run = make_run("detection")
     results = make_evaluator(run).measure(params)
     entries = results.files["detections.json"]
-    assert len(entries) == 3 * len(run.test.rows) and results.metrics["pictures"] == 8
+    assert len(entries) == 3 * 8 * len(run.test.rows) and results.metrics["pictures"] == 8
     bound = bind(abstract_model(MODEL)[0], params)
     for row in run.test.rows:
         keys = jax.random.key(0)[None]
@@ -225,9 +225,12 @@ def test_written_objects_are_in_pixels_with_the_files_ids(make_run, model, param
         )
         ours = [entry for entry in entries if entry["image_id"] == row.image_id]
         boxes = to_pixels(written.boxes[0], np.array([[64, 48]]))
-        np.testing.assert_allclose([entry["bbox"] for entry in ours], boxes, atol=0.02)
-        assert [entry["category_id"] for entry in ours] == [*(10 * (written.classes[0] + 1))]
-        assert [entry["score"] for entry in ours] == pytest.approx(written.scores[0], abs=1e-4)
+        scores = np.asarray(written.probabilities[0])
+        best = np.argsort(-scores, axis=None, kind="stable")
+        items, classes = np.unravel_index(best, scores.shape)
+        np.testing.assert_allclose([entry["bbox"] for entry in ours], boxes[items], atol=0.02)
+        assert [entry["category_id"] for entry in ours] == [*(10 * (classes + 1))]
+        assert [entry["score"] for entry in ours] == pytest.approx([*scores.flat[best]], abs=1e-4)
 
 
 def test_other_classes_than_the_files_are_refused(make_run):
