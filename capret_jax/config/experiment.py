@@ -14,8 +14,6 @@ from capret_jax.config.views import AugmentConfig, RegionBatchConfig, ViewConfig
 from capret_jax.errors import InputError
 
 MODES = ("train_and_evaluate", "train", "evaluate")
-# Layers of the decoder of locations where `loss.locations` needs one and `model` names none.
-_LOCATION_LAYERS = 2
 # Keys that a task reads; others have to keep their defaults.
 _TASK_KEYS = {
     "data": ("tokenizer", "max_tokens", "cleaning", "max_words", "captions", "augment", "read"),
@@ -62,7 +60,7 @@ class ExperimentConfig:
         # `embedding.kind` is the only key to set; the model's field follows it.
         model = dataclasses.replace(self.model, embedding=self.embedding.kind)
         if self.loss.locations and not model.location_layers:
-            model = dataclasses.replace(model, location_layers=_LOCATION_LAYERS)
+            model = dataclasses.replace(model, location_layers=model.fusion_layers)
         object.__setattr__(self, "model", model)
         if self.mode not in MODES:
             raise InputError(f"config.mode={self.mode!r} is none of {', '.join(MODES)}.")

@@ -22,7 +22,7 @@ class ModelConfig:
         embed_dim: E, the width of the retrieval embedding.
         decoder_layers: number of layers of the VQA answer decoder; 0 for no decoder.
         location_layers: number of layers of the decoder that writes where objects are; 0 for no
-            such decoder, or for 2 layers where `loss.locations` trains it.
+            such decoder, or for `fusion_layers` where `loss.locations` trains it.
         location_items: objects that it writes of a picture.
         location_classes: their classes; 13 are DeepFashion2's categories.
         nlvr: True for a head that compares a sentence with two pictures.

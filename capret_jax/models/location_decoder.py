@@ -22,8 +22,8 @@ from capret_jax.models.layers import (
 from capret_jax.models.location_tokens import BINS, CLASS, TOKENS, LocationTokens, from_bins
 from capret_jax.models.sampling import sampling_scores
 
-# Longest wavelength of sine features, in sides of a picture; the shortest is of neighbouring bins.
-_LONGEST, _SHORTEST = 4.0, 4.0 / BINS
+# Longest wavelength of sine features, in sides of a picture.
+_LONGEST = 4.0
 
 
 class LocationDecoder(nnx.Module):
@@ -78,7 +78,7 @@ class LocationDecoder(nnx.Module):
     def token_table(self) -> jax.Array:
         """Returns the (V, D) embeddings of all tokens."""
         learnt = self.bins.embedding[...]
-        fixed = sine_features(np.arange(BINS) / (BINS - 1), learnt.shape[1])
+        fixed = sine_features(np.arange(BINS) / (BINS - 1), 4 / BINS, learnt.shape[1])
         bins = learnt + jnp.asarray(fixed * learnt.shape[1] ** -0.5, learnt.dtype)
         return jnp.concatenate([bins, self.classes.embedding[...], self.special.embedding[...]])
 
@@ -168,17 +168,19 @@ class _State(NamedTuple):
     caches: list[KeysValues]
 
 
-def sine_features(coordinates: np.ndarray, width: int) -> np.ndarray:
+def sine_features(coordinates: np.ndarray, shortest: float, width: int) -> np.ndarray:
     """Returns sines and cosines of coordinates, as in "Attention is all you need", section 3.5.
 
     Args:
         coordinates: (...,) fractions of a picture's side.
+        shortest: the shortest wavelength; under two steps between coordinates, those of neighbours
+            are no longer similar.
         width: D.
 
     Returns:
         (..., D) float64 in [-1, 1]; the last one is 0 if D is odd.
     """
-    wavelengths = np.geomspace(_SHORTEST, _LONGEST, width // 2)
+    wavelengths = np.geomspace(shortest, _LONGEST, width // 2)
     angles = 2 * np.pi * coordinates[..., None] / wavelengths
     features = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
     return np.pad(features, [(0, 0)] * coordinates.ndim + [(0, width % 2)])
@@ -189,7 +191,7 @@ def _patch_positions(patches: int, width: int) -> np.ndarray:
     """Returns (1+N, D') sine features: half of y, half of x; 0 for position 0, which has none."""
     grid = round(patches**0.5)
     centres = (np.arange(grid) + 0.5) / grid
-    half = width // 2
-    y, x = (sine_features(part, half) for part in np.meshgrid(centres, centres, indexing="ij"))
+    half, places = width // 2, np.meshgrid(centres, centres, indexing="ij")
+    y, x = (sine_features(part, 2 / grid, half) for part in places)
     features = np.concatenate([y, x], axis=-1).reshape(patches, -1)
     return np.pad(features, [(1, 0), (0, width - 2 * half)])

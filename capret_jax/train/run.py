@@ -14,7 +14,7 @@ from capret_jax.checkpoints.fingerprints import (
     table_fingerprint,
     vocabulary_fingerprint,
 )
-from capret_jax.checkpoints.initialization import check_projection
+from capret_jax.checkpoints.initialization import check_parts, check_projection
 from capret_jax.config import ExperimentConfig
 from capret_jax.data.batch_iterator import BatchIterator
 from capret_jax.data.captions import (
@@ -37,6 +37,7 @@ from capret_jax.data.vqa import (
     vocabulary_of,
 )
 from capret_jax.datasets import open_dataset
+from capret_jax.detection.detectors import resolve_kind
 from capret_jax.distributed.mesh import first_process_first
 from capret_jax.train.base_run import BaseRun, VocabularyTexts
 
@@ -76,6 +77,8 @@ class Run(BaseRun):
         if config.data.teacher and config.mode != "evaluate":
             self._teacher = open_teacher(config.data.teacher, len(self.dataset.train.items))
         self.setup = self._make_setup(self.sampler.class_sizes)
+        if config.mode != "evaluate":
+            self._report_crowded()
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -119,7 +122,24 @@ class Run(BaseRun):
         return max(map(self._cut_share, samples))
 
     def _check_evaluable(self) -> None:
-        check_projection(self.config.init_from, self.config.model)
+        config = self.config
+        check_projection(config.init_from, config.model)
+        kinds = (config.evaluation.detection.kind, *config.evaluation.detectors)
+        if config.evaluation.detect and any(
+            resolve_kind(kind, config.model) != "phrases" for kind in kinds
+        ):
+            check_parts(config.init_from, config.model, ("locations",))
+
+    def _report_crowded(self) -> None:
+        """Says how many photographs have more items than the model writes objects."""
+        most, record = self.config.model.location_items, self.dataset.train.items.record
+        crowded = int((np.unique(record, return_counts=True)[1] > most).sum())
+        if crowded and self.config.located_images and self.part.index == 0:
+            print(
+                f"training: {crowded} photographs have more than {most} items, of which the "
+                "largest are learnt: config.model.location_items.",
+                flush=True,
+            )
 
     def _vocabulary_texts(self) -> VocabularyTexts:
         config = self.config

@@ -98,7 +98,7 @@ def test_boxes_of_swapped_bins_have_their_edges_in_order():
 
 
 def test_neighbouring_bins_have_similar_features():
-    features = sine_features(np.arange(BINS) / (BINS - 1), 48)
+    features = sine_features(np.arange(BINS) / (BINS - 1), 4 / BINS, 48)
     similarity = features @ features[500] / 24
     assert similarity[500] == pytest.approx(1)
     assert similarity[501] > similarity[510] > similarity[600] > 0
@@ -107,7 +107,10 @@ def test_neighbouring_bins_have_similar_features():
 def numpy_decoder(params: dict, ids: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Computes logits with float64 loops over heads, by the formulas of the papers."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    bins = params["bins"]["embedding"] + sine_features(np.arange(BINS) / 999, WIDTH) / WIDTH**0.5
+    bins = (
+        params["bins"]["embedding"]
+        + sine_features(np.arange(BINS) / 999, 0.004, WIDTH) / WIDTH**0.5
+    )
     table = np.concatenate([bins, params["classes"]["embedding"], params["special"]["embedding"]])
     positions = np.arange(ids.shape[1])
     x = table[ids] + params["item"]["embedding"][positions // 5]
@@ -117,7 +120,7 @@ def numpy_decoder(params: dict, ids: np.ndarray, image: np.ndarray) -> np.ndarra
     for y in range(grid):
         for column in range(grid):
             place = np.array([(y + 0.5) / grid, (column + 0.5) / grid])
-            context[:, 1 + y * grid + column] += sine_features(place, half).reshape(-1)
+            context[:, 1 + y * grid + column] += sine_features(place, 2 / grid, half).reshape(-1)
     causal = np.tril(np.ones((len(positions), len(positions))))
     for number in range(MODEL.location_layers):
         layer = params["layers"][str(number)]

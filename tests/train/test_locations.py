@@ -128,7 +128,7 @@ def test_pictures_of_the_batch_itself_are_encoded_once():
 def test_the_decoder_comes_with_its_loss_and_photographs_divide_over_devices():
     config = make_config()
     model = dataclasses.replace(MODEL, location_layers=0)
-    assert dataclasses.replace(config, model=model).model.location_layers == 2
+    assert dataclasses.replace(config, model=model).model.location_layers == 1
     without = dataclasses.replace(config, model=model, loss=LossConfig())
     assert without.model.location_layers == 0
     assert (config.images_per_step, without.images_per_step) == (B + PICTURES, B)
