@@ -31,6 +31,8 @@ class LossConfig:
         distill: weight of the distillation of `data.teacher`'s similarities between images.
         nlvr: weight of the loss on sentences that are true of two pictures or not.
         locations: weight of the loss of writing where objects are, on `data.location_batch`.
+        location_smoothing: deviation, in bins of 1,000, of the Gaussian over which the target of a
+            coordinate is spread; 0 for none, as in Pix2Seq.
         mlm_causal: use causal attention and predict the end of the caption, too, which trains an
             autoregressive captioner.
         mlm_probability: share of a caption's tokens that are predicted; 0.5 in X2-VLM's
@@ -76,6 +78,7 @@ class LossConfig:
     distill: float = 0.0
     nlvr: float = 0.0
     locations: float = 0.0
+    location_smoothing: float = 0.0
     mlm_causal: bool = False
     mlm_probability: float = 0.5
     mlm_max: int = 12
@@ -117,6 +120,10 @@ class LossConfig:
         for name in ("supcon_temperature", "distill_temperature"):
             if getattr(self, name) <= 0:
                 raise InputError(f"loss.{name}={getattr(self, name)} is not positive.")
+        if not 0 <= self.location_smoothing <= 100:
+            raise InputError(
+                f"loss.location_smoothing={self.location_smoothing} is not in [0, 100] bins."
+            )
         if self.matching_group < 0:
             raise InputError(f"loss.matching_group={self.matching_group} is negative.")
 

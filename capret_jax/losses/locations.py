@@ -6,6 +6,7 @@ Noise has the class "fake", and its coordinates are not learnt. So the model alw
 objects, and says of each whether it is one.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from capret_jax.losses import Loss
-from capret_jax.models.location_tokens import BINS, TOKENS, LocationTokens, to_bins
+from capret_jax.models.location_tokens import BINS, CLASS, TOKENS, LocationTokens, to_bins
 
 # Deviation of jittered copies, as a fraction of the box's sides, and where it is truncated.
 _JITTER, _TRUNCATED = 0.05, 2.0
@@ -64,21 +65,27 @@ def location_sequences(
     return LocationSequences(inputs, targets, weights.astype(jnp.float32))
 
 
-def location_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> Loss:
+def location_loss(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, smoothing: float = 0.0
+) -> Loss:
     """Computes the weighted cross entropy of sequences, averaged over their weights.
 
     Args:
         logits: (B, 5N, V) float32 next-token logits.
         targets, weights: as in `LocationSequences`.
+        smoothing: deviation in bins of the Gaussian over which the target of a coordinate is
+            spread; 0 for none. Bins beyond the edges have none of it.
 
     Returns:
         The loss, and the metrics "accuracy" of classes, "fake" among them, and "distance" of the
         most probable from the true coordinates of objects, as a fraction of the picture's side.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    is_class = jnp.arange(targets.shape[1]) % TOKENS == CLASS
+    if smoothing:
+        losses = jnp.where(is_class, losses, _smoothed_cross_entropy(logits, targets, smoothing))
     count = weights.sum()
     best = jnp.argmax(logits, axis=-1)
-    is_class = jnp.arange(targets.shape[1]) % TOKENS == TOKENS - 1
     right = jnp.sum((best == targets) & is_class, dtype=jnp.float32)
     of_objects = weights * ~is_class
     # A class in place of a bin counts as the farthest one.
@@ -91,6 +98,16 @@ def location_loss(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
             "distance": (jnp.sum(distance * of_objects), jnp.sum(of_objects)),
         },
     )
+
+
+def _smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, deviation: float) -> jax.Array:
+    """Returns (B, 5N) cross entropies of Gaussians around bins; those of classes mean nothing."""
+    reach = math.ceil(3 * deviation)
+    offsets = jnp.arange(-reach, reach + 1)
+    bins = targets[..., None] + offsets
+    shares = jnp.exp(-0.5 * (offsets / deviation) ** 2) * ((bins >= 0) & (bins < BINS))
+    near = jnp.take_along_axis(jax.nn.log_softmax(logits), bins.clip(0, BINS - 1), axis=-1)
+    return -(near * shares).sum(axis=-1) / jnp.maximum(shares.sum(axis=-1), 1e-6)
 
 
 def _noise_boxes(boxes: jax.Array, objects: jax.Array, key: jax.Array) -> jax.Array:

@@ -84,7 +84,10 @@ def _terms(
     if config.locations:
         sequences = batch.objects.sequences
         terms["locations"] = location_loss(
-            outputs.location_logits, sequences.targets, sequences.weights
+            outputs.location_logits,
+            sequences.targets,
+            sequences.weights,
+            config.location_smoothing,
         )
     embedding = outputs.item_embedding
     if config.supcon:

@@ -115,6 +115,20 @@ def test_tokens_count_by_their_weights():
         assert loss.value == pytest.approx(expected, abs=1e-5)
 
 
+def test_smoothed_targets_of_coordinates_are_gaussians_inside_the_bins():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1, TOKENS, VOCABULARY.size))
+    targets, weights = np.array([[1, 500, 998, 700, BINS + 3]]), np.ones((1, TOKENS))
+    log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = [-log_probs[0, CLASS, BINS + 3]]
+    for place, target in enumerate(targets[0, :CLASS]):
+        bins = np.arange(max(target - 6, 0), min(target + 7, BINS))
+        shares = np.exp(-0.5 * ((bins - target) / 2.0) ** 2)
+        expected.append(-(shares / shares.sum()) @ log_probs[0, place, bins])
+    loss = location_loss(*map(jnp.asarray, (logits, targets, weights)), smoothing=2.0)
+    assert loss.value == pytest.approx(np.mean(expected), rel=1e-4)
+
+
 def test_metrics_are_the_accuracy_of_classes_and_the_distance_of_coordinates():
     targets = jnp.array([[100, 200, 300, 400, BINS + 2], [0, 0, 9, 9, VOCABULARY.fake]])
     weights = jnp.array([[1.0, 1, 1, 1, 1], [0, 0, 0, 0, 1]])

@@ -133,7 +133,7 @@ def write_detection(folder: pathlib.Path) -> TaskConfig:
     """Pictures of one or two squares, in COCO's format; a category is a colour."""
     ids = {colour: 10 * number for number, colour in enumerate(COLOURS, 1)}
     colours, pictures, annotations = list(COLOURS), [], []
-    for number, first in enumerate(colours):
+    for number, first in enumerate(colours * 2):
         boxes = [(first, LEFT), (colours[(number + 3) % len(colours)], RIGHT)][: 1 + number % 2]
         name = f"{number:012d}.png"
         paint(folder / "images" / "tiny" / name, "", boxes)
@@ -144,9 +144,7 @@ def write_detection(folder: pathlib.Path) -> TaskConfig:
     categories = [{"id": key, "name": colour} for colour, key in ids.items()]
     content = {"images": pictures, "annotations": annotations, "categories": categories}
     path = write_json(folder / "instances_tiny.json", content)
-    return TaskConfig(
-        name="detection", train=(path, path), test=path, images=str(folder / "images")
-    )
+    return TaskConfig(name="detection", train=(path,), test=path, images=str(folder / "images"))
 
 
 def write_nlvr2(folder: pathlib.Path) -> TaskConfig:

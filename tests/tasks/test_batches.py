@@ -183,3 +183,31 @@ def test_a_picture_that_vanishes_in_training_is_named(task_config, tmp_path):
         picture.unlink()
     with pytest.raises(InputError, match="the picture .*cannot be read: No such file"):
         next(run.training_batches())
+
+
+def test_objects_follow_their_pictures(task_config, tmp_path):
+    config = task_config("detection")
+    run = TaskRun(config, tmp_path)
+    batch = next(run.training_batches())
+    size, seen = batch.image.shape[1], 0
+    for image, boxes, classes in zip(
+        batch.image, batch.objects.box, batch.objects.category, strict=True
+    ):
+        for (cx, cy, w, h), number in zip(boxes, classes, strict=True):
+            if number and min(w, h) * size > 5:
+                x, y = int(cx * size), int(cy * size)
+                colour = COLOURS[list(COLOURS)[number - 1]]
+                assert np.abs(image[y, x].astype(int) - colour).max() < 40
+                seen += 1
+    assert seen > 10
+    # A picture that holds none is learnt, too.
+    assert batch.objects.image is None and (batch.objects.category > 0).any(axis=1).mean() < 1
+
+
+def test_of_more_objects_than_the_model_writes_the_number_is_said(task_config, tmp_path, capsys):
+    config = task_config("detection")
+    model = dataclasses.replace(config.model, location_items=1)
+    run = TaskRun(dataclasses.replace(config, model=model), tmp_path)
+    batch = next(run.training_batches())
+    assert "8 of 16 pictures have more than 1 objects" in capsys.readouterr().out
+    assert batch.objects.category.shape == (16, 1)

@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 from capret_jax.errors import InputError
-from capret_jax.tasks.examples import ImageCaptions, PairSentence, ReferringExpression
+from capret_jax.tasks.examples import (
+    AnnotatedPicture,
+    ImageCaptions,
+    PairSentence,
+    ReferringExpression,
+)
 from capret_jax.tasks.readers import read_test, read_training
 from capret_jax.tasks.readers.refer import Reference
 from tests.tasks.files import LEFT, WRITERS, paint, write_json
@@ -326,3 +331,60 @@ def test_wrong_references_are_refused_and_call_nothing(
     with pytest.raises(InputError, match=message):
         read_test(grounding)
     assert not (tmp_path / "called").exists()
+
+
+@pytest.fixture
+def detection(tmp_path):
+    return WRITERS["detection"](tmp_path)
+
+
+def test_objects_are_corners_with_classes_by_the_order_of_ids(detection):
+    train, test = read_training(detection), read_test(detection)
+    assert len(test.rows) == 8 and train.rows == test.rows * 2
+    x, y, w, h = LEFT
+    first = test.rows[0]
+    assert first == AnnotatedPicture(
+        "tiny/000000000000.png", 0, ((x, y, x + w, y + h),), (1,), ("red",)
+    )
+    assert test.rows[1].classes == (2, 5) and test.rows[1].names == ("green", "black")
+
+
+def test_crowds_are_left_out_and_boxes_cut_at_the_edges(detection):
+    def change(values):
+        values["annotations"][0].update(bbox=[-5, -5, 20, 30])
+        values["annotations"][1].update(iscrowd=1)
+        values["images"].reverse()
+
+    edit(detection.test, change)
+    rows = {row.image_id: row for row in read_test(detection).rows}
+    assert rows[0].boxes == ((0.0, 0.0, 15.0, 25.0),)
+    assert rows[1].classes == (5,)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda values: values.pop("categories"), "no instances in COCO's format"),
+        (lambda values: values.update(categories=[]), "has no categories"),
+        (lambda values: values["annotations"][0].update(category_id=5), "no instances in COCO's"),
+        (lambda values: values["annotations"][0].update(image_id=99), "no instances in COCO's"),
+        (lambda values: values["annotations"][0].update(bbox=[70, 5, 9, 9]), "1 of 12 boxes"),
+        (lambda values: values["images"][0].update(file_name="../x.png"), "outside of task.images"),
+    ],
+)
+def test_wrong_instances_are_refused(detection, change, message):
+    edit(detection.test, lambda values: change(values) and None)
+    with pytest.raises(InputError, match=message):
+        read_test(detection)
+
+
+def test_training_has_the_categories_of_the_test(detection, tmp_path):
+    values = json.loads(pathlib.Path(detection.test).read_text())
+    values["categories"][0]["id"] = 1
+    for annotation in values["annotations"]:
+        annotation["category_id"] = (
+            1 if annotation["category_id"] == 10 else annotation["category_id"]
+        )
+    other = write_json(tmp_path / "instances_other.json", values)
+    with pytest.raises(InputError, match="other categories than task.test"):
+        read_training(dataclasses.replace(detection, train=(other,)))

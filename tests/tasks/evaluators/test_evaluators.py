@@ -216,7 +216,7 @@ def test_written_objects_are_in_pixels_with_the_files_ids(make_run, model, param
     run = make_run("detection")
     results = make_evaluator(run).measure(params)
     entries = results.files["detections.json"]
-    assert len(entries) == 3 * 8 * len(run.test.rows) and results.metrics["pictures"] == 8
+    assert len(entries) == 3 * 8 * len(run.test.rows) and results.metrics["pictures"] == 16
     bound = bind(abstract_model(MODEL)[0], params)
     for row in run.test.rows:
         keys = jax.random.key(0)[None]
