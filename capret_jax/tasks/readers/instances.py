@@ -86,6 +86,7 @@ def _checked(path: str, convert) -> Any:
 
 def _read(path: str, config: TaskConfig) -> Examples[AnnotatedPicture]:
     """Reads the pictures of a file with their objects, cut at the edges, without crowds."""
+    read_categories(path)
     folder = _folder_of(path, config.images)
     rows, outside, objects = _checked(path, lambda values: _pictures(values, folder))
     if outside > LARGEST_LOSS * max(objects, 1):
