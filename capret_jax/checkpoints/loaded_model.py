@@ -14,6 +14,7 @@ from capret_jax.errors import InputError
 from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens, write_captions
+from capret_jax.models.location_decoder import WrittenObjects
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind
 
 Array = jax.Array | np.ndarray
@@ -174,6 +175,25 @@ class LoadedModel:
         self.check_trained("fusion", "mlm_head")
         write = self._compiled(self.config, write_captions, special=special, config=config)
         return write(self.params, image, prompt_ids)
+
+    def write_locations(self, image: Array, seed: int = 0, top_p: float = 0.4) -> WrittenObjects:
+        """Writes the objects of pictures; see `models.location_decoder.write_locations`.
+
+        Args:
+            image: (B, 1+N, D) from `encode_image`.
+            seed: seed of the samples, which are independent of other pictures'.
+            top_p: share of the probability that is drawn from.
+
+        Raises:
+            InputError: the model cannot write locations.
+        """
+        if not self.config.location_layers:
+            raise InputError(
+                "this model does not write locations: train it with --config.loss.locations=1."
+            )
+        self.check_trained("locations")
+        write = self._compiled(self.config, X2VLM.write_locations, top_p=top_p)
+        return write(self.params, image, jnp.broadcast_to(jax.random.key(seed), (len(image),)))
 
     def _interpolated(self, image_size: int) -> tuple[dict, ModelConfig]:
         params, config = with_image_size(*self._source, image_size)

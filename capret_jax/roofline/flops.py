@@ -9,6 +9,7 @@ from capret_jax.config.model import PATCH_SIZE
 from capret_jax.config.task import VQA_ANSWERS
 from capret_jax.data.vqa import ANSWER_TOKENS
 from capret_jax.models.kernels.cudnn_attention import CUDNN_BACKWARD, CUDNN_FORWARD
+from capret_jax.models.location_tokens import TOKENS, LocationTokens
 
 _MLP_RATIO = 4
 # Matrix products of cuDNN's attention; the backward pass computes the logits again.
@@ -126,6 +127,10 @@ def ideal_step_flops(config: ExperimentConfig, classes: int) -> float:
         forward += items * _answer_decoder(model, ANSWER_TOKENS - 1, tokens, answers)
     if loss.nlvr:
         forward += images * _fusion(model, tokens)
+    if loss.locations:
+        # A task has none beside its own pictures.
+        forward += config.located_images * _vision(model)
+        forward += (config.located_images or images) * _location_decoder(model)
     if loss.itm or loss.box or loss.mlm or loss.vqa or loss.nlvr:
         forward += images * _keys_values(model)
     if loss.arcface:
@@ -148,6 +153,16 @@ def _answer_decoder(config: ModelConfig, tokens: int, question: int, answers: in
     keys_values = 4 * question * width**2
     layer = answers * (_bert_layer(config, tokens) + cross) + keys_values
     return config.decoder_layers * layer + answers * _lm_head(config, tokens)
+
+
+def _location_decoder(config: ModelConfig) -> float:
+    """Returns the FLOPs of the logits of one picture's objects."""
+    vocabulary, width = LocationTokens(config.location_classes), config.text_width
+    tokens, positions = TOKENS * config.location_items, 1 + config.grid**2
+    cross = 2 * tokens * width * 2 * width + 4 * tokens * positions * width
+    keys_values = 4 * positions * config.vision_width * width
+    head = 2 * tokens * width * (width + vocabulary.size)
+    return config.location_layers * (_bert_layer(config, tokens) + cross + keys_values) + head
 
 
 def _vision(config: ModelConfig) -> float:

@@ -49,6 +49,8 @@ class Encoder:
             model.config, model.params, self.tokenize, setup.view, model.compute, mesh
         )
         kind = resolve_kind(detection.kind, model.config)
+        if kind != "phrases":
+            model.check_trained("locations")
         self.detector: Detector = make_detector(kind, detectable, detection)
         self._embedder = Embedder(model.config, setup.view, model.compute, mesh)
 

@@ -140,6 +140,21 @@ def test_a_part_that_the_file_lacks_is_not_used(converted_dirs):
         model.write_captions(image, np.array([2]), SpecialTokens(4, 3))
 
 
+def test_models_without_the_part_do_not_write_locations(model):
+    with pytest.raises(InputError, match="does not write locations: train it with"):
+        model.write_locations(np.zeros((1, 17, 64), np.float32))
+
+
+def test_a_trained_model_writes_locations(trained_dir):
+    model = load_model(trained_dir)
+    image = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    written = model.write_locations(model.encode_image(image))
+    items, classes = model.config.location_items, model.config.location_classes
+    assert written.boxes.shape == (2, items, 4)
+    assert written.probabilities.shape == (2, items, classes)
+    assert (written.probabilities.sum(axis=-1) <= 1 + 1e-5).all()
+
+
 def test_questions_are_answered(converted_dirs, model):
     vqa = np.load(DATA / "x2vlm_tiny_vqa.npz")
     answerer = load_model(converted_dirs / "vqa")

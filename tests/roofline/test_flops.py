@@ -12,11 +12,12 @@ from capret_jax.config import (
     ComputeConfig,
     DataConfig,
     ExperimentConfig,
+    LocationBatchConfig,
     LossConfig,
     MeshConfig,
     RegionBatchConfig,
 )
-from capret_jax.data.batch import Batch
+from capret_jax.data.batch import Batch, LocatedObjects
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.losses.memory import Memory
 from capret_jax.losses.supervised_contrastive import supervised_contrastive_loss
@@ -94,6 +95,11 @@ def batch():
         question_mask=np.ones((B, T), np.int32),
         answer_ids=np.ones((B, 10), np.int32),
         answer_mask=np.ones((B, 10), np.int32),
+        objects=LocatedObjects(
+            box=np.full((2 * B, 4, 4), 0.5, np.float32),
+            category=np.ones((2 * B, 4), np.int32),
+            image=np.zeros((2 * B, 32, 32, 3), np.uint8),
+        ),
     )
 
 
@@ -105,6 +111,7 @@ def batch():
         LossConfig(itc=1, itm=1, mlm=1, box_l1=1, box_giou=1, arcface=1, matching_group=4),
         LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, vqa=1),
         LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=0, supcon=1),
+        LossConfig(itc=0, itm=0, box_l1=0, box_giou=0, arcface=1, locations=1),
         LossConfig(
             **dict.fromkeys(("itc", "itm", "box_l1", "box_giou", "arcface"), 0),
             **{"mlm": 1, "mlm_causal": True, "mlm_insert": True, "mlm_max": 6},
@@ -122,8 +129,8 @@ def test_the_ideal_is_what_the_forward_pass_does(loss, batch):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     config = ExperimentConfig(
         batch_size=B,
-        model=dataclasses.replace(MODEL, decoder_layers=2 * bool(loss.vqa)),
-        data=DataConfig(max_tokens=T),
+        model=dataclasses.replace(MODEL, decoder_layers=2 * bool(loss.vqa), location_items=4),
+        data=DataConfig(max_tokens=T, location_batch=LocationBatchConfig(images=2 * B)),
         loss=loss,
     )
     params = make_params(config.model, CLASSES, jax.random.key(0))
