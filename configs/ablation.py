@@ -141,11 +141,11 @@ def _demo() -> ml_collections.ConfigDict:
     config.data.max_tokens = pretraining.data.max_tokens
     # All arms train on the same views. Boxes are learnt from the wide ones, which have no identity.
     config.data.augment.wide = 0.25
-    config.loss.matching_group = 0
+    # Objects are boxes of phrases here.
+    config.loss.update(matching_group=0, locations=0.0, location_smoothing=0.0)
     config.loop.steps, config.loop.checkpoint_every = 500, 500
     config.optimizer.learning_rate = 1e-3
-    config.evaluation.detect, config.evaluation.rerank = False, 0
-    config.evaluation.baselines = False
+    config.evaluation.update(detect=False, rerank=0, baselines=False)
     return config
 
 

@@ -13,6 +13,7 @@ from capret_jax.config import (
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
+    LocationBatchConfig,
     LoopConfig,
     LossConfig,
     OptimizerConfig,
@@ -51,6 +52,8 @@ def _short():
                 vocab_size=256,
                 # Categories differ in shape, which takes a wider model than colours and patterns.
                 vision_width=96,
+                location_layers=2,
+                location_items=5,  # a drawn photograph has one or two
                 # Template captions need few layers, and text layers cost the most time here.
                 text_layers=1,
                 fusion_layers=1,
@@ -74,9 +77,20 @@ def _short():
                     # Boxes are learnt from these views alone: on crops, a constant box will do.
                     wide=0.45,
                 ),
+                # Scales near 1 alone, since there is no time to learn others (docs/detection.md).
+                location_batch=LocationBatchConfig(images=48, scale=(1.0, 1.3)),
                 read=ReadConfig(threads=1, cached_images=10_000),
             ),
-            loss=LossConfig(itc=1.0, itm=1.0, box_l1=1.0, box_giou=0.5, arcface=0.4),
+            loss=LossConfig(
+                itc=1.0,
+                itm=1.0,
+                box_l1=1.0,
+                box_giou=0.5,
+                arcface=0.4,
+                locations=3.0,
+                # Few photographs: neighbouring bins are learnt together.
+                location_smoothing=5.0,
+            ),
             optimizer=OptimizerConfig(
                 learning_rate=2e-3,
                 warmup_steps=50,
@@ -88,6 +102,6 @@ def _short():
                 rate_multipliers=(("model/vision/patch_embed", 0.2),),
             ),
             loop=LoopConfig(steps=3200, log_every=50, checkpoint_every=800),
-            evaluation=EvaluationConfig(detect=True, rerank=20),
+            evaluation=EvaluationConfig(detect=True, detectors=("phrases",), rerank=20),
         )
     )

@@ -14,6 +14,7 @@ def get_config():
     """Returns the config; every key can be overridden: --config.loop.steps=200."""
     config = _demo()
     config.model.vocab_size, config.model.decoder_layers = 320, 1
+    config.model.location_layers = 0  # as in a published model
     data = config.data
     data.variant, data.read.cached_images = "pretrain", 20_000
     data.captions.fields, data.captions.short = ("category", *DETAILS), 0.2
@@ -23,8 +24,9 @@ def get_config():
     config.loss.update(
         {"itc": 1.0, "itm": 1.0, "mlm": 1.0, "mlm_causal": True, "vqa": 2.0, "arcface": 0.0}
     )
+    config.loss.update(locations=0.0, location_smoothing=0.0)
     config.loop.steps, config.loop.checkpoint_every = 5000, 1000
-    config.evaluation.detect, config.evaluation.rerank = False, 0
+    config.evaluation.update(detect=False, rerank=0)
     return config
 
 

@@ -87,7 +87,10 @@ def evaluate(run: Run) -> None:
 
 # Config -> mode, and the terms of its training loss.
 RECIPES = {
-    "demo": ("train_and_evaluate", {"itc", "itm", "box_l1", "box_giou", "arcface"}),
+    "demo": (
+        "train_and_evaluate",
+        {"itc", "itm", "box_l1", "box_giou", "arcface", "locations"},
+    ),
     "demo_pretrain": (
         "train_and_evaluate",
         {"itc", "itm", "mlm", "vqa", "box_l1", "box_giou"},

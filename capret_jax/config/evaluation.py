@@ -68,7 +68,7 @@ class EvaluationConfig:
         detect: detect garments, calibrate the score threshold (which is kept beside the model, for
             serving), and evaluate with the detected boxes.
         detection: settings of this detection.
-        detectors: kinds of detection that are measured besides `detection.kind`.
+        detectors: kinds of detection that are measured besides `detection.kind`, with `detect`.
         training_embeddings: write the model's embeddings of the training items, for `data.teacher`.
         interpolate: shares of the trained model, in [0, 1], at which models between `init_from` and
             it are evaluated (WiSE-FT).
@@ -98,11 +98,6 @@ class EvaluationConfig:
                     f"evaluation.detectors={self.detectors}: {kind!r} is none of "
                     f"{', '.join(DETECTORS)}."
                 )
-        if self.detectors and not self.detect:
-            raise InputError(
-                f"evaluation.detectors={self.detectors} are measured with evaluation.detect: set "
-                "it, or leave them out."
-            )
         if self.detect and self.detections:
             raise InputError(
                 "evaluation.detect finds boxes itself and evaluation.detections names a file of "

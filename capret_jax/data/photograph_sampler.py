@@ -20,22 +20,23 @@ class PhotographSampler:
         order: size, number and seed of the batches; `batch_size` counts photographs.
     """
 
-    def __init__(self, items: ItemTable, order: BatchOrder, key: str, stream: int = 0):
+    def __init__(self, items: ItemTable, order: BatchOrder, key: str = "", stream: int = 0):
         """
         Args:
             items: items of the training split.
             order: size, number and seed of the batches.
-            key: key of the config that holds the size, for messages.
+            key: key of the config that holds the size, where a batch may not have a photograph
+                twice; empty repeats them where there are fewer than a batch has.
             stream: number of this order among those of the run, which are independent.
 
         Raises:
-            InputError: there are fewer photographs than a batch has.
+            InputError: there are fewer photographs than a batch has, and they may not repeat.
         """
         self.order = order
         self._order_seed, self._row_seed, self._changes_seed = range(3 * stream + 4, 3 * stream + 7)
         self._starts = np.flatnonzero(np.diff(items.record, prepend=-1))
         self._ends = np.append(self._starts[1:], len(items))
-        if len(self._starts) < order.batch_size:
+        if key and len(self._starts) < order.batch_size:
             raise InputError(
                 f"{key}={order.batch_size} is more than the "
                 f"{len(self._starts)} photographs of the training split."
@@ -48,8 +49,9 @@ class PhotographSampler:
     def __getitem__(self, index: int) -> Draw:
         step, offset = divmod(index, self.order.local_batch_size)
         slot = int(self._slots[offset])
-        epoch, batch = divmod(step, len(self._starts) // self.order.batch_size)
-        photograph = self._shuffled(epoch)[batch * self.order.batch_size + slot]
+        count, size = len(self._starts), self.order.batch_size
+        epoch, batch = divmod(step, max(count // size, 1))
+        photograph = self._shuffled(epoch)[(batch * size + slot) % count]
         first, end = self._starts[photograph], self._ends[photograph]
         rng = np.random.default_rng([self.order.seed, self._row_seed, step, slot])
         return Draw(

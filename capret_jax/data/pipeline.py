@@ -118,8 +118,7 @@ def training_iterator(
         An iterator over `Batch`es of NumPy arrays, whose position Orbax can save and restore.
 
     Raises:
-        InputError: there are more workers than cores, or fewer photographs than in a region or
-            location batch.
+        InputError: there are more workers than cores, or fewer photographs than in a region batch.
     """
     items, further = split.items, {}
     if images := config.data.region_batch.images:
@@ -131,7 +130,7 @@ def training_iterator(
     if config.located_images:
         settings = config.data.location_batch
         order = dataclasses.replace(sampler.order, batch_size=settings.images)
-        photographs = PhotographSampler(items, order, "data.location_batch.images", stream=1)
+        photographs = PhotographSampler(items, order, stream=1)
         augment = Augmentation(config.data.augment, config.model.image_size)
         located = LocatedExamples(split, augment, settings, config.model.location_items)
         further["objects"] = Batches(photographs, located)

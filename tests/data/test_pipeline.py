@@ -288,6 +288,15 @@ def test_an_epoch_of_regions_visits_every_photograph_once(splits):
         PhotographSampler(items, BatchOrder(1000, 1, 0), "data.region_batch.images")
 
 
+def test_few_photographs_repeat_where_they_may(splits):
+    items = splits["train"].items
+    photographs = len(np.unique(items.record))
+    sampler = PhotographSampler(items, BatchOrder(2 * photographs, 1, 0), stream=1)
+    records = [items.record[sampler[i].row] for i in range(len(sampler))]
+    np.testing.assert_array_equal(np.bincount(records)[np.unique(items.record)], 2)
+    assert len({sampler[i].seed for i in range(len(sampler))}) == len(sampler)
+
+
 def region_draws(items, seed):
     order = BatchOrder(1, len(np.unique(items.record)), seed)
     sampler = PhotographSampler(items, order, "data.region_batch.images")
