@@ -22,7 +22,7 @@ from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 # Numbers of photographs of a call: one of a photograph alone, and more for many at once.
 _SIZES = (1, 4, 16)
 # Probability from which a box is a detection of a category.
-_LEAST = 0.01
+_LEAST = 0.001
 
 
 class LocationDetector:

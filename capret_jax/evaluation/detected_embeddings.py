@@ -18,8 +18,9 @@ from capret_jax.evaluation.photograph_reader import PhotographViews
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 from capret_jax.train.run import Run
 
-# Detections with a lower score are neither queries nor gallery items.
-_MIN_SCORE = 0.05
+# Detections with a lower score are no gallery items, or no queries: the right category of a garment
+# need not be its most probable one.
+_MIN_SHOP, _MIN_CONSUMER = 0.05, 0.001
 # Photographs passed to the detector in one call.
 _PHOTOGRAPHS_PER_CALL = 32
 
@@ -134,9 +135,9 @@ class DetectionCollector:
         kept = []
         for row, detections in zip(rows, by_photograph, strict=True):
             if self._items.is_shop[row]:
-                kept.append(suppress_across_categories(detections, _MIN_SCORE, overlap))
+                kept.append(suppress_across_categories(detections, _MIN_SHOP, overlap))
             else:
-                kept.append([x for x in detections if x.score >= _MIN_SCORE])
+                kept.append([x for x in detections if x.score >= _MIN_CONSUMER])
         return kept
 
 

@@ -63,7 +63,7 @@ def test_detections_are_what_the_model_writes(params, photographs, found):
         written = model.write_locations(states, jax.random.key(0)[None], CONFIG.top_p)
         # Every box is a detection of each category that is not improbable.
         scores = np.asarray(written.probabilities[0])
-        items, classes = np.nonzero(scores >= 0.01)
+        items, classes = np.nonzero(scores >= 0.001)
         order = np.argsort(-scores[items, classes], kind="stable")
         items, classes = items[order], classes[order]
         assert len(detections) > MODEL.location_items
