@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 def _model() -> ModelConfig:
     if _SIZE.value == "base":
-        return dataclasses.replace(SIZES["base"], image_size=384, location_layers=2)
+        return dataclasses.replace(SIZES["base"], image_size=384, location_layers=6)
     return dataclasses.replace(
         SIZES["tiny"],
         embed_dim=128,

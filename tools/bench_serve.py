@@ -25,6 +25,7 @@ from PIL import Image
 
 _MODEL = flags.DEFINE_string("model", None, "Training workdir with an index.", required=True)
 _INDEX = flags.DEFINE_string("index", None, "Folder of the index; MODEL/index by default.")
+_DETECTOR = flags.DEFINE_string("detector", "auto", "The server's flag of this name.")
 _UPLOADS = flags.DEFINE_integer("uploads", 200, "Uploads at once.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that all uploads are sent.", lower_bound=1)
 _SIDE = flags.DEFINE_integer("side", 1600, "Pixels of a photo's longer side.", lower_bound=16)
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     command = [sys.executable, "-m", "capret_jax.serve.app", f"--model={_MODEL.value}"]
+    command.append(f"--detector={_DETECTOR.value}")
     with socket.socket() as free_port:
         free_port.bind(("127.0.0.1", 0))
         port = free_port.getsockname()[1]
