@@ -9,6 +9,7 @@ rounds, which take turns.
 
 import dataclasses
 import pathlib
+import runpy
 import tempfile
 import time
 
@@ -16,7 +17,14 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from capret_jax.config import SIZES, ComputeConfig, DetectionConfig, ModelConfig, ViewConfig
+from capret_jax.config import (
+    SIZES,
+    ComputeConfig,
+    DetectionConfig,
+    ModelConfig,
+    ViewConfig,
+    from_config_dict,
+)
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.detection.detectors import DetectorModel, make_detector
@@ -30,6 +38,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of each detector.", 1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of matrix products.")
 _KINDS = flags.DEFINE_list("kinds", ["phrases", "locations"], "Detectors to compare.")
 
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # Pixels of a photograph.
 _SIDES = (640, 480)
 
@@ -74,16 +83,8 @@ def main(argv: list[str]) -> None:
 def _model() -> ModelConfig:
     if _SIZE.value == "base":
         return dataclasses.replace(SIZES["base"], image_size=384, location_layers=6)
-    return dataclasses.replace(
-        SIZES["tiny"],
-        embed_dim=128,
-        vocab_size=256,
-        vision_width=96,
-        text_layers=1,
-        fusion_layers=1,
-        location_layers=2,
-        location_items=5,
-    )
+    config = runpy.run_path(str(_CONFIGS / "demo.py"))["get_config"]()
+    return from_config_dict(config).model
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import jax
 
 from capret_jax.config import (
+    DetectionConfig,
     EvaluationConfig,
     ExperimentConfig,
     LoopConfig,
@@ -44,10 +45,15 @@ def shrunk(prepared_dir: str, mesh: MeshConfig) -> ExperimentConfig:
         batch_size=16,
         mesh=mesh,
         data=dataclasses.replace(config.data, variant="mini", prepared_dir=prepared_dir),
-        evaluation=EvaluationConfig(batch_size=16, detect=False, rerank=0, baselines=False),
-        model=dataclasses.replace(config.model, vision_depth=1, image_size=32),
-        # Losses over the whole batch and over all classes; others compile longer.
-        loss=LossConfig(itc=1, arcface=1, itm=0, box_l1=0, box_giou=0),
+        evaluation=EvaluationConfig(
+            batch_size=16, detect=True, detection=DetectionConfig("locations"), baselines=False
+        ),
+        model=dataclasses.replace(
+            config.model, vision_depth=1, image_size=32, location_layers=1, location_items=2
+        ),
+        # Losses over the whole batch and over all classes, and of other photographs; others compile
+        # longer.
+        loss=LossConfig(itc=1, arcface=1, itm=0, box_l1=0, box_giou=0, locations=1),
         # A small rate, since Adam turns rounding in a vanishing gradient into a step of this size.
         optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=1),
         loop=LoopConfig(steps=3, log_every=1, checkpoint_every=3),

@@ -61,4 +61,7 @@ def curve(workdir: pathlib.Path) -> list[dict]:
 
 def metrics(workdir: pathlib.Path) -> dict[str, float]:
     content = json.loads((workdir / "evaluation" / "metrics.json").read_text())
-    return {name: content[name] for name in ("mAP", "top_1", "top_20")}
+    detected = content["detection"]["locations"]
+    return {name: content[name] for name in ("mAP", "top_1", "top_20")} | {
+        f"detection/{name}": detected[name] for name in ("AP50", "threshold", "recall")
+    }
