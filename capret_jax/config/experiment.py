@@ -10,7 +10,12 @@ from capret_jax.config.mesh import MeshConfig
 from capret_jax.config.model import SIZES, ComputeConfig, ModelConfig
 from capret_jax.config.task import TASK_LOSSES, TASK_METRICS, TaskConfig
 from capret_jax.config.training import CURVE_METRICS, LoopConfig, OptimizerConfig
-from capret_jax.config.views import AugmentConfig, RegionBatchConfig, ViewConfig
+from capret_jax.config.views import (
+    AugmentConfig,
+    LocationBatchConfig,
+    RegionBatchConfig,
+    ViewConfig,
+)
 from capret_jax.errors import InputError
 
 MODES = ("train_and_evaluate", "train", "evaluate")
@@ -179,6 +184,7 @@ class ExperimentConfig:
             values = getattr(self, group)
             for field in dataclasses.fields(values):
                 if field.name == "location_batch" and name == "detection":
+                    self._check_pictures_of_task()
                     continue
                 if field.name not in read and getattr(values, field.name) != field.default:
                     raise InputError(
@@ -208,6 +214,15 @@ class ExperimentConfig:
             raise InputError(
                 f"config.data.augment.crop_area, rotate and perspective may cut away the box of "
                 f"{task}: set them to 1, 0 and 0, or region_crop."
+            )
+
+    def _check_pictures_of_task(self) -> None:
+        """Checks that a task's own pictures stand for a location batch."""
+        images = self.data.location_batch.images
+        if images != LocationBatchConfig.images:
+            raise InputError(
+                f"config.data.location_batch.images={images} is not read with config.task.name="
+                "'detection', whose batches are all pictures: set config.batch_size."
             )
 
     def _check_region_batch(self) -> None:

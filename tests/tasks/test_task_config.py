@@ -11,6 +11,7 @@ from capret_jax.config import (
     EmbeddingConfig,
     EvaluationConfig,
     ExperimentConfig,
+    LocationBatchConfig,
     LoopConfig,
     LossConfig,
     TaskConfig,
@@ -44,6 +45,17 @@ CONFIG = ExperimentConfig(model=NLVR, loss=NONE, task=TASK)
 def test_wrong_tasks_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(TASK, **changes)
+
+
+def test_detection_has_no_location_batch_beside_its_pictures():
+    task = dataclasses.replace(TASK, name="detection")
+    loss = dataclasses.replace(NONE, nlvr=0, locations=1)
+    config = ExperimentConfig(model=SMALL_MODEL, loss=loss, task=task)
+    scaled = DataConfig(location_batch=LocationBatchConfig(scale=(1.0, 1.2)))
+    assert dataclasses.replace(config, data=scaled).located_images == 0
+    more = DataConfig(location_batch=LocationBatchConfig(images=8))
+    with pytest.raises(InputError, match="location_batch.images=8 is not read .*batch_size"):
+        dataclasses.replace(config, data=more)
 
 
 @pytest.mark.parametrize(
