@@ -23,6 +23,7 @@ def test_a_shortened_demo_learns_to_find_garments(tmp_path):
         f"--workdir={tmp_path / 'run'}",
         f"--config.data.prepared_dir={tmp_path / 'data'}",
         "--config.loop.steps=400",
+        "--config.loss.locations=0",
         "--config.evaluation.detect=False",
         "--config.evaluation.rerank=0",
         "--config.evaluation.baselines=False",

@@ -29,6 +29,7 @@ SHRUNK = (
     "--config.loss.matching_group=2",
     "--config.loss.box_l1=0",
     "--config.loss.box_giou=0",
+    "--config.loss.locations=0",
     "--config.optimizer.warmup_steps=1",
     # Small, since Adam turns rounding in a vanishing gradient into a step of this size.
     "--config.optimizer.learning_rate=1e-5",

@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -75,11 +76,12 @@ def check_same_arrays(batch: Batch, abstract: Batch) -> None:
     for field in dataclasses.fields(Batch):
         if field.name == "regions":
             continue
-        array, expected = getattr(batch, field.name), getattr(abstract, field.name)
-        assert (array is None) == (expected is None), field.name
-        if array is not None:
-            assert isinstance(array, np.ndarray), field.name
-            assert (array.shape, array.dtype) == (expected.shape, expected.dtype), field.name
+        arrays, expected = getattr(batch, field.name), getattr(abstract, field.name)
+        assert all(isinstance(array, np.ndarray) for array in jax.tree.leaves(arrays)), field.name
+        ours, planned = (
+            jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (arrays, expected)
+        )
+        assert ours == planned, field.name
 
 
 def test_the_planned_step_of_a_vqa_config_has_few_flops_more_than_the_ideal(tiny_config):

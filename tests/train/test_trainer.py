@@ -286,7 +286,7 @@ def test_an_answer_decoder_starts_from_the_encoders(config, tmp_path, capsys):
     assert (
         "a pretrain checkpoint; decoder layers 0-1 from text-encoder layers 2-3, decoder "
         "embeddings and head from the text encoder; "
-        "fresh: decoder's cross-attention keys and values\n"
+        "fresh: decoder's cross-attention keys and values, locations\n"
     ) in capsys.readouterr().out
     assert_same(model["decoder"]["embeddings"], converted.params["text"]["embeddings"])
     # Without the loss of answers, the copies would never learn to answer.
