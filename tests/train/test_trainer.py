@@ -278,6 +278,7 @@ def test_an_answer_decoder_starts_from_the_encoders(config, tmp_path, capsys):
     start = dataclasses.replace(
         config,
         model=dataclasses.replace(SIZES["tiny"], image_size=32, decoder_layers=2),
+        loss=dataclasses.replace(config.loss, locations=0.0),
         data=dataclasses.replace(config.data, tokenizer=str(tmp_path / "vocab.txt")),
         init_from=str(tmp_path / "converted"),
     )
@@ -286,7 +287,7 @@ def test_an_answer_decoder_starts_from_the_encoders(config, tmp_path, capsys):
     assert (
         "a pretrain checkpoint; decoder layers 0-1 from text-encoder layers 2-3, decoder "
         "embeddings and head from the text encoder; "
-        "fresh: decoder's cross-attention keys and values, locations\n"
+        "fresh: decoder's cross-attention keys and values\n"
     ) in capsys.readouterr().out
     assert_same(model["decoder"]["embeddings"], converted.params["text"]["embeddings"])
     # Without the loss of answers, the copies would never learn to answer.
