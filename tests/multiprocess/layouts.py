@@ -35,18 +35,20 @@ LAYOUTS = {
     "tensor 4": MeshConfig(data=1, tensor=4),
 }
 ONE_DEVICE = "one device"
+# Those that detect garments, too: a process does so on its own devices, whatever the layout.
+DETECTING = (ONE_DEVICE, "fsdp 4")
 
 
-def shrunk(prepared_dir: str, mesh: MeshConfig) -> ExperimentConfig:
+def shrunk(prepared_dir: str, layout: str) -> ExperimentConfig:
     """Returns the demo's config with a small model, for three steps on the mini dataset."""
-    config = from_config_dict(demo.get_config())
+    config, detect = from_config_dict(demo.get_config()), layout in DETECTING
     return dataclasses.replace(
         config,
         batch_size=16,
-        mesh=mesh,
+        mesh=LAYOUTS.get(layout, MeshConfig()),
         data=dataclasses.replace(config.data, variant="mini", prepared_dir=prepared_dir),
         evaluation=EvaluationConfig(
-            batch_size=16, detect=True, detection=DetectionConfig("locations"), baselines=False
+            batch_size=16, detect=detect, detection=DetectionConfig("locations"), baselines=False
         ),
         model=dataclasses.replace(
             config.model, vision_depth=1, image_size=32, location_layers=1, location_items=2
@@ -73,11 +75,10 @@ def main(prepared_dir: str, out: str, layouts: str, *group: str) -> None:
     if int(count) > 1:
         join(coordinator, int(count), int(index))
     for name in layouts.split(","):
-        mesh = LAYOUTS.get(name, MeshConfig())
         assert len(jax.devices()) == (1 if name == ONE_DEVICE else 4)
         workdir = pathlib.Path(out) / name
         workdir.mkdir(parents=True, exist_ok=True)
-        run = Run(shrunk(prepared_dir, mesh), workdir)
+        run = Run(shrunk(prepared_dir, name), workdir)
         Trainer(run).train()
         EvaluationSuite(run).run(run.state_to_evaluate())
 

@@ -12,7 +12,7 @@ LEARNT = {
     "vqa": (80, {"accuracy": 0.5}),
     "grounding": (350, {"accuracy": 0.6}),
     "captioning": (200, {"CIDEr": 1.0}),
-    "detection": (250, {"AP50": 0.5}),
+    "detection": (200, {"AP50": 0.3}),
     "nlvr2": (40, {"accuracy": 0.8}),
 }
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in LEARNT if name != "nlvr2"]

@@ -11,7 +11,7 @@ from tests.multiprocess.group import run_group
 from tests.tasks.files import WRITERS
 from tests.tasks.runs import read_json, tiny_run
 
-TASKS = ("retrieval", "vqa", "grounding", "detection")
+TASKS = ("retrieval", "vqa", "grounding")
 
 
 @pytest.mark.slow
