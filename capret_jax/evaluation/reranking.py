@@ -8,13 +8,15 @@ identity.
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.data.captions import category_phrase
-from capret_jax.detection.local_mesh import local_params
+from capret_jax.detection.local_mesh import local_model
 from capret_jax.detection.phrases import PHRASES
 from capret_jax.distributed.gather import gather_rows
+from capret_jax.distributed.mesh import replicated
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.ranking import RerankedMetrics
 from capret_jax.retrieval.engines import Neighbours
@@ -42,9 +44,10 @@ class RerankingEvaluator:
         tokens = context.encoded(state).tokens
         assert tokens is not None, "chosen only where evaluation.rerank is set"
         config = run.config.model
-        params, compute = local_params(state.model), run.setup.compute
+        mesh, params = local_model(run.mesh, state.model)
+        params, compute = jax.device_put(params, replicated(mesh)), run.setup.compute
         model = LoadedModel(params, config, [], config.image_size, compute)
-        matcher = Matcher(model, run.encode)
+        matcher = Matcher(model, run.encode, mesh)
         queries = np.array_split(np.arange(len(protocol.queries)), run.part.count)[run.part.index]
         start = time.perf_counter()
         categories = best_phrases(matcher, PHRASES, protocol.queries[queries], tokens)

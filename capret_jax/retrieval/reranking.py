@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.distributed.mesh import batch_sharding
 from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.vision_tokens import VisionTokens
 
-# Pairs scored in one call.
+# Pairs scored in one call, or a few more where devices do not divide them.
 _PAIRS = 64
 # Candidate weights of the match probability, which is added to the cosine.
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -35,13 +37,16 @@ class MatchingModel(Protocol):
 class Matcher:
     """Computes match probabilities of texts and pictures."""
 
-    def __init__(self, model: MatchingModel, encode: CaptionEncoder):
+    def __init__(self, model: MatchingModel, encode: CaptionEncoder, mesh: Mesh | None = None):
         """
         Args:
-            model: model with a trained matching head.
+            model: model with a trained matching head, its parameters on all devices of the mesh.
             encode: encoder of texts as tokens.
+            mesh: mesh of this process's devices, which pairs are split over; None for the device of
+                the parameters.
         """
-        self._model, self._encode = model, encode
+        self._model, self._encode, self._mesh = model, encode, mesh
+        self._pairs = _PAIRS if mesh is None else -(-_PAIRS // mesh.size) * mesh.size
 
     def candidates(self, texts: Sequence[str], rows: np.ndarray, tokens: TokenSource) -> np.ndarray:
         """Scores each text with each of its candidates.
@@ -63,24 +68,35 @@ class Matcher:
         text, flat = np.repeat(place, rows.shape[1]), rows.reshape(-1)
         states = self._text_states(ids, mask)
         scores = []
-        for chunk in _chunks(len(flat)):
-            image = tokens(flat[chunk])
+        for chunk in self._chunks(len(flat)):
+            states_of_chunk, image_mask = tokens(flat[chunk])
+            image = states_of_chunk.astype(np.float32), image_mask.astype(np.float32)
             arrays = states[text[chunk]], mask[text[chunk]], *image
-            scores.append(self._match(*_padded(*arrays))[: len(flat[chunk])])
+            scores.append(self._match(*self._placed(*arrays))[: len(flat[chunk])])
         return np.concatenate(scores).reshape(rows.shape)
 
     def _text_states(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         parts = []
-        for chunk in _chunks(len(ids)):
-            states = self._model.encode_text(*_padded(ids[chunk], mask[chunk]))
+        for chunk in self._chunks(len(ids)):
+            states = self._model.encode_text(*self._placed(ids[chunk], mask[chunk]))
             parts.append(np.asarray(states)[: len(ids[chunk])])
         return np.concatenate(parts)
 
     def _match(self, text, token_mask, states, mask) -> np.ndarray:
-        fused = self._model.fuse(
-            text, token_mask, states.astype(np.float32), mask.astype(np.float32)
-        )
+        fused = self._model.fuse(text, token_mask, states, mask)
         return np.asarray(jax.nn.softmax(self._model.match_logits(fused))[:, 1])
+
+    def _chunks(self, count: int) -> list[slice]:
+        return [slice(start, start + self._pairs) for start in range(0, count, self._pairs)]
+
+    def _placed(self, *arrays: np.ndarray) -> list[Any]:
+        """Repeats the last row up to a number of rows, so that one shape is compiled."""
+        padded = [
+            np.concatenate([x, np.repeat(x[-1:], self._pairs - len(x), axis=0)]) for x in arrays
+        ]
+        if self._mesh is None:
+            return padded
+        return jax.device_put(padded, batch_sharding(self._mesh))
 
 
 def best_phrases(
@@ -160,12 +176,3 @@ def cross_fit(
     weights = best(~half), best(half)
     pair = zip(ranked[weights[0]], ranked[weights[1]], strict=True)
     return CrossFitted(Neighbours(*(np.where(half[:, None], a, b) for a, b in pair)), weights)
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, start + _PAIRS) for start in range(0, count, _PAIRS)]
-
-
-def _padded(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Repeats the last row of arrays up to `_PAIRS` rows, so that one shape is compiled."""
-    return [np.concatenate([x, np.repeat(x[-1:], _PAIRS - len(x), axis=0)]) for x in arrays]

@@ -15,16 +15,16 @@ from capret_jax.data.transforms import View, crop_view, frame, whole_view
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
 from capret_jax.detection.detectors import DetectorModel, make_detector, resolve_kind
 from capret_jax.detection.threshold import read_threshold
-from capret_jax.distributed.mesh import make_mesh
+from capret_jax.distributed.mesh import make_mesh, param_shardings
 from capret_jax.errors import InputError
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 
-# Batch sizes that are compiled; smaller batches are padded to the next size.
+# Batch sizes that are compiled, or their next multiples of the devices; smaller batches are padded.
 BATCH_SIZES = (1, 4, 16)
 
 
 class Encoder:
-    """Embeds photos and texts, and detects garments, with one model on one device.
+    """Embeds photos and texts, and detects garments, with one model on all devices of a process.
 
     Attributes:
         model: the model, with all methods of X2-VLM.
@@ -44,9 +44,11 @@ class Encoder:
             self.digest += f"+{setup.resize}"
         tokenizer = open_model_tokenizer(setup, model.config)
         self.tokenize = CaptionEncoder(tokenizer, setup.max_tokens, setup.cleaning)
-        mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(), jax.local_devices())
+        self._params = jax.device_put(model.params, param_shardings(mesh, model.params))
+        self._devices = mesh.size
         detectable = DetectorModel(
-            model.config, model.params, self.tokenize, setup.view, model.compute, mesh
+            model.config, self._params, self.tokenize, setup.view, model.compute, mesh
         )
         kind = resolve_kind(detection.kind, model.config)
         if kind != "phrases":
@@ -123,11 +125,12 @@ class Encoder:
         for start in range(0, len(views), BATCH_SIZES[-1]):
             chunk = views[start : start + BATCH_SIZES[-1]]
             size = next(size for size in BATCH_SIZES if size >= len(chunk))
+            size = -(-size // self._devices) * self._devices
             padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
             pictures = PictureBatch.without_captions(
                 np.stack([view.image for view in padded]), np.stack([view.boxes for view in padded])
             )
-            embeddings.append(self._embedder.embed(self.model.params, pictures)[: len(chunk), 0])
+            embeddings.append(self._embedder.embed(self._params, pictures)[: len(chunk), 0])
         return np.concatenate(embeddings)
 
     def embed_text(self, text: str) -> np.ndarray:

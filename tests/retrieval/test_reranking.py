@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
+from capret_jax.config import MeshConfig
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
+from capret_jax.distributed.mesh import make_mesh, replicated
 from capret_jax.models.x2vlm import init_params
 from capret_jax.retrieval import reranking as module
 from capret_jax.retrieval.engines import Neighbours
@@ -60,9 +62,16 @@ def tokens(rows):
 def test_pairs_in_groups_are_pairs_one_by_one(matcher, monkeypatch):
     rows = np.array([[0, 1, 2], [3, 1, 0], [2, 2, 5]])
     together = matcher.candidates(TEXTS, rows, tokens)
-    monkeypatch.setattr(module, "_PAIRS", 2)
-    np.testing.assert_allclose(matcher.candidates(TEXTS, rows, tokens), together, atol=1e-5)
     model, encode = matcher._model, matcher._encode
+    monkeypatch.setattr(module, "_PAIRS", 2)
+    in_pairs = Matcher(model, encode).candidates(TEXTS, rows, tokens)
+    np.testing.assert_allclose(in_pairs, together, atol=1e-5)
+    mesh = make_mesh(MeshConfig(), jax.devices())
+    spread = LoadedModel(
+        jax.device_put(model.params, replicated(mesh)), model.config, [], model.config.image_size
+    )
+    on_all = Matcher(spread, encode, mesh).candidates(TEXTS, rows, tokens)
+    np.testing.assert_allclose(on_all, together, atol=1e-5)
     for i, text in enumerate(TEXTS):
         ids, mask = encode(text)
         states = model.encode_text(ids[None], mask[None])
