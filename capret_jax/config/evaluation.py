@@ -18,6 +18,8 @@ class DetectionConfig:
             too; or "auto": locations where the model can write them, else phrases.
         top_p: share of the probability from which tokens of locations are drawn; 0.4 in Pix2Seq,
             and 0 takes the most probable one.
+        samples: sequences of locations that are written of a photograph, from the same vision
+            states; they vote.
         windows: sides of the windows as shares of the photograph's sides; 1 is the whole
             photograph, and 0.7 are four windows in its corners.
         refinements: number of times that a detection is predicted again from a closer view.
@@ -31,7 +33,8 @@ class DetectionConfig:
     """
 
     kind: str = "auto"
-    top_p: float = 0.4
+    top_p: float = 0.7
+    samples: int = 4
     windows: tuple[float, ...] = (1.0,)
     refinements: int = 2
     margin: float = 0.3
@@ -43,7 +46,7 @@ class DetectionConfig:
     def __post_init__(self):
         if not self.windows or not all(0 < share <= 1 for share in self.windows):
             raise InputError(f"detection.windows={self.windows} must be shares in (0, 1].")
-        for name in ("refinements", "candidates", "batch_size"):
+        for name in ("samples", "refinements", "candidates", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"detection.{name}={getattr(self, name)} must be at least 1.")
         if self.kind not in ("auto", *DETECTORS):

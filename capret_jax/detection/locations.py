@@ -11,7 +11,7 @@ from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import frame
-from capret_jax.detection.boxes import from_window, non_max_suppression
+from capret_jax.detection.boxes import box_iou, from_window
 from capret_jax.detection.detector import Detection
 from capret_jax.detection.local_mesh import first_device, pad_rows
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
@@ -28,10 +28,11 @@ _LEAST = 0.001
 class LocationDetector:
     """Detects garments with the decoder of locations; a `detector.Detector`.
 
-    A written box is a detection of each category that it may be, with its probability as the score:
-    Pix2Seq takes the most probable one alone, which costs average precision where categories look
-    alike (docs/detection.md). Where items are regions of their photographs, detections have
-    embeddings, which are pooled from the same vision states.
+    Several sequences are written of a photograph. Boxes that overlap are of one garment, and the
+    score of a category is its probability, summed over these boxes and averaged over the sequences:
+    a vote. Each category is a detection, since the most probable one alone, as in Pix2Seq, costs
+    average precision where categories look alike (docs/detection.md). Where items are regions of
+    their photographs, detections have embeddings, which are pooled from the same vision states.
 
     Attributes:
         config: sampling and suppression.
@@ -68,12 +69,16 @@ class LocationDetector:
             with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
                 bound = bind(graphdef, params, compute.dtype)
                 states = bound.encode_image(normalize_pixels(images))
-                written = bound.write_locations(states, keys, config.top_p)
+                written = bound.write_locations(states, keys.reshape(-1), config.top_p)
+                boxes, probabilities = (
+                    x.reshape(len(images), -1, x.shape[-1])
+                    for x in (written.boxes, written.probabilities)
+                )
                 if not self._embeds:
-                    return written, None
-                regions, _ = box_regions(states, written.boxes.reshape(-1, 4))
+                    return boxes, probabilities, None
+                regions, _ = box_regions(states, boxes.reshape(-1, 4))
                 features = bound.image_features(regions)
-                return written, features.reshape(*written.boxes.shape[:2], -1)
+                return boxes, probabilities, features.reshape(*boxes.shape[:2], -1)
 
         batch = batch_sharding(self._mesh)
         self._locate = jax.jit(
@@ -104,14 +109,15 @@ class LocationDetector:
         rows = next(size for size in self.call_sizes if size >= len(views))
         images = pad_rows(np.stack(views), rows)
         # The same for all, so that a photograph's detections do not depend on its batch.
-        keys = jax.numpy.broadcast_to(jax.random.key(0), (rows,))
+        samples = jax.random.split(jax.random.key(0), self.config.samples)
+        keys = jax.numpy.broadcast_to(samples, (rows, len(samples)))
         placed = jax.device_put((images, keys), batch_sharding(self._mesh))
-        written, features = jax.device_get(self._locate(self._params, *placed))
+        boxes, probabilities, features = jax.device_get(self._locate(self._params, *placed))
         return [
             self._convert(
                 photograph,
-                written.boxes[row],
-                written.probabilities[row],
+                boxes[row],
+                probabilities[row],
                 None if features is None else features[row],
             )
             for row, photograph in enumerate(photographs)
@@ -124,16 +130,42 @@ class LocationDetector:
         probabilities: np.ndarray,
         features: np.ndarray | None,
     ) -> list[Detection]:
-        """Returns the detections of one photograph's N objects; of overlapping ones the best."""
-        in_pixels, detections = from_window(boxes, frame(photograph)), []
-        for category, scores in enumerate(probabilities.T, 1):
-            rows = np.flatnonzero(scores >= _LEAST)
-            for i in non_max_suppression(in_pixels[rows], scores[rows], self.config.overlap):
-                row = rows[i]
-                embedding = None if features is None else features[row]
-                found = Detection(category, in_pixels[row], float(scores[row]), embedding)
-                detections.append(found)
+        """Returns the detections of one photograph, of the KN objects of its K sequences."""
+        in_pixels = from_window(boxes, frame(photograph))
+        rows, votes = _vote(in_pixels, probabilities / self.config.samples, self.config.overlap)
+        detections = [
+            Detection(
+                int(category) + 1,
+                in_pixels[rows[i]],
+                float(votes[i, category]),
+                None if features is None else features[rows[i]],
+            )
+            for i, category in np.argwhere(votes >= _LEAST)
+        ]
         return sorted(detections, key=lambda detection: -detection.score)
+
+
+def _vote(boxes: np.ndarray, votes: np.ndarray, overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Joins boxes of the same garment, greedily from the box that is most probably one.
+
+    Args:
+        boxes: (n, 4) x1, y1, x2, y2.
+        votes: (n, C) votes of each box for each category.
+        overlap: IoU from which two boxes are of one garment.
+
+    Returns:
+        (m,) int64 rows of the boxes that stay, and (m, C) sums of the votes, at most 1.
+    """
+    left, same = np.ones(len(boxes), bool), box_iou(boxes, boxes) >= overlap
+    rows, sums = [], []
+    for row in np.argsort(-votes.sum(axis=1), kind="stable"):
+        if left[row]:
+            members = same[row] & left
+            members[row] = True
+            left &= ~members
+            rows.append(row)
+            sums.append(np.minimum(votes[members].sum(axis=0), 1))
+    return np.array(rows), np.stack(sums)
 
 
 def check_locations(model: ModelConfig) -> None:

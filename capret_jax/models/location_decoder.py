@@ -103,7 +103,7 @@ class LocationDecoder(nnx.Module):
 
 
 class WrittenObjects(NamedTuple):
-    """N objects of each picture, in the order in which they were written.
+    """N objects of each sequence, in the order in which they were written.
 
     Attributes:
         boxes: (B, N, 4) float32 cx, cy, w, h as fractions of the picture.
@@ -120,7 +120,7 @@ class WrittenObjects(NamedTuple):
 def write_locations(
     decoder: LocationDecoder, image: jax.Array, keys: jax.Array, top_p: float
 ) -> WrittenObjects:
-    """Writes N objects for each picture, by nucleus sampling, as one compiled loop.
+    """Writes sequences of N objects, by nucleus sampling, as one compiled loop.
 
     Coordinates are drawn of the bins, and classes of the classes and "fake". What an object is, its
     probabilities say, whatever was drawn.
@@ -128,9 +128,13 @@ def write_locations(
     Args:
         decoder: a model's decoder.
         image: (B, 1+N, D') states of the pictures.
-        keys: (B,) random keys; what is written for a picture depends on its own key alone.
+        keys: (B*K,) random keys, of K sequences of each picture, one after the other; what is
+            written with a key does not depend on others.
         top_p: share of the probability that is drawn from, 0.4 in Pix2Seq; 0 takes the most
             probable token.
+
+    Returns:
+        The objects of the B*K sequences.
     """
     tokens, length = decoder.tokens, TOKENS * decoder.items
     table, context = decoder.token_table(), decoder.context(image)
@@ -151,7 +155,7 @@ def write_locations(
         last = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         return _State(last, caches), (last, log_probs[:, BINS : tokens.fake])
 
-    batch, heads = len(image), decoder.layers[0].attention.heads
+    batch, heads = len(keys), decoder.layers[0].attention.heads
     empty = jnp.zeros((batch, length, heads, table.shape[1] // heads), image.dtype)
     start = jnp.full((batch,), tokens.start, jnp.int32)
     state = _State(start, [(empty, empty) for _ in decoder.layers])

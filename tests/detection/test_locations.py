@@ -19,7 +19,7 @@ from capret_jax.detection.detectors import (
     resolve_kind,
 )
 from capret_jax.detection.local_mesh import first_device
-from capret_jax.detection.locations import LocationDetector
+from capret_jax.detection.locations import LocationDetector, _vote
 from capret_jax.detection.phrases import PHRASES, PhraseDetector
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
@@ -29,8 +29,8 @@ from tests.small_model import SMALL_MODEL
 
 MODEL = dataclasses.replace(SMALL_MODEL, location_layers=1, location_items=4)
 REGION = ViewConfig("region")
-# Nothing is suppressed, so that every box can be compared.
-CONFIG = DetectionConfig(overlap=1.0)
+# No boxes are joined, so that each can be compared.
+CONFIG = DetectionConfig(overlap=1.0, samples=1)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,9 @@ def test_detections_are_what_the_model_writes(params, photographs, found):
     for photograph, detections in zip(photographs, found, strict=True):
         view = whole_view(photograph, frame(photograph)[None], MODEL.image_size)
         states = model.encode_image(normalize_pixels(view.image[None]))
-        written = model.write_locations(states, jax.random.key(0)[None], CONFIG.top_p)
+        written = model.write_locations(
+            states, jax.random.split(jax.random.key(0), 1), CONFIG.top_p
+        )
         # Every box is a detection of each category that is not improbable.
         scores = np.asarray(written.probabilities[0])
         items, classes = np.nonzero(scores >= 0.001)
@@ -119,10 +121,34 @@ def test_crops_are_embedded_by_others(params, photographs):
     assert all(x.embedding is None for x in detections)
 
 
-def test_of_overlapping_boxes_of_a_category_the_best_stays(params, photographs):
+def test_of_overlapping_boxes_of_a_category_one_stays(params, photographs):
     (detections,) = LocationDetector(MODEL, params, DetectionConfig(overlap=0.0))(photographs[:1])
     categories = [x.category_id for x in detections]
     assert len(set(categories)) == len(categories)
+
+
+def test_overlapping_boxes_of_all_samples_vote():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [0, 0, 9, 10.0]])
+    votes = np.array([[0.3, 0.1], [0.2, 0.25], [0.0, 0.45], [0.1, 0.0]])
+    rows, sums = _vote(boxes, votes, 0.6)
+    # 0.45 votes for the second box, and as many for the third.
+    np.testing.assert_array_equal(rows, [1, 2])
+    np.testing.assert_allclose(sums, [[0.6, 0.35], [0.0, 0.45]])
+    rows, sums = _vote(boxes, 4 * votes, 0.95)
+    assert len(rows) == 4 and sums.max() == 1
+
+
+def test_samples_of_a_photograph_differ(params, photographs):
+    one, several = (
+        LocationDetector(MODEL, params, dataclasses.replace(CONFIG, samples=samples, top_p=1.0))(
+            photographs[:1]
+        )[0]
+        for samples in (1, 3)
+    )
+    boxes, of_all = ({tuple(x.box) for x in found} for found in (one, several))
+    assert len(boxes) == MODEL.location_items and len(of_all) == 3 * len(boxes)
+    # Each box has a third of the vote.
+    assert max(x.score for x in several) < max(x.score for x in one)
 
 
 def test_models_that_cannot_write_locations_are_refused():

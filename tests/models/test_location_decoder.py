@@ -83,6 +83,13 @@ def test_what_is_written_of_a_picture_does_not_depend_on_its_batch(model, image)
     np.testing.assert_array_equal(together.token_ids[1], alone.token_ids[0])
 
 
+def test_several_sequences_of_a_picture_share_its_states(model, image):
+    keys = jax.random.split(jax.random.key(2), 6)
+    together = model.write_locations(jnp.asarray(image), keys, 0.9)
+    repeated = model.write_locations(jnp.repeat(jnp.asarray(image), 2, axis=0), keys, 0.9)
+    np.testing.assert_array_equal(together.token_ids, repeated.token_ids)
+
+
 def test_boxes_survive_bins_and_are_cut_at_the_edges():
     boxes = jnp.array([[0.5, 0.4, 0.2, 0.6], [0.9, 0.1, 0.4, 0.4]])
     # y1, x1, y2, x2 of the first box, times 999.

@@ -19,6 +19,17 @@ def test_the_nucleus_is_the_smallest_set_of_that_probability(top_p, kept):
     np.testing.assert_array_equal(np.flatnonzero(nucleus(log_probs, top_p)[0] > -jnp.inf), kept)
 
 
+@pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_sorted_probabilities(top_p):
+    logits = 3 * np.random.default_rng(0).normal(size=(50, 1016))
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    kept = np.asarray(nucleus(jnp.asarray(log_probs, jnp.float32), top_p)) > -np.inf
+    for row, inside in zip(np.exp(log_probs), kept, strict=True):
+        order = np.argsort(-row)
+        count = 1 + int((np.cumsum(row[order]) < top_p).sum())
+        assert set(np.flatnonzero(inside)) == set(order[:count])
+
+
 def test_tokens_are_drawn_in_proportion_to_their_probabilities():
     keys = jax.random.split(jax.random.key(0), 4000)
     log_probs = jnp.broadcast_to(jnp.log(PROBABILITIES), (4000, 5))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capret_jax.config import DetectionConfig
 from capret_jax.detection.average_precision import coco_precision
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
@@ -16,6 +15,8 @@ from capret_jax.tasks.evaluators.pictures import picture_batches
 from capret_jax.tasks.readers.annotations import load_json
 from capret_jax.tasks.readers.instances import read_categories
 
+# Share of the probability that tokens are drawn from, as in Pix2Seq.
+_TOP_P = 0.4
 # Detections of a picture that COCO counts.
 _MOST = 100
 
@@ -86,5 +87,5 @@ def _write(model: X2VLM, batch) -> tuple[jax.Array, jax.Array]:
     image, _ = batch
     keys = jnp.broadcast_to(jax.random.key(0), (len(image),))
     states = model.encode_image(normalize_pixels(image))
-    written = model.write_locations(states, keys, DetectionConfig().top_p)
+    written = model.write_locations(states, keys, _TOP_P)
     return written.boxes, written.probabilities

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
-from capret_jax.config import DetectionConfig, MeshConfig
+from capret_jax.config import MeshConfig
 from capret_jax.data.tokenizer import CaptionEncoder, load_tokenizer
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
@@ -220,9 +220,7 @@ def test_written_objects_are_in_pixels_with_the_files_ids(make_run, model, param
     bound = bind(abstract_model(MODEL)[0], params)
     for row in run.test.rows:
         keys = jax.random.key(0)[None]
-        written = bound.write_locations(
-            states(run, model, row.image), keys, DetectionConfig().top_p
-        )
+        written = bound.write_locations(states(run, model, row.image), keys, 0.4)
         ours = [entry for entry in entries if entry["image_id"] == row.image_id]
         boxes = to_pixels(written.boxes[0], np.array([[64, 48]]))
         scores = np.asarray(written.probabilities[0])
