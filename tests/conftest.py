@@ -31,6 +31,7 @@ from capret_jax.checkpoints.state_dict import read_state_dict
 from capret_jax.config import (
     SIZES,
     DataConfig,
+    DetectionConfig,
     EvaluationConfig,
     ExperimentConfig,
     LocationBatchConfig,
@@ -143,7 +144,10 @@ def tiny_config(prepared_dir) -> ExperimentConfig:
         loss=LossConfig(mlm=1.0, mlm_causal=True, vqa=1.0, locations=1.0, matching_group=2),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9),
         loop=LoopConfig(steps=6, log_every=2, checkpoint_every=3, evaluate_every=6),
-        evaluation=EvaluationConfig(detect=True, detectors=("phrases",), rerank=5),
+        # One sequence: after six steps several agree on nothing.
+        evaluation=EvaluationConfig(
+            detect=True, detection=DetectionConfig(samples=1), detectors=("phrases",), rerank=5
+        ),
     )
 
 
