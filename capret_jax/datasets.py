@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from capret_jax.buckets.access import staged
 from capret_jax.config import Cleaning, DataConfig
 from capret_jax.data.items import load_items
-from capret_jax.data.pipeline import Split
 from capret_jax.data.preparation import VERSION, prepare_deepfashion2
 from capret_jax.data.record_shards import NAME
 from capret_jax.data.records import Records
+from capret_jax.data.split import Split
 from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.errors import InputError
 from capret_jax.synthetic import builder as synthetic

@@ -41,8 +41,8 @@ from capret_jax.config import (
     ReadConfig,
 )
 from capret_jax.data.items import read_items
-from capret_jax.data.pipeline import Split
 from capret_jax.data.records import Records
+from capret_jax.data.split import Split
 from capret_jax.evaluation.retrieval import CurveEvaluator
 from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.models.x2vlm import abstract_model, bind

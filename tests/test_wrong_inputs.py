@@ -90,8 +90,8 @@ def _card(folder: pathlib.Path) -> tuple[pathlib.Path, Callable]:
 
 
 def _threshold(folder: pathlib.Path) -> tuple[pathlib.Path, Callable]:
-    write_thresholds(folder, 3, {"phrases": ThresholdCalibration(0.5, 0.9, 0.8)})
-    return folder / "detection.json", lambda: read_threshold(folder, 3, "phrases", 0.1)
+    write_thresholds(folder, 3, {"phrases": ThresholdCalibration(0.5, 0.9, 0.8)}, {"phrases": {}})
+    return folder / "detection.json", lambda: read_threshold(folder, 3, "phrases", {}, 0.1)
 
 
 def _queries(folder: pathlib.Path) -> tuple[pathlib.Path, Callable]:

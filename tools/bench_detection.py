@@ -22,12 +22,12 @@ from capret_jax.config import (
     ComputeConfig,
     DetectionConfig,
     ModelConfig,
-    ViewConfig,
     from_config_dict,
 )
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.detection.detectors import DetectorModel, make_detector
+from capret_jax.detection.detector import DetectorModel
+from capret_jax.detection.detectors import make_detector
 from capret_jax.detection.local_mesh import first_device
 from capret_jax.detection.phrases import PHRASES
 from capret_jax.models.x2vlm import init_params
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         encode = CaptionEncoder(load_tokenizer(str(path)), 12)
     device = first_device()
     compute = ComputeConfig(_DTYPE.value).on(device.devices.flat[0].platform)
-    described = DetectorModel(model, params, encode, ViewConfig(), compute, device)
+    described = DetectorModel(model, params, encode, device, compute=compute)
     config = DetectionConfig(batch_size=min(16, _PHOTOGRAPHS.value))
     detectors = {kind: make_detector(kind, described, config) for kind in _KINDS.value}
     seconds: dict[str, list[float]] = {kind: [] for kind in detectors}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from capret_jax.ablation.grid import Grid
 from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.config import DataConfig, build
-from capret_jax.data.pipeline import Split
+from capret_jax.data.split import Split
 from capret_jax.data.transforms import frame
 from capret_jax.datasets import Dataset, open_dataset
 

@@ -8,7 +8,7 @@ import numpy as np
 from capret_jax.ablation.contrasts import Contrast
 from capret_jax.ablation.grid import Grid
 from capret_jax.ablation.results import Arm, ResultTable, arm_of, read_queries
-from capret_jax.data.pipeline import Split
+from capret_jax.data.split import Split
 from capret_jax.evaluation.report import Picture, data_uri
 
 _QUERIES_SHOWN = 6  # for each direction: became right, became wrong

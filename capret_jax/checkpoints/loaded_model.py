@@ -14,7 +14,7 @@ from capret_jax.errors import InputError
 from capret_jax.models.answer_generation import Answers, FusedQuestions, rank_answers
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens, write_captions
-from capret_jax.models.location_decoder import WrittenObjects
+from capret_jax.models.location_generation import WrittenObjects, write_locations
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind
 
 Array = jax.Array | np.ndarray
@@ -177,7 +177,7 @@ class LoadedModel:
         return write(self.params, image, prompt_ids)
 
     def write_locations(self, image: Array, seed: int = 0, top_p: float = 0.4) -> WrittenObjects:
-        """Writes the objects of pictures; see `models.location_decoder.write_locations`.
+        """Writes the objects of pictures; see `models.location_generation.write_locations`.
 
         Args:
             image: (B, 1+N, D) from `encode_image`.
@@ -192,7 +192,7 @@ class LoadedModel:
                 "this model does not write locations: train it with --config.loss.locations=1."
             )
         self.check_trained("locations")
-        write = self._compiled(self.config, X2VLM.write_locations, top_p=top_p)
+        write = self._compiled(self.config, write_locations, top_p=top_p)
         return write(self.params, image, jnp.broadcast_to(jax.random.key(seed), (len(image),)))
 
     def _interpolated(self, image_size: int) -> tuple[dict, ModelConfig]:

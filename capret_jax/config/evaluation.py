@@ -20,8 +20,8 @@ class DetectionConfig:
             and 0 takes the most probable one.
         samples: sequences of locations that are written of a photograph, from the same vision
             states; they vote.
-        windows: sides of the windows as shares of the photograph's sides; 1 is the whole
-            photograph, and 0.7 are four windows in its corners.
+        windows: sides of the windows for phrases as shares of the photograph's sides; 1 is the
+            whole photograph, and 0.7 are four windows in its corners.
         refinements: number of times that a detection is predicted again from a closer view.
         margin: context around a box in the closer view, as a fraction of its sides.
         candidates: number of detections per photograph that are refined.
@@ -29,7 +29,7 @@ class DetectionConfig:
             different phrases with `suppress_across_categories`.
         threshold: match probability from which a detection counts, where no threshold was
             calibrated.
-        batch_size: photographs per call.
+        batch_size: photographs per call by phrases.
     """
 
     kind: str = "auto"

@@ -7,6 +7,7 @@ from capret_jax.data.batch import LocatedObjects
 from capret_jax.data.geometry import random_scaled_window, shares_inside
 from capret_jax.data.images import Photograph
 from capret_jax.data.sampler import Draw
+from capret_jax.data.split import Split
 from capret_jax.data.transforms import Augmentation, View
 
 # Share of an object's box that a view must show to keep the object.
@@ -16,10 +17,10 @@ _MIN_INSIDE = 0.5
 class LocatedExamples:
     """A function from draws to pictures at a random scale, with their objects."""
 
-    def __init__(self, split, augment: Augmentation, config: LocationBatchConfig, most: int):
+    def __init__(self, split: Split, augment: Augmentation, config: LocationBatchConfig, most: int):
         """
         Args:
-            split: the photographs and items, a `pipeline.Split`.
+            split: the photographs and items.
             augment: random changes of light and colour, and flips.
             config: range of scales.
             most: N, objects of a picture; of more, the largest are kept.

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 
-from capret_jax.config import DetectionConfig
+from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig, ViewConfig
+from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
+from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.detection.boxes import non_max_suppression
 
 
@@ -25,6 +28,26 @@ class Detection(NamedTuple):
     box: np.ndarray
     score: float
     embedding: np.ndarray | None = None
+
+
+class DetectorModel(NamedTuple):
+    """A model, and what its detectors need of its training.
+
+    Attributes:
+        config: sizes of the model.
+        params: its parameters, on the mesh.
+        encode: encoder of captions as tokens, for phrases.
+        mesh: mesh of this process's devices to use.
+        view: view of items; of regions, locations get embeddings.
+        compute: the numerics, resolved for the platform.
+    """
+
+    config: ModelConfig
+    params: dict
+    encode: CaptionEncoder
+    mesh: Mesh
+    view: ViewConfig = ViewConfig()
+    compute: ComputeConfig = PLAIN
 
 
 class Detector(Protocol):

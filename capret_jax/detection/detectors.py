@@ -1,37 +1,22 @@
 """The detectors of a model, by name."""
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
-from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig, ViewConfig
+from capret_jax.config import DetectionConfig, ModelConfig
 from capret_jax.data.images import Photograph
-from capret_jax.data.tokenizer import CaptionEncoder
-from capret_jax.detection.detector import Detection, Detector
+from capret_jax.detection.detector import Detection, Detector, DetectorModel
 from capret_jax.detection.locations import LocationDetector, check_locations
 from capret_jax.detection.phrases import PhraseDetector
 
-
-class DetectorModel(NamedTuple):
-    """A model, and what its detectors need of its training.
-
-    Attributes:
-        config: sizes of the model.
-        params: its parameters, on the mesh.
-        encode: encoder of captions as tokens, for phrases.
-        view: view of items.
-        compute: the numerics.
-        mesh: mesh of this process's devices to use.
-    """
-
-    config: ModelConfig
-    params: dict
-    encode: CaptionEncoder
-    view: ViewConfig
-    compute: ComputeConfig
-    mesh: Mesh
+# Kind of detector -> settings that shape its scores, besides the overlap.
+_SCORED_BY = {
+    "phrases": ("windows", "refinements", "margin", "candidates"),
+    "locations": ("top_p", "samples"),
+}
 
 
 def resolve_kind(kind: str, model: ModelConfig) -> str:
@@ -51,6 +36,13 @@ def resolve_kind(kind: str, model: ModelConfig) -> str:
     return kind
 
 
+def score_settings(kind: str, config: DetectionConfig) -> dict[str, Any]:
+    """Returns the settings that the scores of a kind of detector depend on, as values of JSON."""
+    kinds = _SCORED_BY if kind == "both" else (kind,)
+    names = sorted({"overlap", *(name for part in kinds for name in _SCORED_BY[part])})
+    return json.loads(json.dumps({name: getattr(config, name) for name in names}))
+
+
 def make_detector(kind: str, model: DetectorModel, config: DetectionConfig) -> Detector:
     """Makes a detector.
 
@@ -62,14 +54,11 @@ def make_detector(kind: str, model: DetectorModel, config: DetectionConfig) -> D
     Raises:
         InputError: the model lacks the part that writes locations, or the vocabulary a phrase.
     """
-    numerics = model.compute, model.mesh
     if kind == "phrases":
-        return PhraseDetector(model.config, model.params, model.encode, config, *numerics)
-    locations = LocationDetector(model.config, model.params, config, model.view, *numerics)
+        return PhraseDetector(model, config)
     if kind == "locations":
-        return locations
-    phrases = PhraseDetector(model.config, model.params, model.encode, config, *numerics)
-    return RescoringDetector(locations, phrases)
+        return LocationDetector(model, config)
+    return RescoringDetector(LocationDetector(model, config), PhraseDetector(model, config))
 
 
 class RescoringDetector:

@@ -4,19 +4,18 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig, ViewConfig
-from capret_jax.config.model import PLAIN
+from capret_jax.config import DetectionConfig, ModelConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import frame
 from capret_jax.detection.boxes import box_iou, from_window
-from capret_jax.detection.detector import Detection
-from capret_jax.detection.local_mesh import first_device, pad_rows
+from capret_jax.detection.detector import Detection, DetectorModel
+from capret_jax.detection.local_mesh import pad_rows
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.errors import InputError
 from capret_jax.models.beit import box_regions
+from capret_jax.models.location_generation import write_locations
 from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 
 # Numbers of photographs of a call: one of a photograph alone, and more for many at once.
@@ -38,43 +37,31 @@ class LocationDetector:
         config: sampling and suppression.
     """
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        params: dict,
-        config: DetectionConfig = DetectionConfig(),
-        view: ViewConfig = ViewConfig(),
-        compute: ComputeConfig = PLAIN,
-        mesh: Mesh | None = None,
-    ):
+    def __init__(self, model: DetectorModel, config: DetectionConfig = DetectionConfig()):
         """
         Args:
-            model: the model's sizes.
-            params: the model's parameters, with a trained decoder of locations, on the mesh.
+            model: the model, with a trained decoder of locations.
             config: sampling and suppression.
-            view: view of items; of regions, detections get embeddings.
-            compute: the numerics of the model.
-            mesh: mesh of this process's devices to use; its first device when None.
 
         Raises:
             InputError: the model has no such decoder, or one of other classes.
         """
-        check_locations(model)
-        self.config, self._size, self._params = config, model.image_size, params
-        self._mesh = mesh or first_device()
-        self._embeds = view.regions and model.embedding == "image"
-        graphdef, abstract = abstract_model(model, compute)
+        check_locations(model.config)
+        self.config, self._size = config, model.config.image_size
+        self._params, self._mesh = model.params, model.mesh
+        embeds = model.view.regions and model.config.embedding == "image"
+        graphdef, abstract = abstract_model(model.config, model.compute)
 
         def locate(params, images, keys):
             with jax.sharding.use_abstract_mesh(self._mesh.abstract_mesh):
-                bound = bind(graphdef, params, compute.dtype)
+                bound = bind(graphdef, params, model.compute.dtype)
                 states = bound.encode_image(normalize_pixels(images))
-                written = bound.write_locations(states, keys.reshape(-1), config.top_p)
+                written = write_locations(bound, states, keys.reshape(-1), config.top_p)
                 boxes, probabilities = (
                     x.reshape(len(images), -1, x.shape[-1])
                     for x in (written.boxes, written.probabilities)
                 )
-                if not self._embeds:
+                if not embeds:
                     return boxes, probabilities, None
                 regions, _ = box_regions(states, boxes.reshape(-1, 4))
                 features = bound.image_features(regions)

@@ -16,16 +16,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from capret_jax.config import ComputeConfig, DetectionConfig, ModelConfig
-from capret_jax.config.model import PLAIN
+from capret_jax.config import DetectionConfig
 from capret_jax.data.captions import category_phrase
 from capret_jax.data.images import Photograph
 from capret_jax.data.schema import CATEGORIES
-from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import frame, margin_window
 from capret_jax.detection.boxes import from_window, non_max_suppression
-from capret_jax.detection.detector import Detection
-from capret_jax.detection.local_mesh import first_device, pad_rows
+from capret_jax.detection.detector import Detection, DetectorModel
+from capret_jax.detection.local_mesh import pad_rows
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
@@ -44,45 +42,31 @@ class PhraseDetector:
         config: windows, refinements and suppression.
     """
 
-    def __init__(
-        self,
-        model: ModelConfig,
-        params: dict,
-        encode: CaptionEncoder,
-        config: DetectionConfig = DetectionConfig(),
-        compute: ComputeConfig = PLAIN,
-        mesh: Mesh | None = None,
-    ):
+    def __init__(self, model: DetectorModel, config: DetectionConfig = DetectionConfig()):
         """Encodes the phrases.
 
         Args:
-            model: the model's sizes.
-            params: the model's parameters, trained to match phrases with pictures and to predict
-                their boxes.
-            encode: the tokenizer, captions -> tokens.
+            model: the model, trained to match phrases with pictures and to predict their boxes.
             config: windows, refinements and suppression.
-            compute: the numerics of the model.
-            mesh: mesh of this process's devices to use; its first device when None.
 
         Raises:
             InputError: the vocabulary has none of a phrase's words.
         """
-        graphdef, abstract = abstract_model(model, compute)
-        self._mesh = mesh or first_device()
-        self._size, self.config = model.image_size, config
-        self._params = params
+        graphdef, abstract = abstract_model(model.config, model.compute)
+        self.config, self._size = config, model.config.image_size
+        self._params, self._mesh, dtype = model.params, model.mesh, model.compute.dtype
         for phrase in PHRASES:
-            encode.check_words(phrase)
-        tokens = [encode(phrase) for phrase in PHRASES]
+            model.encode.check_words(phrase)
+        tokens = [model.encode(phrase) for phrase in PHRASES]
         ids, mask = (jnp.asarray(np.stack(column)) for column in zip(*tokens, strict=True))
         batch, whole = batch_sharding(self._mesh), replicated(self._mesh)
         self._score = jax.jit(
-            _score_fn(graphdef, mask, compute.dtype, self._mesh),
+            _score_fn(graphdef, mask, dtype, self._mesh),
             in_shardings=(param_shardings(self._mesh, abstract), whole, batch, batch),
             out_shardings=whole,
         )
-        text = jax.jit(lambda params: bind(graphdef, params, compute.dtype).encode_text(ids, mask))
-        self._text = text(params)
+        text = jax.jit(lambda params: bind(graphdef, params, dtype).encode_text(ids, mask))
+        self._text = text(self._params)
 
     @property
     def call_sizes(self) -> tuple[int, ...]:

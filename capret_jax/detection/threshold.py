@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,7 +103,10 @@ def at_threshold(detections: ScoredDetections, threshold: float) -> ThresholdCal
 
 
 def write_thresholds(
-    workdir: pathlib.Path, step: int, calibrations: Mapping[str, ThresholdCalibration]
+    workdir: pathlib.Path,
+    step: int,
+    calibrations: Mapping[str, ThresholdCalibration],
+    settings: Mapping[str, dict[str, Any]],
 ) -> None:
     """Writes `detection.json` into a model's folder.
 
@@ -111,21 +114,32 @@ def write_thresholds(
         workdir: the folder.
         step: step of the model that was calibrated.
         calibrations: thresholds by kind of detector.
+        settings: settings that the scores depend on by kind, from `detectors.score_settings`.
     """
-    detectors = {kind: calibration._asdict() for kind, calibration in calibrations.items()}
+    detectors = {
+        kind: {**calibration._asdict(), "settings": settings[kind]}
+        for kind, calibration in calibrations.items()
+    }
     content = {"step": step, "detectors": detectors}
     (workdir / _FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_threshold(folder: pathlib.Path, step: int | None, kind: str, default: float) -> float:
+def read_threshold(
+    folder: pathlib.Path,
+    step: int | None,
+    kind: str,
+    settings: dict[str, Any],
+    default: float,
+) -> float:
     """Returns the threshold of a detector in a model's `detection.json`.
 
     Args:
         folder: folder of the model.
         step: step of the model.
         kind: kind of detector.
-        default: threshold where the file is absent, or, with a warning, of another step or without
-            this kind.
+        settings: settings that its scores depend on, from `detectors.score_settings`.
+        default: threshold where the file is absent, or, with a warning, of another step, without
+            this kind, or of other settings.
 
     Raises:
         InputError: the file holds no threshold.
@@ -155,6 +169,15 @@ def read_threshold(folder: pathlib.Path, step: int | None, kind: str, default: f
         print(
             f"{path} has no threshold of detection.kind={kind!r}: it is {default} until the model "
             "is evaluated with it",
+            file=sys.stderr,
+        )
+        return default
+    # Earlier versions did not keep them.
+    before = detectors[kind].get("settings", settings)
+    if before != settings:
+        print(
+            f"{path} was calibrated with {before}, and detection has {settings}: the threshold is "
+            f"{default} until the model is evaluated with these",
             file=sys.stderr,
         )
         return default

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from capret_jax.data.pipeline import Split
-from capret_jax.detection.detector import Detector
-from capret_jax.detection.detectors import DetectorModel, make_detector, resolve_kind
+from capret_jax.data.split import Split
+from capret_jax.detection.detector import Detector, DetectorModel
+from capret_jax.detection.detectors import make_detector, resolve_kind
 from capret_jax.detection.local_mesh import local_model
 from capret_jax.distributed.gather import gather_rows
 from capret_jax.evaluation.colour_histogram import BINS
@@ -59,6 +59,8 @@ class EvaluationContext:
     Attributes:
         run: the run whose states are evaluated.
         protocol: queries and gallery of the split.
+        detection_kinds: kinds of detection that are evaluated: first the one that retrieval is
+            evaluated with.
         files: name -> content of the files to write beside the metrics: an array for a `.npy` file,
             anything else for JSON.
     """
@@ -70,7 +72,8 @@ class EvaluationContext:
 
         Raises:
             InputError: the split has no queries or no gallery, a file of detections does not fit
-                it, or the disk has no room for the vision tokens of re-ranking.
+                it, the model cannot detect as the config says, or the disk has no room for the
+                vision tokens of re-ranking.
         """
         self.run = run
         self.files: dict[str, Any] = {}
@@ -80,7 +83,7 @@ class EvaluationContext:
         if run.config.evaluation.rerank:
             check_space(*self._token_store_arguments())
         self._given_boxes = read_detections(path, items) if path else None
-        self.detection_kinds  # noqa: B018 - raises its errors before training
+        self.detection_kinds = self._resolve_kinds()
         self._state: TrainState | None = None
         self._results: dict[str, Any] = {}
 
@@ -101,21 +104,6 @@ class EvaluationContext:
     def ranking(self, state: TrainState) -> Ranking:
         """Returns the exact ranking of the gallery by the model's embeddings."""
         return self._once("ranking", state, self._rank)
-
-    @functools.cached_property
-    def detection_kinds(self) -> tuple[str, ...]:
-        """Kinds of detection that are evaluated: first the one that retrieval is evaluated with.
-
-        Raises:
-            InputError: the model cannot write locations, and a kind needs them.
-        """
-        config, model = self.run.config.evaluation, self.run.config.model
-        if self._given_boxes:
-            return (GIVEN,)
-        if not config.detect:
-            return ()
-        kinds = (config.detection.kind, *config.detectors)
-        return tuple(dict.fromkeys(resolve_kind(kind, model) for kind in kinds))
 
     def detectors(self, state: TrainState) -> dict[str, Detector]:
         """Returns the model's garment detectors by kind; every process has to call it."""
@@ -149,6 +137,15 @@ class EvaluationContext:
             self._results[name] = compute(state)
         return self._results[name]
 
+    def _resolve_kinds(self) -> tuple[str, ...]:
+        config, model = self.run.config.evaluation, self.run.config.model
+        if self._given_boxes:
+            return (GIVEN,)
+        if not config.detect:
+            return ()
+        kinds = (config.detection.kind, *config.detectors)
+        return tuple(dict.fromkeys(resolve_kind(kind, model) for kind in kinds))
+
     def _rank(self, state: TrainState) -> Ranking:
         return rank(self.protocol, self.encoded(state).embeddings[MODEL], self.run.mesh)
 
@@ -160,7 +157,7 @@ class EvaluationContext:
         config, setup = self.run.config, self.run.setup
         mesh, params = local_model(self.run.mesh, state.model)
         model = DetectorModel(
-            config.model, params, self.run.encode, config.data.view, setup.compute, mesh
+            config.model, params, self.run.encode, mesh, config.data.view, setup.compute
         )
         settings = config.evaluation.detection
         return {kind: make_detector(kind, model, settings) for kind in self.detection_kinds}

@@ -7,7 +7,7 @@ import numpy as np
 
 from capret_jax.data.images import Photograph
 from capret_jax.data.items import ItemTable
-from capret_jax.data.pipeline import evaluation_view
+from capret_jax.data.split import evaluation_view
 from capret_jax.data.transforms import View
 from capret_jax.detection.average_precision import coco_entries
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from capret_jax.data.pipeline import Split
+from capret_jax.data.split import Split
 from capret_jax.detection.average_precision import average_precision, coco_entries
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
+from capret_jax.detection.detectors import score_settings
 from capret_jax.detection.threshold import (
     ScoredDetections,
     ThresholdCalibration,
@@ -61,7 +62,10 @@ class DetectionEvaluator:
         for kind in detected:  # on all processes
             metrics[kind] |= self._retrieval(state, kind)
         step = int(state.step)
-        first_process_only(lambda: write_thresholds(run.files.folder, step, calibrations))
+        settings = {
+            kind: score_settings(kind, run.config.evaluation.detection) for kind in calibrations
+        }
+        first_process_only(lambda: write_thresholds(run.files.folder, step, calibrations, settings))
         return {"detection": metrics}
 
     def _measure(

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from capret_jax.data.images import Photograph
-from capret_jax.data.pipeline import Split, evaluation_view
+from capret_jax.data.split import Split, evaluation_view
 from capret_jax.data.tokenizer import Tokens
 from capret_jax.data.transforms import crop_view
 from capret_jax.evaluation.colour_histogram import histograms

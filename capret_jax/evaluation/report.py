@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from capret_jax.data.pipeline import Split
+from capret_jax.data.split import Split
 from capret_jax.evaluation.mesh_ranking import Ranking
 from capret_jax.evaluation.official_scorer import FLOOR_KEY, QUERY_IOU_FLOOR
 from capret_jax.evaluation.protocol import Protocol

@@ -26,7 +26,7 @@ from capret_jax.models.decoder import AnswerDecoder
 from capret_jax.models.fusion import FusionEncoder
 from capret_jax.models.heads import MlpHead, TokenHead, normalize
 from capret_jax.models.layers import dense
-from capret_jax.models.location_decoder import LocationDecoder, WrittenObjects, write_locations
+from capret_jax.models.location_decoder import LocationDecoder
 
 INITIAL_TEMPERATURE = 0.07
 EMBEDDING_STD = 0.02
@@ -207,10 +207,6 @@ class X2VLM(nnx.Module):
     ) -> jax.Array:
         """Returns (B, 5n, V) float32 logits of the objects' tokens; see `LocationDecoder`."""
         return _float32(self.locations(token_ids, image, key))
-
-    def write_locations(self, image: jax.Array, keys: jax.Array, top_p: float) -> WrittenObjects:
-        """Writes the objects of pictures, (B, 1+N, D) states; see `write_locations`."""
-        return write_locations(self.locations, image, keys, top_p)
 
 
 def _float32(x: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ import numpy as np
 
 from capret_jax.config import DataConfig, ReadConfig
 from capret_jax.data.images import Photograph
-from capret_jax.data.pipeline import Split
 from capret_jax.data.schema import CATEGORIES
+from capret_jax.data.split import Split
 from capret_jax.datasets import open_dataset
 from capret_jax.errors import InputError
 from capret_jax.retrieval.index import Item

@@ -12,8 +12,13 @@ from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder
 from capret_jax.data.transforms import View, crop_view, frame, whole_view
-from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
-from capret_jax.detection.detectors import DetectorModel, make_detector, resolve_kind
+from capret_jax.detection.detector import (
+    Detection,
+    Detector,
+    DetectorModel,
+    suppress_across_categories,
+)
+from capret_jax.detection.detectors import make_detector, resolve_kind, score_settings
 from capret_jax.detection.threshold import read_threshold
 from capret_jax.distributed.mesh import make_mesh, param_shardings
 from capret_jax.errors import InputError
@@ -48,7 +53,7 @@ class Encoder:
         self._params = jax.device_put(model.params, param_shardings(mesh, model.params))
         self._devices = mesh.size
         detectable = DetectorModel(
-            model.config, self._params, self.tokenize, setup.view, model.compute, mesh
+            model.config, self._params, self.tokenize, mesh, setup.view, model.compute
         )
         kind = resolve_kind(detection.kind, model.config)
         if kind != "phrases":
@@ -90,7 +95,13 @@ class Encoder:
                 "of every picture: only embedding.kind='image' can be served."
             )
         kind = resolve_kind(detection.kind, model_folder.card.config)
-        threshold = read_threshold(model_folder.path, model_folder.step, kind, detection.threshold)
+        threshold = read_threshold(
+            model_folder.path,
+            model_folder.step,
+            kind,
+            score_settings(kind, detection),
+            detection.threshold,
+        )
         model = model_folder.load_model(image_size, precision)
         setup = model_folder.setup(tokenizer)
         if resize is not None:

@@ -11,7 +11,7 @@ from capret_jax.config.loss import TERMS
 from capret_jax.data.batch import Batch, Outputs
 from capret_jax.losses import StepContext
 from capret_jax.losses.contrastive import ContrastiveFeatures
-from capret_jax.losses.hard_negatives import mine_hard_negatives
+from capret_jax.losses.hard_negatives import Negatives, mine_hard_negatives
 from capret_jax.losses.pairs import PairLabels
 from capret_jax.models.beit import box_regions
 from capret_jax.models.bert import causal_mask
@@ -86,16 +86,8 @@ def forward(
             "temperature": model.temperature[...],
         }
     if loss.itm:
-        features = ContrastiveFeatures(
-            outputs["image_features"], outputs["text_features"], outputs["temperature"]
-        )
-        negatives = mine_hard_negatives(
-            dataclasses.replace(context, key=mining_key),
-            features,
-            PairLabels.of(batch),
-            (images, texts),
-            loss.matching_group,
-        )
+        mining = dataclasses.replace(context, key=mining_key)
+        negatives = _mine(mining, outputs, batch, (images, texts), loss.matching_group)
         matched = _fuse_with_negatives(model, images, texts, negatives, fusion_key)
         valid = jnp.stack([batch.valid, *(negative.valid for negative in negatives)], axis=1)
         outputs |= {"match_logits": _match_logits(model, matched), "match_valid": valid}
@@ -150,6 +142,16 @@ def trained_parts(config: LossConfig, embedding: str = "image") -> set[str]:
     """
     reached = _REACHED | dict.fromkeys(("arcface", "supcon", "distill"), _EMBEDDED[embedding])
     return {part for term in TERMS if getattr(config, term) for part in reached[term]}
+
+
+def _mine(
+    context: StepContext, outputs: dict, batch: Batch, states: tuple, group: int
+) -> tuple[Negatives, Negatives]:
+    """Draws hard negatives of images and texts, by the similarity of their features."""
+    features = ContrastiveFeatures(
+        outputs["image_features"], outputs["text_features"], outputs["temperature"]
+    )
+    return mine_hard_negatives(context, features, PairLabels.of(batch), states, group)
 
 
 def _fuse_with_negatives(

@@ -6,8 +6,8 @@ import pathlib
 
 from PIL import Image
 
-from capret_jax.data.pipeline import Split
 from capret_jax.data.schema import CATEGORIES, LEVELS
+from capret_jax.data.split import Split
 
 
 def write_raw(root: pathlib.Path, splits: dict[str, Split]) -> None:

@@ -11,9 +11,8 @@ from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.transforms import frame, whole_view
-from capret_jax.detection.detector import Detection
+from capret_jax.detection.detector import Detection, DetectorModel
 from capret_jax.detection.detectors import (
-    DetectorModel,
     RescoringDetector,
     make_detector,
     resolve_kind,
@@ -23,6 +22,7 @@ from capret_jax.detection.locations import LocationDetector, _vote
 from capret_jax.detection.phrases import PHRASES, PhraseDetector
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
+from capret_jax.models.location_generation import write_locations
 from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 from tests.small_model import SMALL_MODEL
@@ -46,8 +46,20 @@ def photographs():
 
 
 @pytest.fixture(scope="module")
-def detector(params):
-    return LocationDetector(MODEL, params, CONFIG, REGION)
+def encode(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    build_vocabulary(PHRASES, path, 200)
+    return CaptionEncoder(load_tokenizer(str(path)), 12)
+
+
+@pytest.fixture(scope="module")
+def model(params, encode):
+    return DetectorModel(MODEL, params, encode, first_device(), REGION)
+
+
+@pytest.fixture(scope="module")
+def detector(model):
+    return LocationDetector(model, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +72,8 @@ def test_detections_are_what_the_model_writes(params, photographs, found):
     for photograph, detections in zip(photographs, found, strict=True):
         view = whole_view(photograph, frame(photograph)[None], MODEL.image_size)
         states = model.encode_image(normalize_pixels(view.image[None]))
-        written = model.write_locations(
-            states, jax.random.split(jax.random.key(0), 1), CONFIG.top_p
+        written = write_locations(
+            model, states, jax.random.split(jax.random.key(0), 1), CONFIG.top_p
         )
         # Every box is a detection of each category that is not improbable.
         scores = np.asarray(written.probabilities[0])
@@ -90,10 +102,10 @@ def test_detections_do_not_depend_on_the_batch(detector, photographs, found):
             assert one.score == pytest.approx(other.score, rel=1e-4)
 
 
-def test_eight_devices_detect_like_one(params, photographs, found):
+def test_eight_devices_detect_like_one(model, photographs, found):
     mesh = make_mesh(MeshConfig(), jax.devices())
     for here, there in zip(
-        LocationDetector(MODEL, params, CONFIG, REGION, mesh=mesh)(photographs), found, strict=True
+        LocationDetector(model._replace(mesh=mesh), CONFIG)(photographs), found, strict=True
     ):
         assert [x.category_id for x in here] == [x.category_id for x in there]
         np.testing.assert_allclose([x.box for x in here], [x.box for x in there], atol=1e-9)
@@ -116,13 +128,13 @@ def test_embeddings_are_those_of_the_regions(params, photographs, found):
         assert large.any() and sides.all()
 
 
-def test_crops_are_embedded_by_others(params, photographs):
-    (detections,) = LocationDetector(MODEL, params, CONFIG)(photographs[:1])
+def test_crops_are_embedded_by_others(model, photographs):
+    (detections,) = LocationDetector(model._replace(view=ViewConfig()), CONFIG)(photographs[:1])
     assert all(x.embedding is None for x in detections)
 
 
-def test_of_overlapping_boxes_of_a_category_one_stays(params, photographs):
-    (detections,) = LocationDetector(MODEL, params, DetectionConfig(overlap=0.0))(photographs[:1])
+def test_of_overlapping_boxes_of_a_category_one_stays(model, photographs):
+    (detections,) = LocationDetector(model, DetectionConfig(overlap=0.0))(photographs[:1])
     categories = [x.category_id for x in detections]
     assert len(set(categories)) == len(categories)
 
@@ -138,9 +150,9 @@ def test_overlapping_boxes_of_all_samples_vote():
     assert len(rows) == 4 and sums.max() == 1
 
 
-def test_samples_of_a_photograph_differ(params, photographs):
+def test_samples_of_a_photograph_differ(model, photographs):
     one, several = (
-        LocationDetector(MODEL, params, dataclasses.replace(CONFIG, samples=samples, top_p=1.0))(
+        LocationDetector(model, dataclasses.replace(CONFIG, samples=samples, top_p=1.0))(
             photographs[:1]
         )[0]
         for samples in (1, 3)
@@ -165,20 +177,10 @@ def test_models_that_cannot_write_locations_are_refused():
         DetectionConfig("boxes")
 
 
-@pytest.fixture(scope="module")
-def encode(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    build_vocabulary(PHRASES, path, 200)
-    return CaptionEncoder(load_tokenizer(str(path)), 12)
-
-
-def test_both_scores_what_is_written_by_its_phrases(params, photographs, encode, found):
-    model = DetectorModel(MODEL, params, encode, REGION, PLAIN, first_device())
+def test_both_scores_what_is_written_by_its_phrases(model, photographs, found):
     config = dataclasses.replace(CONFIG, candidates=3)
     detector = make_detector("both", model, config)
-    matches = PhraseDetector(MODEL, params, encode, config).match(
-        photographs, [x[:3] for x in found]
-    )
+    matches = PhraseDetector(model, config).match(photographs, [x[:3] for x in found])
     for rescored, written, match in zip(detector(photographs), found, matches, strict=True):
         expected = np.sqrt([x.score for x in written[:3]] * match)
         order = np.argsort(-expected, kind="stable")
@@ -188,13 +190,13 @@ def test_both_scores_what_is_written_by_its_phrases(params, photographs, encode,
             np.testing.assert_array_equal(ours.box, theirs.box)
 
 
-def test_photographs_without_detections_have_none_to_score(encode, params):
+def test_photographs_without_detections_have_none_to_score(model):
     class Nothing:
         config = DetectionConfig()
 
         def __call__(self, photographs: list[Photograph]) -> list[list[Detection]]:
             return [[] for _ in photographs]
 
-    phrases = PhraseDetector(MODEL, params, encode, DetectionConfig())
+    phrases = PhraseDetector(model, DetectionConfig())
     blank = Photograph.from_pixels(np.zeros((8, 8, 3), np.uint8))
     assert RescoringDetector(Nothing(), phrases)([blank] * 2) == [[], []]

@@ -7,7 +7,8 @@ import pytest
 from capret_jax.config import DetectionConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
-from capret_jax.detection.detector import suppress_across_categories
+from capret_jax.detection.detector import DetectorModel, suppress_across_categories
+from capret_jax.detection.local_mesh import first_device
 from capret_jax.detection.phrases import PHRASES, PhraseDetector
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
@@ -25,8 +26,9 @@ def encode(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def params():
-    return init_params(SMALL_MODEL, jax.random.key(0))
+def model(encode):
+    params = init_params(SMALL_MODEL, jax.random.key(0))
+    return DetectorModel(SMALL_MODEL, params, encode, first_device())
 
 
 def photographs(count):
@@ -37,9 +39,9 @@ def photographs(count):
     ]
 
 
-def test_detections_are_boxes_inside_the_photograph_sorted_by_score(params, encode):
+def test_detections_are_boxes_inside_the_photograph_sorted_by_score(model):
     config = DetectionConfig(windows=(1.0, 0.7), batch_size=2, candidates=4)
-    detections = PhraseDetector(SMALL_MODEL, params, encode, config)(photographs(3))
+    detections = PhraseDetector(model, config)(photographs(3))
     assert len(detections) == 3
     for in_image in detections:
         assert 1 <= len(in_image) <= 4
@@ -51,11 +53,10 @@ def test_detections_are_boxes_inside_the_photograph_sorted_by_score(params, enco
             assert (box[2:] - box[:2] >= 1 - 1e-9).all()
 
 
-def test_the_batch_size_does_not_change_the_detections(params, encode):
+def test_the_batch_size_does_not_change_the_detections(model):
     pictures = photographs(3)
     one, three = (
-        PhraseDetector(SMALL_MODEL, params, encode, DetectionConfig(batch_size=size))(pictures)
-        for size in (1, 3)
+        PhraseDetector(model, DetectionConfig(batch_size=size))(pictures) for size in (1, 3)
     )
     for a, b in zip(one, three, strict=True):
         assert [d.category_id for d in a] == [d.category_id for d in b]
@@ -89,8 +90,8 @@ def red_box():
     return Photograph.from_pixels(pixels)
 
 
-def test_the_box_and_category_of_the_highest_score_are_detected(params, encode, red_box):
-    detector = PhraseDetector(SMALL_MODEL, params, encode, DetectionConfig(refinements=1))
+def test_the_box_and_category_of_the_highest_score_are_detected(model, red_box):
+    detector = PhraseDetector(model, DetectionConfig(refinements=1))
     detector._score = red_box_scores(0.8)
     (detections,) = detector([red_box])
     assert sorted(detection.category_id for detection in detections) == list(range(1, 14))
@@ -101,9 +102,9 @@ def test_the_box_and_category_of_the_highest_score_are_detected(params, encode, 
     assert suppress_across_categories(detections, 0.0, 0.6) == detections[:1]
 
 
-def test_the_score_is_the_geometric_mean_over_all_passes(params, encode, red_box):
+def test_the_score_is_the_geometric_mean_over_all_passes(model, red_box):
     config = DetectionConfig(refinements=2, batch_size=1)
-    detector = PhraseDetector(SMALL_MODEL, params, encode, config)
+    detector = PhraseDetector(model, config)
     passes = iter([0.9, 0.3, 0.8])
     detector._score = lambda *arguments: red_box_scores(next(passes))(*arguments)
     (detections,) = detector([red_box])

@@ -1,9 +1,13 @@
 """Matching of detections and calibration of the threshold, on cases with a known result."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from capret_jax.config import DetectionConfig
 from capret_jax.detection.detector import Detection
+from capret_jax.detection.detectors import score_settings
 from capret_jax.detection.threshold import (
     ScoredDetections,
     at_threshold,
@@ -19,6 +23,9 @@ LEFT, RIGHT = np.array([0, 0, 10, 20.0]), np.array([20, 0, 30, 20.0])
 
 def scored(scores, correct, num_items):
     return ScoredDetections(np.array(scores), np.array(correct, bool), num_items)
+
+
+CALIBRATED = {"phrases": calibrate_threshold(scored([0.25], [True], 1))}
 
 
 def test_each_item_matches_one_detection_of_its_category():
@@ -58,28 +65,40 @@ def test_the_threshold_is_1_without_a_correct_detection():
 
 
 def test_the_threshold_is_written_into_and_read_from_the_models_folder(tmp_path):
-    assert read_threshold(tmp_path, 3, "phrases", 0.5) == 0.5
+    assert read_threshold(tmp_path, 3, "phrases", {}, 0.5) == 0.5
     scores = {"phrases": 0.25, "locations": 0.75}
     calibrated = {k: calibrate_threshold(scored([v], [True], 1)) for k, v in scores.items()}
-    write_thresholds(tmp_path, 3, calibrated)
+    write_thresholds(tmp_path, 3, calibrated, dict.fromkeys(scores, {}))
     for kind, score in scores.items():
-        assert read_threshold(tmp_path, 3, kind, 0.5) == score
+        assert read_threshold(tmp_path, 3, kind, {}, 0.5) == score
 
 
 def test_a_detector_that_was_not_calibrated_has_the_default(tmp_path, capsys):
-    write_thresholds(tmp_path, 3, {"phrases": calibrate_threshold(scored([0.25], [True], 1))})
-    assert read_threshold(tmp_path, 3, "locations", 0.5) == 0.5
+    write_thresholds(tmp_path, 3, CALIBRATED, {"phrases": {}})
+    assert read_threshold(tmp_path, 3, "locations", {}, 0.5) == 0.5
     assert "has no threshold of detection.kind='locations'" in capsys.readouterr().err
+
+
+def test_a_threshold_belongs_to_the_settings_that_shape_scores(tmp_path, capsys):
+    config = DetectionConfig()
+    settings = {"phrases": score_settings("phrases", config)}
+    write_thresholds(tmp_path, 3, CALIBRATED, settings)
+    for changes, expected in (({"samples": 1, "batch_size": 1}, 0.25), ({"refinements": 1}, 0.5)):
+        changed = score_settings("phrases", dataclasses.replace(config, **changes))
+        assert read_threshold(tmp_path, 3, "phrases", changed, 0.5) == expected
+    assert "was calibrated with" in capsys.readouterr().err
+    assert set(score_settings("locations", config)) == {"overlap", "samples", "top_p"}
+    assert {"samples", "windows"} < set(score_settings("both", config))
 
 
 def test_the_threshold_of_earlier_versions_is_that_of_phrases(tmp_path):
     (tmp_path / "detection.json").write_text('{"step": 3, "threshold": 0.25}')
-    assert read_threshold(tmp_path, 3, "phrases", 0.5) == 0.25
+    assert read_threshold(tmp_path, 3, "phrases", {}, 0.5) == 0.25
 
 
 def test_the_threshold_of_another_step_is_not_used(tmp_path, capsys):
-    write_thresholds(tmp_path, 3, {"phrases": calibrate_threshold(scored([0.25], [True], 1))})
-    assert read_threshold(tmp_path, 4, "phrases", 0.5) == 0.5
+    write_thresholds(tmp_path, 3, CALIBRATED, {"phrases": {}})
+    assert read_threshold(tmp_path, 4, "phrases", {}, 0.5) == 0.5
     assert "is of step 3, and the model of step 4" in capsys.readouterr().err
 
 
@@ -94,4 +113,4 @@ def test_the_threshold_of_another_step_is_not_used(tmp_path, capsys):
 def test_a_file_without_a_threshold_is_refused(tmp_path, content):
     (tmp_path / "detection.json").write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=r"detection\.json holds no threshold .*evaluate"):
-        read_threshold(tmp_path, 3, "phrases", 0.5)
+        read_threshold(tmp_path, 3, "phrases", {}, 0.5)

@@ -9,8 +9,8 @@ import pytest
 
 from capret_jax.checkpoints.loading import load_model
 from capret_jax.config import EvaluationConfig
-from capret_jax.data.pipeline import evaluation_view
 from capret_jax.data.records import Records
+from capret_jax.data.split import evaluation_view
 from capret_jax.data.teacher import open_teacher
 from capret_jax.errors import InputError
 from capret_jax.evaluation.context import EvaluationContext

@@ -9,6 +9,7 @@ import pytest
 from scipy.special import erf, softmax
 
 from capret_jax.models.location_decoder import sine_features
+from capret_jax.models.location_generation import write_locations
 from capret_jax.models.location_tokens import (
     BINS,
     CLASS,
@@ -56,7 +57,7 @@ def test_logits_equal_those_of_a_numpy_decoder(params, model, image):
 @pytest.mark.parametrize("top_p", [0.0, 0.9])
 def test_writing_with_a_cache_equals_writing_token_by_token(model, image, top_p):
     keys, image = jax.random.split(jax.random.key(1), len(image)), jnp.asarray(image)
-    written = model.write_locations(image, keys, top_p)
+    written = write_locations(model, image, keys, top_p)
     ids = np.full((len(image), 1 + TOKENS * ITEMS), VOCABULARY.start)
     for position in range(TOKENS * ITEMS):
         logits = np.asarray(model.location_logits(jnp.asarray(ids[:, :-1]), image))[:, position]
@@ -78,15 +79,15 @@ def test_writing_with_a_cache_equals_writing_token_by_token(model, image, top_p)
 
 def test_what_is_written_of_a_picture_does_not_depend_on_its_batch(model, image):
     keys = jax.random.split(jax.random.key(1), len(image))
-    together = model.write_locations(jnp.asarray(image), keys, 0.9)
-    alone = model.write_locations(jnp.asarray(image[1:2]), keys[1:2], 0.9)
+    together = write_locations(model, jnp.asarray(image), keys, 0.9)
+    alone = write_locations(model, jnp.asarray(image[1:2]), keys[1:2], 0.9)
     np.testing.assert_array_equal(together.token_ids[1], alone.token_ids[0])
 
 
 def test_several_sequences_of_a_picture_share_its_states(model, image):
     keys = jax.random.split(jax.random.key(2), 6)
-    together = model.write_locations(jnp.asarray(image), keys, 0.9)
-    repeated = model.write_locations(jnp.repeat(jnp.asarray(image), 2, axis=0), keys, 0.9)
+    together = write_locations(model, jnp.asarray(image), keys, 0.9)
+    repeated = write_locations(model, jnp.repeat(jnp.asarray(image), 2, axis=0), keys, 0.9)
     np.testing.assert_array_equal(together.token_ids, repeated.token_ids)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from capret_jax.detection.average_precision import coco_precision
 from capret_jax.errors import InputError
+from capret_jax.models.location_generation import write_locations
 from capret_jax.models.x2vlm import X2VLM, normalize_pixels
 from capret_jax.tasks.evaluators.inputs import EvaluationInputs, TaskResults
 from capret_jax.tasks.evaluators.mesh_model import MeshFunction
@@ -87,5 +88,5 @@ def _write(model: X2VLM, batch) -> tuple[jax.Array, jax.Array]:
     image, _ = batch
     keys = jnp.broadcast_to(jax.random.key(0), (len(image),))
     states = model.encode_image(normalize_pixels(image))
-    written = model.write_locations(states, keys, _TOP_P)
+    written = write_locations(model, states, keys, _TOP_P)
     return written.boxes, written.probabilities

@@ -15,6 +15,7 @@ from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig
 from capret_jax.models.caption_generation import SpecialTokens
+from capret_jax.models.location_generation import write_locations
 from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 from capret_jax.tasks.evaluators import make_evaluator
 from capret_jax.tasks.evaluators import matching as matching_module
@@ -220,7 +221,7 @@ def test_written_objects_are_in_pixels_with_the_files_ids(make_run, model, param
     bound = bind(abstract_model(MODEL)[0], params)
     for row in run.test.rows:
         keys = jax.random.key(0)[None]
-        written = bound.write_locations(states(run, model, row.image), keys, 0.4)
+        written = write_locations(bound, states(run, model, row.image), keys, 0.4)
         ours = [entry for entry in entries if entry["image_id"] == row.image_id]
         boxes = to_pixels(written.boxes[0], np.array([[64, 48]]))
         scores = np.asarray(written.probabilities[0])
