@@ -21,6 +21,7 @@ from capret_jax.config import (
     SIZES,
     ComputeConfig,
     DetectionConfig,
+    MeshConfig,
     ModelConfig,
     from_config_dict,
 )
@@ -28,8 +29,8 @@ from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.detection.detector import DetectorModel
 from capret_jax.detection.detectors import make_detector
-from capret_jax.detection.local_mesh import first_device
 from capret_jax.detection.phrases import PHRASES
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.models.x2vlm import init_params
 
 _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "base"], "The demo's model, or base at 384 px.")
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
         path = pathlib.Path(folder) / "vocab.txt"
         build_vocabulary(PHRASES, path, 200)
         encode = CaptionEncoder(load_tokenizer(str(path)), 12)
-    device = first_device()
+    device = make_mesh(MeshConfig(), jax.devices()[:1])
     compute = ComputeConfig(_DTYPE.value).on(device.devices.flat[0].platform)
     described = DetectorModel(model, params, encode, device, compute=compute)
     config = DetectionConfig(batch_size=min(16, _PHOTOGRAPHS.value))

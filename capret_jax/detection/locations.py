@@ -11,7 +11,7 @@ from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import frame
 from capret_jax.detection.boxes import box_iou, from_window
 from capret_jax.detection.detector import Detection, DetectorModel
-from capret_jax.detection.local_mesh import pad_rows
+from capret_jax.distributed.local_mesh import pad_rows
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.errors import InputError
 from capret_jax.models.beit import box_regions

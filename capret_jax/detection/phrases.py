@@ -23,7 +23,7 @@ from capret_jax.data.schema import CATEGORIES
 from capret_jax.data.transforms import frame, margin_window
 from capret_jax.detection.boxes import from_window, non_max_suppression
 from capret_jax.detection.detector import Detection, DetectorModel
-from capret_jax.detection.local_mesh import pad_rows
+from capret_jax.distributed.local_mesh import pad_rows
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 

@@ -11,8 +11,8 @@ import numpy as np
 from capret_jax.data.split import Split
 from capret_jax.detection.detector import Detector, DetectorModel
 from capret_jax.detection.detectors import make_detector, resolve_kind
-from capret_jax.detection.local_mesh import local_model
 from capret_jax.distributed.gather import gather_rows
+from capret_jax.distributed.local_mesh import local_model
 from capret_jax.evaluation.colour_histogram import BINS
 from capret_jax.evaluation.detected_boxes import (
     DetectedRanking,

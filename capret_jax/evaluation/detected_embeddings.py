@@ -11,8 +11,8 @@ from capret_jax.data.split import evaluation_view
 from capret_jax.data.transforms import View
 from capret_jax.detection.average_precision import coco_entries
 from capret_jax.detection.detector import Detection, Detector, suppress_across_categories
-from capret_jax.detection.local_mesh import local_model
 from capret_jax.distributed.gather import gather_rows
+from capret_jax.distributed.local_mesh import local_model
 from capret_jax.evaluation.detected_boxes import DetectionTable, make_detections
 from capret_jax.evaluation.photograph_reader import PhotographViews
 from capret_jax.retrieval.embedding import Embedder, PictureBatch

@@ -13,9 +13,9 @@ import numpy as np
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.data.captions import category_phrase
-from capret_jax.detection.local_mesh import local_model
 from capret_jax.detection.phrases import PHRASES
 from capret_jax.distributed.gather import gather_rows
+from capret_jax.distributed.local_mesh import local_model
 from capret_jax.distributed.mesh import replicated
 from capret_jax.evaluation.context import EvaluationContext
 from capret_jax.evaluation.ranking import RerankedMetrics

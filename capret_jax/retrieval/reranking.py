@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from capret_jax.data.tokenizer import CaptionEncoder
+from capret_jax.distributed.local_mesh import pad_rows
 from capret_jax.distributed.mesh import batch_sharding
 from capret_jax.retrieval.engines import Neighbours
 from capret_jax.retrieval.vision_tokens import VisionTokens
@@ -91,9 +92,7 @@ class Matcher:
 
     def _placed(self, *arrays: np.ndarray) -> list[Any]:
         """Repeats the last row up to a number of rows, so that one shape is compiled."""
-        padded = [
-            np.concatenate([x, np.repeat(x[-1:], self._pairs - len(x), axis=0)]) for x in arrays
-        ]
+        padded = [pad_rows(array, self._pairs) for array in arrays]
         if self._mesh is None:
             return padded
         return jax.device_put(padded, batch_sharding(self._mesh))

@@ -17,7 +17,6 @@ from capret_jax.detection.detectors import (
     make_detector,
     resolve_kind,
 )
-from capret_jax.detection.local_mesh import first_device
 from capret_jax.detection.locations import LocationDetector, _vote
 from capret_jax.detection.phrases import PHRASES, PhraseDetector
 from capret_jax.distributed.mesh import make_mesh
@@ -54,7 +53,7 @@ def encode(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(params, encode):
-    return DetectorModel(MODEL, params, encode, first_device(), REGION)
+    return DetectorModel(MODEL, params, encode, make_mesh(MeshConfig(), jax.devices()[:1]), REGION)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +114,7 @@ def test_eight_devices_detect_like_one(model, photographs, found):
 
 
 def test_embeddings_are_those_of_the_regions(params, photographs, found):
-    embedder = Embedder(MODEL, REGION, PLAIN, first_device())
+    embedder = Embedder(MODEL, REGION, PLAIN, make_mesh(MeshConfig(), jax.devices()[:1]))
     for photograph, detections in zip(photographs, found, strict=True):
         sides = np.array([photograph.width, photograph.height])
         boxes = np.array([x.box for x in detections])

@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from capret_jax.config import DetectionConfig
+from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.detection.detector import DetectorModel, suppress_across_categories
-from capret_jax.detection.local_mesh import first_device
 from capret_jax.detection.phrases import PHRASES, PhraseDetector
+from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
 from tests.small_model import SMALL_MODEL
@@ -28,7 +28,7 @@ def encode(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(encode):
     params = init_params(SMALL_MODEL, jax.random.key(0))
-    return DetectorModel(SMALL_MODEL, params, encode, first_device())
+    return DetectorModel(SMALL_MODEL, params, encode, make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
 def photographs(count):

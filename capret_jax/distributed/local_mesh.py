@@ -1,4 +1,4 @@
-"""Computation on the devices of this process alone, as detection in its photographs needs."""
+"""Computation on the devices of this process alone, as that on its own photographs needs."""
 
 import jax
 import numpy as np
@@ -7,22 +7,6 @@ from jax.sharding import Mesh
 
 from capret_jax.config import MeshConfig
 from capret_jax.distributed.mesh import make_mesh
-
-
-def first_device() -> Mesh:
-    """Returns the mesh of this process's first device."""
-    return make_mesh(MeshConfig(), jax.local_devices()[:1])
-
-
-def local_params(params: dict) -> dict:
-    """Copies parameters to this process's first device, for computations without the others.
-
-    Every process has to call it.
-
-    Args:
-        params: a tree of arrays that are sharded over the mesh of all processes.
-    """
-    return jax.device_put(multihost_utils.process_allgather(params, tiled=True))
 
 
 def local_model(mesh: Mesh, params: dict) -> tuple[Mesh, dict]:
@@ -36,7 +20,8 @@ def local_model(mesh: Mesh, params: dict) -> tuple[Mesh, dict]:
     """
     if jax.process_count() == 1:
         return mesh, params
-    return make_mesh(MeshConfig(), jax.local_devices()), local_params(params)
+    whole = jax.device_put(multihost_utils.process_allgather(params, tiled=True))
+    return make_mesh(MeshConfig(), jax.local_devices()), whole
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
