@@ -9,7 +9,6 @@ import pytest
 from capret_jax.config import DetectionConfig, MeshConfig, ViewConfig
 from capret_jax.config.model import PLAIN
 from capret_jax.data.images import Photograph
-from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.data.transforms import frame, whole_view
 from capret_jax.detection.detector import Detection, DetectorModel
 from capret_jax.detection.detectors import (
@@ -18,7 +17,7 @@ from capret_jax.detection.detectors import (
     resolve_kind,
 )
 from capret_jax.detection.locations import LocationDetector, _vote
-from capret_jax.detection.phrases import PHRASES, PhraseDetector
+from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.models.location_generation import write_locations
@@ -42,13 +41,6 @@ def photographs():
     rng = np.random.default_rng(0)
     sizes = [(80, 120), (64, 64), (100, 50), (48, 48), (70, 90)]
     return [Photograph.from_pixels(rng.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
-
-
-@pytest.fixture(scope="module")
-def encode(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    build_vocabulary(PHRASES, path, 200)
-    return CaptionEncoder(load_tokenizer(str(path)), 12)
 
 
 @pytest.fixture(scope="module")

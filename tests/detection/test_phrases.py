@@ -6,9 +6,8 @@ import pytest
 
 from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.data.images import Photograph
-from capret_jax.data.tokenizer import CaptionEncoder, build_vocabulary, load_tokenizer
 from capret_jax.detection.detector import DetectorModel, suppress_across_categories
-from capret_jax.detection.phrases import PHRASES, PhraseDetector
+from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.models.x2vlm import init_params
@@ -16,13 +15,6 @@ from tests.small_model import SMALL_MODEL
 
 WIDTH, HEIGHT = 120, 80
 TROUSERS = 8
-
-
-@pytest.fixture(scope="module")
-def encode(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    build_vocabulary(PHRASES, path, 200)
-    return CaptionEncoder(load_tokenizer(str(path)), 12)
 
 
 @pytest.fixture(scope="module")
