@@ -25,12 +25,13 @@ def get_config():
         {"itc": 1.0, "itm": 1.0, "mlm": 1.0, "mlm_causal": True, "vqa": 2.0, "arcface": 0.0}
     )
     config.loss.update(locations=0.0, location_smoothing=0.0)
+    config.optimizer.update(name="adamw", learning_rate=2e-3)  # as for a published model
     config.loop.steps, config.loop.checkpoint_every = 5000, 1000
     config.evaluation.update(detect=False, rerank=0)
     return config
 
 
 def _demo():
-    """Returns the demo's config, with the same model and optimizer."""
+    """Returns the demo's config, which has the same model."""
     path = pathlib.Path(__file__).with_name("demo.py")
     return runpy.run_path(str(path))["get_config"]()

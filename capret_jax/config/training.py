@@ -45,9 +45,11 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) with X2-VLM's settings.
+    """AdamW (arXiv 1711.05101) with X2-VLM's settings, or Muon.
 
     Attributes:
+        name: "adamw"; or "muon" for the matrices of encoder layers and AdamW for all else, which
+            learns more in a step from scratch (`train/muon.py`). Rates and decay mean the same.
         learning_rate: peak rate.
         warmup_steps: linear warm-up from 0, in steps.
         warmup_fraction: the same as a fraction of `loop.steps`, rounded down; then `warmup_steps`
@@ -73,6 +75,7 @@ class OptimizerConfig:
             evaluation then uses; 0 keeps no average.
     """
 
+    name: str = "adamw"
     learning_rate: float = 3e-5
     warmup_steps: int = 100
     warmup_fraction: float = 0.0
@@ -91,6 +94,8 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self):
+        if self.name not in ("adamw", "muon"):
+            raise InputError(f"optimizer.name={self.name!r} is neither 'adamw' nor 'muon'.")
         if not 0 <= self.warmup_fraction < 1:
             raise InputError(f"optimizer.warmup_fraction={self.warmup_fraction} is not in [0, 1).")
         if self.warmup_fraction and self.warmup_steps:

@@ -1,4 +1,4 @@
-"""AdamW with parameter groups by path, learning-rate warm-up and decay."""
+"""AdamW or Muon with parameter groups by path, learning-rate warm-up and decay."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +10,7 @@ import optax
 from capret_jax.config import ExperimentConfig, OptimizerConfig
 from capret_jax.distributed.mesh import path_name
 from capret_jax.errors import InputError
+from capret_jax.train.muon import muon_or_adam
 from capret_jax.train.parameter_groups import decay_mask, rate_factors, trained_mask
 
 
@@ -52,9 +53,10 @@ def make_optimizer(
         factors = rate_factors(updates, settings, config.model, fresh)
         return jax.tree.map(jnp.multiply, updates, factors)
 
+    adam = optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps)
     rule = optax.chain(
         optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=settings.b1, b2=settings.b2, eps=settings.eps),
+        adam if settings.name == "adamw" else muon_or_adam(adam),
         optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
         optax.stateless(scaled),
         optax.scale_by_learning_rate(make_schedule(settings, config.loop.steps)),
@@ -67,8 +69,8 @@ def make_optimizer(
 def pull_to_start(updates, state: Any, config: ExperimentConfig):
     """Adds the gradient of a penalty on the distance to the start (L2-SP, arXiv 1802.01483, eq. 2).
 
-    Like AdamW's weight decay, it does not pass through Adam: each parameter that has a start moves
-    towards it by rate * drift_penalty * (parameter - start), with its own learning rate.
+    Like AdamW's weight decay, it does not pass through the moments: each parameter that has a start
+    moves towards it by rate * drift_penalty * (parameter - start), with its own learning rate.
 
     Args:
         updates: a tree of updates, as the optimizer gave them.
