@@ -89,7 +89,8 @@ def _short():
             ),
             loss=LossConfig(itc=0.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
             optimizer=OptimizerConfig(
-                learning_rate=2e-3,
+                name="muon",
+                learning_rate=4e-3,
                 warmup_steps=50,
                 decay="cosine",
                 # Ten times the demo's: with few identities the encoder learns them by heart.
