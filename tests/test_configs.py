@@ -15,6 +15,7 @@ from capret_jax.checkpoints.conversion import Converted, Report
 from capret_jax.checkpoints.converted import save_converted
 from capret_jax.config import (
     ComputeConfig,
+    DetectionConfig,
     ExperimentConfig,
     LossConfig,
     ViewConfig,
@@ -23,8 +24,10 @@ from capret_jax.config import (
 from capret_jax.config.loss import TERMS
 from capret_jax.data.geometry import random_window_around
 from capret_jax.data.transforms import Augmentation
+from capret_jax.detection.locations import LocationDetector
 from capret_jax.errors import InputError
 from capret_jax.evaluation.context import EvaluationContext
+from capret_jax.evaluation.detected_embeddings import _LocalEmbedding
 from capret_jax.evaluation.retrieval import CurveEvaluator
 from capret_jax.evaluation.suite import EvaluationSuite
 from capret_jax.losses.box import corners, iou_and_giou
@@ -32,7 +35,7 @@ from capret_jax.models.x2vlm import init_params
 from capret_jax.train.run import Run
 from capret_jax.train.trainer import Trainer
 from tests.data.raw_deepfashion2 import write_raw
-from tests.small_model import SMALL_MODEL
+from tests.small_model import SMALL_MODEL, WRITING_MODEL
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -267,7 +270,7 @@ def test_training_configs_train(name, shrink, tmp_path):
 
 
 @pytest.mark.slow
-def test_regions_train_and_are_evaluated(shrink, tmp_path):
+def test_regions_train_and_are_evaluated(shrink, tmp_path, monkeypatch):
     config = shrink(load("df2_finetune"))
     view = ViewConfig("region", regions_per_image=2)
     config = dataclasses.replace(
@@ -275,9 +278,11 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
         compute=ComputeConfig(),
         data=dataclasses.replace(config.data, view=view),
         # These compile fast; tests/train/test_forward.py has the other terms with regions.
-        loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0),
+        loss=LossConfig(itc=1.0, itm=0.0, box_l1=0.0, box_giou=0.0, arcface=1.0, locations=1.0),
+        model=WRITING_MODEL,
     )
-    evaluation = dataclasses.replace(config.evaluation, rerank=3)
+    detection = DetectionConfig(samples=1)
+    evaluation = dataclasses.replace(config.evaluation, rerank=3, detect=True, detection=detection)
     config = dataclasses.replace(config, evaluation=evaluation)
     run = Run(config, tmp_path)
     Trainer(run, CurveEvaluator(EvaluationContext(run))).train()
@@ -285,6 +290,17 @@ def test_regions_train_and_are_evaluated(shrink, tmp_path):
     metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert metrics["view"] == "region" and metrics["queries"] > 0
     assert metrics["reranked"]["k"] == 3 and metrics["reranked"]["items_encoded"] > 0
+    # Written boxes have embeddings already, which are those that the same boxes get otherwise.
+    monkeypatch.setattr(_LocalEmbedding, "extend", None)
+    convert = LocationDetector._convert
+    monkeypatch.setattr(
+        LocationDetector, "_convert", lambda self, *inputs: convert(self, *inputs[:3], None)
+    )
+    evaluate(run)
+    again = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["detected"]
+    assert metrics["detected"]["detections"] > 100
+    for name in ("detections", "mAP", "top_1", "top_20"):
+        assert again[name] == pytest.approx(metrics["detected"][name], abs=5e-3)
 
 
 def test_official_files_and_detected_boxes_are_evaluated(shrink, tmp_path):

@@ -1,6 +1,6 @@
 """Photographs a second of detection by phrases and by writing locations, in one run.
 
-    python tools/bench_detection.py [--size=demo|base] [--photographs=8] [--rounds=3]
+    python tools/bench_detection.py [--size=demo|base] [--photographs=16] [--rounds=3]
 
 Random weights and photographs of noise: neither changes the time. With the default settings a
 photograph is seen 27 times by phrases, and once by locations. The ratio is of the medians of the
@@ -23,6 +23,7 @@ from capret_jax.config import (
     DetectionConfig,
     MeshConfig,
     ModelConfig,
+    ViewConfig,
     from_config_dict,
 )
 from capret_jax.data.images import Photograph
@@ -37,6 +38,9 @@ _SIZE = flags.DEFINE_enum("size", "demo", ["demo", "base"], "The demo's model, o
 _PHOTOGRAPHS = flags.DEFINE_integer("photographs", 16, "Photographs of a round.", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of each detector.", 1)
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Precision of matrix products.")
+_VIEW = flags.DEFINE_enum(
+    "view", "crop", ["crop", "region"], "Of items; regions are embedded, too."
+)
 _KINDS = flags.DEFINE_list("kinds", ["phrases", "locations"], "Detectors to compare.")
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -45,7 +49,7 @@ _SIDES = (640, 480)
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line for each detector, and the ratio of the first two."""
+    """Prints a line for each detector, and the ratios to the first one."""
     del argv
     model, rng = _model(), np.random.default_rng(0)
     params = jax.jit(lambda: init_params(model, jax.random.key(0)))()
@@ -59,7 +63,8 @@ def main(argv: list[str]) -> None:
         encode = CaptionEncoder(load_tokenizer(str(path)), 12)
     device = make_mesh(MeshConfig(), jax.devices()[:1])
     compute = ComputeConfig(_DTYPE.value).on(device.devices.flat[0].platform)
-    described = DetectorModel(model, params, encode, device, compute=compute)
+    view = ViewConfig(_VIEW.value)
+    described = DetectorModel(model, params, encode, device, view, compute)
     config = DetectionConfig(batch_size=min(16, _PHOTOGRAPHS.value))
     detectors = {kind: make_detector(kind, described, config) for kind in _KINDS.value}
     seconds: dict[str, list[float]] = {kind: [] for kind in detectors}
@@ -76,9 +81,10 @@ def main(argv: list[str]) -> None:
             f"{kind:10} {np.median(rates):8.3f} photographs/s ({rates.min():.3f} - "
             f"{rates.max():.3f})"
         )
-    first, second = list(seconds)[:2]
-    ratio = np.median(seconds[first]) / np.median(seconds[second])
-    print(f"{second} are {ratio:.1f} times as fast as {first}")
+    first, *others = seconds
+    for other in others:
+        ratio = np.median(seconds[first]) / np.median(seconds[other])
+        print(f"{other} are {ratio:.1f} times as fast as {first}")
 
 
 def _model() -> ModelConfig:

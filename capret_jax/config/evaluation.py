@@ -24,11 +24,11 @@ class DetectionConfig:
             whole photograph, and 0.7 are four windows in its corners.
         refinements: number of times that a detection is predicted again from a closer view.
         margin: context around a box in the closer view, as a fraction of its sides.
-        candidates: number of detections per photograph that are refined.
-        overlap: IoU from which non-maximum suppression merges detections of one phrase, and of
-            different phrases with `suppress_across_categories`.
-        threshold: match probability from which a detection counts, where no threshold was
-            calibrated.
+        candidates: number of detections per photograph that are refined, or that are scored by
+            their phrases with "both", which drops the others.
+        overlap: IoU from which boxes are of one garment: written ones, those of one phrase, and
+            those of different categories with `suppress_across_categories`.
+        threshold: score from which a detection counts, where no threshold was calibrated.
         batch_size: photographs per call by phrases.
     """
 

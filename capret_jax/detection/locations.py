@@ -14,7 +14,7 @@ from capret_jax.detection.detector import Detection, DetectorModel
 from capret_jax.distributed.local_mesh import pad_rows
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
 from capret_jax.errors import InputError
-from capret_jax.models.beit import box_regions
+from capret_jax.models.beit import pool_boxes
 from capret_jax.models.location_generation import write_locations
 from capret_jax.models.x2vlm import abstract_model, bind, normalize_pixels
 
@@ -63,8 +63,7 @@ class LocationDetector:
                 )
                 if not embeds:
                     return boxes, probabilities, None
-                regions, _ = box_regions(states, boxes.reshape(-1, 4))
-                features = bound.image_features(regions)
+                features = bound.image_features(pool_boxes(states, boxes.reshape(-1, 4)))
                 return boxes, probabilities, features.reshape(*boxes.shape[:2], -1)
 
         batch = batch_sharding(self._mesh)
@@ -155,16 +154,20 @@ def _vote(boxes: np.ndarray, votes: np.ndarray, overlap: float) -> tuple[np.ndar
     return np.array(rows), np.stack(sums)
 
 
-def check_locations(model: ModelConfig) -> None:
+def check_locations(model: ModelConfig, kind: str = "locations") -> None:
     """Checks that a model can write where garments are.
+
+    Args:
+        model: the model.
+        kind: kind of detector that needs it, for the message.
 
     Raises:
         InputError: it has no decoder of locations, or one of other classes.
     """
     if not model.location_layers:
         raise InputError(
-            "detection.kind='locations' needs a model that writes locations, and this one has no "
-            "such part: train it with --config.loss.locations=1, or set detection.kind='phrases'."
+            f"detection by {kind} needs a model that writes locations, and this one has no such "
+            "part: train it with --config.loss.locations=1, or detect by phrases alone."
         )
     if model.location_classes != len(CATEGORIES):
         raise InputError(

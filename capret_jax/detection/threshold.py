@@ -1,5 +1,6 @@
 """Calibration of the score threshold of detections, and the file that stores it."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -108,7 +109,7 @@ def write_thresholds(
     calibrations: Mapping[str, ThresholdCalibration],
     settings: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Writes `detection.json` into a model's folder.
+    """Writes `detection.json` into a model's folder; other kinds stay if they are of this step.
 
     Args:
         workdir: the folder.
@@ -120,8 +121,13 @@ def write_thresholds(
         kind: {**calibration._asdict(), "settings": settings[kind]}
         for kind, calibration in calibrations.items()
     }
+    path = workdir / _FILE
+    # A file that cannot be read is replaced, as its error message says.
+    with contextlib.suppress(FileNotFoundError, InputError):
+        calibrated, before = _read(path)
+        detectors = before | detectors if calibrated == step else detectors
     content = {"step": step, "detectors": detectors}
-    (workdir / _FILE).write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_threshold(
@@ -147,17 +153,7 @@ def read_threshold(
     path = folder / _FILE
     if not path.is_file():
         return default
-    try:
-        content = json.loads(path.read_bytes())
-        # Earlier versions detected by phrases alone.
-        detectors = content.get("detectors", {"phrases": content})
-        thresholds = {name: as_number(value["threshold"]) for name, value in detectors.items()}
-        calibrated = content.get("step")
-    except MALFORMED_JSON as error:
-        raise InputError(
-            f"{path} holds no threshold ({type(error).__name__}: {error}): evaluate the model "
-            "again, or remove the file."
-        ) from error
+    calibrated, detectors = _read(path)
     if calibrated != step:
         print(
             f"{path} is of step {calibrated}, and the model of step {step}: the threshold is "
@@ -165,7 +161,7 @@ def read_threshold(
             file=sys.stderr,
         )
         return default
-    if kind not in thresholds:
+    if kind not in detectors:
         print(
             f"{path} has no threshold of detection.kind={kind!r}: it is {default} until the model "
             "is evaluated with it",
@@ -181,4 +177,20 @@ def read_threshold(
             file=sys.stderr,
         )
         return default
-    return thresholds[kind]
+    return detectors[kind]["threshold"]
+
+
+def _read(path: pathlib.Path) -> tuple[int | None, dict[str, dict[str, Any]]]:
+    """Returns the step of the file, and threshold and settings by kind of detector."""
+    try:
+        content = json.loads(path.read_bytes())
+        # Earlier versions detected by phrases alone.
+        detectors = content.get("detectors", {"phrases": content})
+        for value in detectors.values():
+            as_number(value["threshold"])
+        return content.get("step"), detectors
+    except MALFORMED_JSON as error:
+        raise InputError(
+            f"{path} holds no threshold ({type(error).__name__}: {error}): evaluate the model "
+            "again, or remove the file."
+        ) from error

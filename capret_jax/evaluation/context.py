@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.data.split import Split
 from capret_jax.detection.detector import Detector, DetectorModel
 from capret_jax.detection.detectors import make_detector, resolve_kind
@@ -144,7 +145,8 @@ class EvaluationContext:
         if not config.detect:
             return ()
         kinds = (config.detection.kind, *config.detectors)
-        return tuple(dict.fromkeys(resolve_kind(kind, model) for kind in kinds))
+        untrained = model_parts(self.run.untrained_parameters())
+        return tuple(dict.fromkeys(resolve_kind(kind, model, untrained) for kind in kinds))
 
     def _rank(self, state: TrainState) -> Ranking:
         return rank(self.protocol, self.encoded(state).embeddings[MODEL], self.run.mesh)

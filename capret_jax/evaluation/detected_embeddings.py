@@ -1,6 +1,7 @@
 """Detection of garments in the photographs of a split, and embeddings of the detected boxes."""
 
 import dataclasses
+import itertools
 import time
 
 import numpy as np
@@ -112,7 +113,8 @@ class DetectionCollector:
         """Detects garments, and adds the time that it takes after compilation."""
         assert not isinstance(self._detector, DetectionTable)
         if not self._detections:
-            self._detector(photographs)
+            for size in self._detector.call_sizes:
+                self._detector(list(itertools.islice(itertools.cycle(photographs), size)))
         start = time.perf_counter()
         detections = self._detector(photographs)
         self._seconds += time.perf_counter() - start

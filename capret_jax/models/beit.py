@@ -210,13 +210,34 @@ def box_regions(image: jax.Array, boxes: jax.Array) -> tuple[jax.Array, jax.Arra
         (B*R, 1+N, D) region embeddings of `pool_regions`, and their (B*R, 1+N) float32 masks.
     """
     images, positions, width = image.shape
-    regions = len(boxes) // images
-    grid = math.isqrt(positions - 1)
-    corners = jnp.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
-    mask = region_mask(corners * grid * PATCH_SIZE, grid)
+    regions, mask = len(boxes) // images, _box_mask(boxes, positions)
     # Broadcast and reshaped, not repeated: nothing moves between devices if axis 0 is sharded.
     copies = jnp.broadcast_to(image[:, None], (images, regions, positions, width))
     return pool_regions(copies.reshape(-1, positions, width), mask), mask
+
+
+def pool_boxes(image: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Embeds R boxes of each image like `box_regions`, without a copy of the patches for each.
+
+    Args:
+        image: (B, 1+N, D), the output of the vision encoder.
+        boxes: (B*R, 4), as in `box_regions`.
+
+    Returns:
+        (B*R, 1, D), position 0 of the regions, which is what `X2VLM.image_features` reads.
+    """
+    images, positions, width = image.shape
+    mask = _box_mask(boxes, positions)[:, 1:].reshape(images, -1, positions - 1).astype(image.dtype)
+    sums = jnp.einsum("brn,bnd->brd", mask, image[:, 1:])
+    pooled = sums / jnp.maximum(mask.sum(axis=2, keepdims=True), 1)
+    return pooled.reshape(-1, 1, width)
+
+
+def _box_mask(boxes: jax.Array, positions: int) -> jax.Array:
+    """Returns the (B*R, 1+N) mask of boxes, which are cx, cy, w, h as fractions of the image."""
+    grid = math.isqrt(positions - 1)
+    corners = jnp.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
+    return region_mask(corners * grid * PATCH_SIZE, grid)
 
 
 def pool_regions(image: jax.Array, mask: jax.Array) -> jax.Array:

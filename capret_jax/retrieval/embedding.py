@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from capret_jax.config import ComputeConfig, ModelConfig, ViewConfig
 from capret_jax.distributed.batch_share import to_global
 from capret_jax.distributed.mesh import batch_sharding, param_shardings, replicated
-from capret_jax.models.beit import box_regions
+from capret_jax.models.beit import box_regions, pool_boxes
 from capret_jax.models.x2vlm import X2VLM, abstract_model, bind, normalize_pixels
 
 # np.ndarray on the host, jax.Array in a jitted function.
@@ -109,9 +109,12 @@ class Embedder:
     def _features(self, model: X2VLM, states: jax.Array, pictures: PictureBatch) -> jax.Array:
         """Returns the (I, M, E or 2E) embeddings of items from (I, 1+N, D) vision states."""
         images, items, _ = pictures.boxes.shape
-        if model.embedding == "image" and not self._regions:
-            return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
-        mask = text = None
+        if model.embedding == "image":
+            if not self._regions:
+                return jnp.repeat(model.image_features(states)[:, None], items, axis=1)
+            pooled = pool_boxes(states, pictures.boxes.reshape(-1, 4))
+            return model.image_features(pooled).reshape(images, items, -1)
+        mask = None
         if self._regions:
             states, mask = box_regions(states, pictures.boxes.reshape(-1, 4))
         else:
@@ -119,8 +122,7 @@ class Embedder:
         ids, token_mask = (
             x.reshape(images * items, -1) for x in (pictures.token_ids, pictures.token_mask)
         )
-        if model.embedding != "image":
-            text = model.encode_text(ids, token_mask)
+        text = model.encode_text(ids, token_mask)
         features = model.item_features(states, mask, text, token_mask)
         return features.reshape(images, items, -1)
 

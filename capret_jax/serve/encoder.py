@@ -1,5 +1,6 @@
 """Embeds garments in photos, and texts, for search in an index; detects garments."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.loading import ModelFolder, Setup, digest, open_model_tokenizer
+from capret_jax.checkpoints.report import model_parts
 from capret_jax.config import DetectionConfig, MeshConfig
 from capret_jax.data.images import Photograph
 from capret_jax.data.tokenizer import CaptionEncoder
@@ -35,7 +37,7 @@ class Encoder:
         model: the model, with all methods of X2-VLM.
         setup: its input settings: view, margin, resizing, tokenizer, text length.
         digest: digest of its parameters, and of the resizing if it is not "fast".
-        threshold: lowest match probability of a detection.
+        threshold: lowest score of a detection.
     """
 
     def __init__(
@@ -55,10 +57,7 @@ class Encoder:
         detectable = DetectorModel(
             model.config, self._params, self.tokenize, mesh, setup.view, model.compute
         )
-        kind = resolve_kind(detection.kind, model.config)
-        if kind != "phrases":
-            model.check_trained("locations")
-        self.detector: Detector = make_detector(kind, detectable, detection)
+        self.detector: Detector = make_detector(detection.kind, detectable, detection)
         self._embedder = Embedder(model.config, setup.view, model.compute, mesh)
 
     @classmethod
@@ -94,7 +93,8 @@ class Encoder:
                 f"{folder} was trained with embedding.kind={embedding!r}, which reads a caption "
                 "of every picture: only embedding.kind='image' can be served."
             )
-        kind = resolve_kind(detection.kind, model_folder.card.config)
+        card = model_folder.card
+        kind = resolve_kind(detection.kind, card.config, model_parts(card.fresh))
         threshold = read_threshold(
             model_folder.path,
             model_folder.step,
@@ -106,7 +106,7 @@ class Encoder:
         setup = model_folder.setup(tokenizer)
         if resize is not None:
             setup = setup._replace(resize=resize)
-        return cls(model, setup, threshold, detection)
+        return cls(model, setup, threshold, dataclasses.replace(detection, kind=kind))
 
     def view(self, photograph: Photograph, box: Sequence[float] | np.ndarray | None) -> View:
         """Returns the model's input for the garment in a box, or for the whole photograph.

@@ -35,7 +35,8 @@ def rate_factors(params, config: OptimizerConfig, model: ModelConfig, fresh: Col
     It is the product of the first of `rate_multipliers` that matches the start of the path, and of
     the layer's `layer_decay` ** d (BEiT, arXiv 2106.08254, appendix). Here d is L - i for layer i
     of the L layers of an encoder, L + 1 for the embeddings below them, and 0 for the norm behind
-    them, heads, projections, the answer decoder and ArcFace. Text and fusion layers are one stack.
+    them, heads, projections, the decoders of answers and locations, and ArcFace. Text and fusion
+    layers are one stack.
 
     Args:
         params: a tree of the parameters' structure.

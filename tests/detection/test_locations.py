@@ -21,6 +21,7 @@ from capret_jax.detection.phrases import PhraseDetector
 from capret_jax.distributed.mesh import make_mesh
 from capret_jax.errors import InputError
 from capret_jax.models.location_generation import write_locations
+from capret_jax.models.location_tokens import LocationTokens
 from capret_jax.models.x2vlm import abstract_model, bind, init_params, normalize_pixels
 from capret_jax.retrieval.embedding import Embedder, PictureBatch
 from tests.small_model import SMALL_MODEL
@@ -108,7 +109,6 @@ def test_eight_devices_detect_like_one(model, photographs, found):
 def test_embeddings_are_those_of_the_regions(params, photographs, found):
     embedder = Embedder(MODEL, REGION, PLAIN, make_mesh(MeshConfig(), jax.devices()[:1]))
     for photograph, detections in zip(photographs, found, strict=True):
-        sides = np.array([photograph.width, photograph.height])
         boxes = np.array([x.box for x in detections])
         large = (boxes[:, 2:] - boxes[:, :2] > 1 + 1e-6).all(axis=1)
         view = whole_view(photograph, boxes, MODEL.image_size)
@@ -116,7 +116,7 @@ def test_embeddings_are_those_of_the_regions(params, photographs, found):
         expected = embedder.embed(params, pictures)[0]
         ours = np.array([x.embedding for x in detections])
         np.testing.assert_allclose(ours[large], expected[large], atol=1e-5)
-        assert large.any() and sides.all()
+        assert large.any()
 
 
 def test_crops_are_embedded_by_others(model, photographs):
@@ -124,10 +124,19 @@ def test_crops_are_embedded_by_others(model, photographs):
     assert all(x.embedding is None for x in detections)
 
 
-def test_of_overlapping_boxes_of_a_category_one_stays(model, photographs):
+def test_all_overlapping_boxes_are_one_garment(model, photographs):
     (detections,) = LocationDetector(model, DetectionConfig(overlap=0.0))(photographs[:1])
-    categories = [x.category_id for x in detections]
-    assert len(set(categories)) == len(categories)
+    assert len({tuple(x.box) for x in detections}) == 1
+
+
+def test_a_photograph_without_garments_has_an_empty_list(model, photographs):
+    """Each object is "fake"."""
+    bias = np.zeros(LocationTokens(13).size, np.float32)
+    bias[LocationTokens(13).fake] = 100
+    head = model.params["locations"]["head"] | {"bias": jax.numpy.asarray(bias)}
+    locations = model.params["locations"] | {"head": head}
+    certain = model._replace(params=model.params | {"locations": locations})
+    assert LocationDetector(certain, CONFIG)(photographs) == [[]] * len(photographs)
 
 
 def test_overlapping_boxes_of_all_samples_vote():
@@ -157,10 +166,15 @@ def test_samples_of_a_photograph_differ(model, photographs):
 def test_models_that_cannot_write_locations_are_refused():
     assert resolve_kind("auto", SMALL_MODEL) == "phrases"
     assert resolve_kind("auto", MODEL) == "locations"
-    assert resolve_kind("phrases", MODEL) == "phrases"
+    assert resolve_kind("phrases", MODEL, ["itm_head"]) == "phrases"
+    # Neither random locations nor those of other classes are chosen.
+    assert resolve_kind("auto", MODEL, ["locations"]) == "phrases"
+    assert resolve_kind("auto", dataclasses.replace(MODEL, location_classes=80)) == "phrases"
     for kind in ("locations", "both"):
         with pytest.raises(InputError, match=r"a model that writes locations.*loss.locations"):
             resolve_kind(kind, SMALL_MODEL)
+    with pytest.raises(InputError, match=r"detection.kind='both' needs itm_head, locations, which"):
+        resolve_kind("both", MODEL, ["bbox_head", "itm_head", "locations"])
     other = dataclasses.replace(MODEL, location_classes=80)
     with pytest.raises(InputError, match="locations of 80 classes, and DeepFashion2 has 13"):
         resolve_kind("locations", other)
@@ -171,6 +185,7 @@ def test_models_that_cannot_write_locations_are_refused():
 def test_both_scores_what_is_written_by_its_phrases(model, photographs, found):
     config = dataclasses.replace(CONFIG, candidates=3)
     detector = make_detector("both", model, config)
+    assert detector.call_sizes == (1, 4, 16)  # of locations, and of phrases
     matches = PhraseDetector(model, config).match(photographs, [x[:3] for x in found])
     for rescored, written, match in zip(detector(photographs), found, matches, strict=True):
         expected = np.sqrt([x.score for x in written[:3]] * match)

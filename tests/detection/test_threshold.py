@@ -88,7 +88,20 @@ def test_a_threshold_belongs_to_the_settings_that_shape_scores(tmp_path, capsys)
         assert read_threshold(tmp_path, 3, "phrases", changed, 0.5) == expected
     assert "was calibrated with" in capsys.readouterr().err
     assert set(score_settings("locations", config)) == {"overlap", "samples", "top_p"}
-    assert {"samples", "windows"} < set(score_settings("both", config))
+    assert set(score_settings("both", config)) == {
+        *("candidates", "margin", "overlap", "samples", "top_p")
+    }
+
+
+def test_thresholds_of_other_kinds_stay_while_they_are_of_the_same_model(tmp_path):
+    for step, expected in ((3, 0.25), (4, 0.5)):
+        write_thresholds(tmp_path, 3, CALIBRATED, {"phrases": {}})
+        write_thresholds(tmp_path, step, {"locations": CALIBRATED["phrases"]}, {"locations": {}})
+        assert read_threshold(tmp_path, step, "locations", {}, 0.5) == 0.25
+        assert read_threshold(tmp_path, step, "phrases", {}, 0.5) == expected
+    (tmp_path / "detection.json").write_text("{")
+    write_thresholds(tmp_path, 3, CALIBRATED, {"phrases": {}})
+    assert read_threshold(tmp_path, 3, "phrases", {}, 0.5) == 0.25
 
 
 def test_the_threshold_of_earlier_versions_is_that_of_phrases(tmp_path):

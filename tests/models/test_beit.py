@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from capret_jax.config import SIZES
-from capret_jax.models.beit import _patchify, pool_regions, region_mask, relative_position_index
+from capret_jax.models.beit import (
+    _patchify,
+    box_regions,
+    pool_boxes,
+    pool_regions,
+    region_mask,
+    relative_position_index,
+)
 
 
 def test_relative_position_index_of_a_2x2_grid():
@@ -46,6 +53,14 @@ def test_region_mask_covers_overlapped_patches(box, rows, columns):
     expected[slice(*rows), slice(*columns)] = 1
     assert mask[0, 0] == 1
     np.testing.assert_array_equal(mask[0, 1:].reshape(4, 4), expected)
+
+
+def test_boxes_are_pooled_like_regions():
+    rng = np.random.default_rng(0)
+    image, boxes = rng.normal(size=(2, 17, 3)), rng.uniform(0.1, 0.6, (6, 4))
+    image, boxes = image.astype(np.float32), boxes.astype(np.float32)
+    regions, _ = box_regions(image, boxes)
+    np.testing.assert_allclose(pool_boxes(image, boxes), regions[:, :1], rtol=1e-5, atol=1e-6)
 
 
 def test_pooling_a_region_is_the_mean_of_its_patches():

@@ -57,7 +57,7 @@ def shrunk(prepared_dir: str, layout: str) -> ExperimentConfig:
         # longer.
         loss=LossConfig(itc=1, arcface=1, itm=0, box_l1=0, box_giou=0, locations=1),
         # A small rate, since Adam turns rounding in a vanishing gradient into a step of this size.
-        optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=1),
+        optimizer=OptimizerConfig("muon", learning_rate=1e-5, warmup_steps=1),
         loop=LoopConfig(steps=3, log_every=1, checkpoint_every=3),
     )
 

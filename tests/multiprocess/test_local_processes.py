@@ -31,6 +31,8 @@ SHRUNK = (
     "--config.loss.box_giou=0",
     "--config.loss.locations=0",
     "--config.optimizer.warmup_steps=1",
+    # Its first moments are those of all parameters; tests/multiprocess/layouts.py has Muon.
+    "--config.optimizer.name=adamw",
     # Small, since Adam turns rounding in a vanishing gradient into a step of this size.
     "--config.optimizer.learning_rate=1e-5",
     "--config.loop.steps=3",

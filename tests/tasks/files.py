@@ -139,8 +139,9 @@ def write_detection(folder: pathlib.Path) -> TaskConfig:
         paint(folder / "images" / "tiny" / name, "", boxes)
         pictures.append({"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT})
         for colour, box in boxes:
-            row = {"image_id": number, "category_id": ids[colour], "bbox": list(box), "iscrowd": 0}
-            annotations.append(row | {"id": 1 + len(annotations), "area": box[2] * box[3]})
+            # What the reader needs and no more: neither id nor area.
+            row = {"image_id": number, "category_id": ids[colour], "bbox": list(box)}
+            annotations.append(row)
     categories = [{"id": key, "name": colour} for colour, key in ids.items()]
     content = {"images": pictures, "annotations": annotations, "categories": categories}
     path = write_json(folder / "instances_tiny.json", content)

@@ -368,6 +368,7 @@ def test_crowds_are_left_out_and_boxes_cut_at_the_edges(detection):
         (lambda values: values.update(categories=[], annotations=[]), "has no categories"),
         (lambda values: values["annotations"][0].update(category_id=5), "no instances in COCO's"),
         (lambda values: values["annotations"][0].update(image_id=99), "no instances in COCO's"),
+        (lambda values: values["annotations"].clear(), "has no objects: there is nothing to"),
         (lambda values: values["annotations"][0].update(bbox=[70, 5, 9, 9]), "1 of 24 boxes"),
         (lambda values: values["images"][0].update(file_name="../x.png"), "outside of task.images"),
     ],

@@ -1,5 +1,6 @@
 """Detection evaluator: COCO's average precision of the boxes that the model writes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -60,7 +61,9 @@ class DetectionMeasurement:
         known = {row.image_id for row in rows}
         dataset = annotated | {
             "images": [image for image in annotated["images"] if image["id"] in known],
-            "annotations": [x for x in annotated["annotations"] if x["image_id"] in known],
+            "annotations": _completed(
+                x for x in annotated["annotations"] if x["image_id"] in known
+            ),
         }
         metrics: dict[str, Any] = {**coco_precision(entries, dataset), "pictures": len(rows)}
         return TaskResults(metrics, {"detections.json": entries})
@@ -82,6 +85,14 @@ class DetectionMeasurement:
             }
             for row, number in zip(*np.unravel_index(best, probabilities.shape), strict=True)
         ]
+
+
+def _completed(annotations: Iterable[dict]) -> list[dict]:
+    """Returns annotations with ids from 1, and with what COCOeval reads and small files lack."""
+    return [
+        {"area": x["bbox"][2] * x["bbox"][3], "iscrowd": 0, **x, "id": number}
+        for number, x in enumerate(annotations, 1)
+    ]
 
 
 def _write(model: X2VLM, batch) -> tuple[jax.Array, jax.Array]:

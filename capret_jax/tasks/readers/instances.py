@@ -53,8 +53,15 @@ def read_training_instances(config: TaskConfig) -> Examples[AnnotatedPicture]:
 
 
 def read_test_instances(config: TaskConfig) -> Examples[AnnotatedPicture]:
-    """Reads the pictures to evaluate on, like `read_training_instances`."""
-    return _read(config.test, config)
+    """Reads the pictures to evaluate on, like `read_training_instances`.
+
+    Raises:
+        InputError: the file cannot be read, or has no objects.
+    """
+    found = _read(config.test, config)
+    if not any(row.boxes for row in found.rows):
+        raise InputError(f"{config.test} has no objects: there is nothing to measure detection by.")
+    return found
 
 
 def read_categories(path: str) -> Categories:
