@@ -1,6 +1,6 @@
 """Demo, minutes on two CPU cores: a tiny X2-VLM, trained from scratch on synthetic pictures.
 
-`configs/demo.py:long` takes a quarter of an hour: more pixels, layers, garments and steps, and more
+`configs/demo.py:long` takes LONGTIME: more pixels, layers, garments and steps, and more
 wide views, from which the model learns to detect garments.
 """
 
@@ -38,7 +38,7 @@ def get_config(kind: str = "short"):
     if kind == "long":
         config.model.image_size, config.model.vision_depth = 96, 4
         config.data.variant, config.data.read.cached_images = "large", 30_000
-        config.data.augment.wide, config.loop.steps = 0.6, 12_000
+        config.data.augment.wide, config.loop.steps = 0.6, 8_000
     return config
 
 

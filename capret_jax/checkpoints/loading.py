@@ -4,12 +4,13 @@ model = load_model("DIR")
 image = model.encode_image(pixels)
 """
 
+import dataclasses
 import hashlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -31,7 +32,14 @@ from capret_jax.checkpoints.kinds import COMPLETE
 from capret_jax.checkpoints.loaded_model import LoadedModel
 from capret_jax.checkpoints.report import model_parts
 from capret_jax.checkpoints.training import Checkpoints, has_checkpoints
-from capret_jax.config import AugmentConfig, Cleaning, ComputeConfig, ModelConfig, ViewConfig
+from capret_jax.config import (
+    AugmentConfig,
+    Cleaning,
+    ComputeConfig,
+    DetectionConfig,
+    ModelConfig,
+    ViewConfig,
+)
 from capret_jax.config.captions import EARLIER_CLEANING
 from capret_jax.config.model import DTYPES
 from capret_jax.data.tokenizer import open_tokenizer
@@ -108,6 +116,19 @@ class ModelFolder:
     def step(self) -> int | None:
         """Returns the step of the training that the model is of; None if it was converted."""
         return None if self._checkpoints is None else self._checkpoints.model_step()
+
+    @property
+    def detection(self) -> DetectionConfig:
+        """Returns the settings that the model detects with in its run; else the defaults."""
+        if self._checkpoints is None:
+            return DetectionConfig()
+        saved = self._run_config["evaluation"].get("detection", {})
+        # Other versions have other keys.
+        names = {field.name for field in dataclasses.fields(DetectionConfig)} & saved.keys()
+        values: dict[str, Any] = {name: saved[name] for name in names}
+        if "windows" in values:
+            values["windows"] = tuple(values["windows"])
+        return DetectionConfig(**values)
 
     @property
     def writes_captions(self) -> bool:

@@ -6,6 +6,7 @@ The page is at /, the API's documentation at /docs, and metrics for Prometheus a
 server listens on this machine alone unless --host is given. Requests never name files.
 """
 
+import dataclasses
 import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -13,8 +14,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import uvicorn
 from absl import flags, logging
 
+from capret_jax.checkpoints.loading import ModelFolder
 from capret_jax.command_line import run
-from capret_jax.config import DetectionConfig
 from capret_jax.config.data import RESIZES
 from capret_jax.config.evaluation import DETECTORS
 from capret_jax.config.model import DTYPES
@@ -38,9 +39,9 @@ _PRECISION = flags.DEFINE_enum(
 )
 _DETECTOR = flags.DEFINE_enum(
     "detector",
-    "auto",
+    None,
     ["auto", *DETECTORS],
-    "How garments are found; auto: by locations where the model writes them, else by phrases.",
+    "How garments are found, instead of as in the model's run (config.evaluation.detection.kind).",
 )
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", 0, 65535)
@@ -67,7 +68,9 @@ def main(argv: list[str]) -> None:
     """Loads the model and the index, compiles, and serves."""
     del argv
     logging.set_verbosity(logging.WARNING)
-    detection = DetectionConfig(_DETECTOR.value, batch_size=BATCH_SIZES[1])
+    detection = ModelFolder(_MODEL.value).detection
+    kind = _DETECTOR.value or detection.kind
+    detection = dataclasses.replace(detection, kind=kind, batch_size=BATCH_SIZES[1])
     searcher = Searcher.from_dir(
         _MODEL.value,
         _INDEX.value,

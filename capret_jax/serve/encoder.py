@@ -66,7 +66,7 @@ class Encoder:
         folder: str | os.PathLike,
         tokenizer: str = "",
         image_size: int | None = None,
-        detection: DetectionConfig = DetectionConfig(batch_size=1),
+        detection: DetectionConfig | None = None,
         *,
         resize: str | None = None,
         precision: str = "float32",
@@ -77,7 +77,7 @@ class Encoder:
             folder: training workdir, or folder of a converted checkpoint.
             tokenizer: tokenizer to use in place of the model's own.
             image_size: side of the input in pixels; the model's own when None.
-            detection: settings of garment detection.
+            detection: settings of garment detection; those of the model's run when None.
             resize: how views are resized, one of `config.data.RESIZES`; as in the model's training
                 when None, "fast" for a converted checkpoint.
             precision: "float32" or "bfloat16", see `load_model`.
@@ -94,6 +94,8 @@ class Encoder:
                 "of every picture: only embedding.kind='image' can be served."
             )
         card = model_folder.card
+        if detection is None:
+            detection = dataclasses.replace(model_folder.detection, batch_size=1)
         kind = resolve_kind(detection.kind, card.config, model_parts(card.fresh))
         threshold = read_threshold(
             model_folder.path,

@@ -71,7 +71,7 @@ class Searcher:
         model: str | os.PathLike,
         index: str | os.PathLike | None = None,
         tokenizer: str = "",
-        detection: DetectionConfig = DetectionConfig(batch_size=1),
+        detection: DetectionConfig | None = None,
         *,
         resize: str | None = None,
         precision: str = "float32",
@@ -82,7 +82,7 @@ class Searcher:
             model: training workdir, or folder of a converted checkpoint.
             index: folder of an index; the folder `index` inside the model's when None.
             tokenizer: tokenizer to use in place of the model's own.
-            detection: settings of garment detection.
+            detection: settings of garment detection; those of the model's run when None.
             resize: how views are resized, see `Encoder.from_dir`.
             precision: "float32" or "bfloat16" for queries, see `load_model`; the index may be of
                 the other one.

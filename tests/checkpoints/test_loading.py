@@ -16,7 +16,15 @@ from capret_jax.checkpoints.converted import ModelCard, save_converted
 from capret_jax.checkpoints.loading import ModelFolder, load_model
 from capret_jax.checkpoints.state_dict import read_state_dict
 from capret_jax.checkpoints.training import Checkpoints
-from capret_jax.config import CaptionConfig, Cleaning, DataConfig, ExperimentConfig, LossConfig
+from capret_jax.config import (
+    CaptionConfig,
+    Cleaning,
+    DataConfig,
+    DetectionConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    LossConfig,
+)
 from capret_jax.data.tokenizer import build_vocabulary
 from capret_jax.errors import InputError
 from capret_jax.models.beam_search import BeamConfig
@@ -205,6 +213,7 @@ def workdir(tmp_path_factory):
             max_tokens=12, cleaning="none", max_words=9, captions=CaptionConfig(prompt="a red")
         ),
         loss=LossConfig(mlm=0.1, mlm_causal=True),
+        evaluation=EvaluationConfig(detection=DetectionConfig(refinements=1, windows=(1.0, 0.5))),
     )
     params = {"model": init_params(SMALL_MODEL, jax.random.key(0))}
     state = TrainState(jnp.int32(1), params, ())
@@ -224,6 +233,7 @@ def test_a_workdir_is_opened_with_its_settings(workdir):
     setup = folder.setup()
     assert (setup.tokenizer, setup.max_tokens) == (str(workdir / "vocab.txt"), 12)
     assert setup.cleaning == Cleaning("none", 9)
+    assert folder.detection == DetectionConfig(refinements=1, windows=(1.0, 0.5))
     assert folder.setup("bert-base-uncased").tokenizer == "bert-base-uncased"
     expected = init_params(SMALL_MODEL, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, folder.load_params(), expected)
@@ -233,10 +243,12 @@ def test_a_workdir_of_an_earlier_version_keeps_its_cleaning_and_has_no_prompt(wo
     folder = ModelFolder(workdir)
     data = folder._run_config["data"]
     del data["cleaning"], data["max_words"], data["captions"]["prompt"]
+    folder._run_config["evaluation"]["detection"] = {"refinements": 1, "phrases_of_old": 3}
     with mock.patch.object(Checkpoints, "metadata", return_value={"config": folder._run_config}):
         earlier = ModelFolder(workdir)
     assert earlier.card.prompt == ""
     assert earlier.setup().cleaning == Cleaning("earlier", 40)
+    assert earlier.detection == DetectionConfig(refinements=1)
 
 
 def test_a_converted_checkpoint_is_opened_with_its_settings(converted_dirs):
@@ -246,6 +258,7 @@ def test_a_converted_checkpoint_is_opened_with_its_settings(converted_dirs):
     setup = folder.setup()
     assert (setup.tokenizer, setup.max_tokens, setup.data) == ("bert-base-uncased", 40, None)
     assert setup.cleaning == Cleaning("x2vlm", 30)
+    assert folder.detection == DetectionConfig()
 
 
 def test_an_encoder_opens_its_workdir_once(workdir):

@@ -32,11 +32,12 @@ LAYOUTS = {
     "data 4": MeshConfig(data=4),
     "fsdp 4": MeshConfig(data=1, fsdp=4),
     "data 2 x tensor 2": MeshConfig(data=2, tensor=2),
+    "fsdp 2 x tensor 2": MeshConfig(data=1, fsdp=2, tensor=2),
     "tensor 4": MeshConfig(data=1, tensor=4),
 }
 ONE_DEVICE = "one device"
 # Those that detect garments, too: a process does so on its own devices, whatever the layout.
-DETECTING = (ONE_DEVICE, "fsdp 4")
+DETECTING = (ONE_DEVICE, "fsdp 2 x tensor 2")
 
 
 def shrunk(prepared_dir: str, layout: str) -> ExperimentConfig:

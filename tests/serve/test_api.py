@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import shutil
 import threading
 
@@ -61,7 +62,8 @@ def test_garments_are_detected_and_searched_for(client, searcher, photo):
 
 @pytest.mark.parametrize("kind", ["phrases", "locations", "both"])
 def test_one_setting_chooses_the_detector(searcher, trained_dir, index_dir, photo, kind):
-    detection = DetectionConfig(kind, batch_size=1)
+    detection = dataclasses.replace(searcher.encoder.detector.config, kind=kind)
+    assert detection == DetectionConfig(kind, samples=1, batch_size=1)  # as in the run
     chosen = Searcher.from_dir(trained_dir, index_dir, detection=detection)
     chosen.encoder.threshold = 0.0
     assert chosen.detect(photo) and len(chosen.search(photo, k=3)) == 3
