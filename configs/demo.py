@@ -1,6 +1,6 @@
 """Demo, minutes on two CPU cores: a tiny X2-VLM, trained from scratch on synthetic pictures.
 
-`configs/demo.py:long` takes LONGTIME: more pixels, layers, garments and steps, and more
+`configs/demo.py:long` takes twenty minutes: more pixels, layers, garments and steps, and more
 wide views, from which the model learns to detect garments.
 """
 
