@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ from capret_jax.config import (
     DetectionConfig,
     ModelConfig,
     ViewConfig,
+    build,
 )
 from capret_jax.config.captions import EARLIER_CLEANING
 from capret_jax.config.model import DTYPES
@@ -125,10 +126,8 @@ class ModelFolder:
         saved = self._run_config["evaluation"].get("detection", {})
         # Other versions have other keys.
         names = {field.name for field in dataclasses.fields(DetectionConfig)} & saved.keys()
-        values: dict[str, Any] = {name: saved[name] for name in names}
-        if "windows" in values:
-            values["windows"] = tuple(values["windows"])
-        return DetectionConfig(**values)
+        values = {name: saved[name] for name in names}
+        return build(DetectionConfig, values, "config.evaluation.detection")
 
     @property
     def writes_captions(self) -> bool:

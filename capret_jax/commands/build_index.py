@@ -21,6 +21,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from absl import flags
 
 from capret_jax.command_line import parse_part, run
+from capret_jax.config import DetectionConfig
 from capret_jax.config.data import RESIZES
 from capret_jax.distributed.part import Part
 from capret_jax.errors import InputError
@@ -72,7 +73,10 @@ def main(argv: list[str]) -> None:
     check_installed(formats)
     config = IndexConfig(_KIND.value, target_recall=_TARGET.value, seed=_SEED.value)
     check_free(out)
-    encoder = Encoder.from_dir(_MODEL.value, _TOKENIZER.value, resize=_RESIZE.value)
+    # Nothing is detected here, so that no setting of the run's detection can be in the way.
+    encoder = Encoder.from_dir(
+        _MODEL.value, _TOKENIZER.value, detection=DetectionConfig(), resize=_RESIZE.value
+    )
     products = _read_products(encoder)
     check_unique_ids([product.item["id"] for product in products])
     shards = CatalogueShards(products, encoder.digest, _shards_folder(out), _SHARD.value)
